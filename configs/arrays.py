@@ -1,0 +1,21 @@
+"""Your own images from one .npz file, all of one size: train a ResNet on them as they are.
+
+    python -m unimix_jax.main --config=configs/arrays.py --config.data.file=F.npz
+
+The file holds train_images uint8[N,H,W] or [N,H,W,C], train_labels, test_images, test_labels, and
+may hold validation_images, validation_labels and class_names. Arguments after a colon: method, network.
+"""
+
+from unimix_jax import settings
+
+
+def get_config(text=None):
+    given = settings.arguments(text, method="unimix_bayias", network="resnet32")
+    config = settings.default(given["method"])
+    config.network = given["network"]
+    config.data.source = "arrays"
+    config.data.file = ""  # path of the .npz
+    config.data.imbalance = 1.0  # above 1, an exponential cut is made of the training images
+    config.data.pad = 2
+    config.data.flip = False  # set it where a mirrored image is still one of its class
+    return config

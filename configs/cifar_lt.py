@@ -1,0 +1,20 @@
+"""CIFAR-10-LT and CIFAR-100-LT by the paper's recipe (its supplement, C.1): ResNet-32, 200 epochs.
+
+    python -m unimix_jax.main --config=configs/cifar_lt.py:dataset=cifar10,imbalance=100,method=unimix_bayias
+
+Arguments after the colon: dataset (cifar10, cifar100), imbalance, method. The official files are looked
+for under --config.data.dir, else $UNIMIX_DATA_DIR, else ~/data; --config.data.download fetches them.
+"""
+
+from unimix_jax import settings
+from unimix_jax.errors import one_of
+
+
+def get_config(text=None):
+    given = settings.arguments(text, dataset="cifar10", imbalance=100.0, method="unimix_bayias")
+    config = settings.default(given["method"])
+    config.data.source = one_of("dataset", given["dataset"], ("cifar10", "cifar100"))
+    config.data.imbalance = given["imbalance"]
+    config.data.dir = ""  # folder of the official folder; "" for $UNIMIX_DATA_DIR or ~/data
+    config.data.download = False  # fetch the binary version (170 MB) if it is not there
+    return config

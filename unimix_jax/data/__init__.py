@@ -1,0 +1,1 @@
+"""Images and the order in which they are seen. Touches files and threads; imports no jax but to hand over."""

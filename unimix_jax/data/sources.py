@@ -1,0 +1,205 @@
+"""Where images come from: each function reads one kind of data and returns `Splits`. Touches files.
+
+A new data set is a function here, its name in `SOURCES`, and a config.
+"""
+
+import gzip
+import hashlib
+import importlib.util
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax import priors
+from unimix_jax.data import cifar
+from unimix_jax.data.sampling import Stream, generator
+from unimix_jax.errors import UserError, one_of
+
+DIGITS_PER_CLASS = {"test": 50, "validation": 25}
+
+
+class Source(NamedTuple):
+    """The images of one split. Exactly one of images, paths, read is there."""
+
+    labels: np.ndarray  # int32[N]
+    class_names: tuple[str, ...]  # K
+    mean: np.ndarray  # float32[C], of pixels / 255
+    std: np.ndarray  # float32[C]
+    images: np.ndarray | None = None  # uint8[N, H, W, C]
+    paths: tuple[str, ...] | None = None  # N files
+    read: Callable[[int], bytes] | None = None  # encoded image by index
+
+
+class Splits(NamedTuple):
+    """Training, validation and test images; they never share one."""
+
+    train: Source
+    validation: Source | None
+    test: Source
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training images per class, int64[K]."""
+        return priors.class_counts(self.train.labels, len(self.train.class_names))
+
+    @property
+    def evaluated(self) -> dict[str, Source]:
+        """The splits that are predicted, by name, validation first."""
+        return {name: s for name, s in (("validation", self.validation), ("test", self.test)) if s is not None}
+
+
+def load(data) -> Splits:
+    """Read the data that a config describes, and refuse what cannot be trained on.
+
+    Args:
+      data: the group `config.data`; `data.source` is a name in `SOURCES`, the rest is what that
+        source reads.
+
+    Raises:
+      UserError: the data is missing, damaged, or a class has no training image.
+    """
+    splits = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)](data)
+    empty = np.flatnonzero(splits.counts == 0)
+    if len(empty):
+        names = ", ".join(f"{c} ({splits.train.class_names[c]})" for c in empty[:3])
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise UserError(f"no training image in class {names}{more}; leave the class out or give it images")
+    return splits
+
+
+def digest(source: Source) -> str:
+    """Return a digest of a split's images and labels in their order: it names a cut exactly."""
+    sha = hashlib.sha256(np.ascontiguousarray(source.labels, np.int32))
+    sha.update(source.images)
+    return sha.hexdigest()[:16]
+
+
+def digits(data) -> Splits:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey: real images that need no download.
+
+    50 images a class are held out for the test and 25 for validation, both balanced; the
+    long-tailed training set is cut from the rest. Only scikit-learn's data file is read.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None:
+        raise UserError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
+    path = pathlib.Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    if path.is_file():
+        with gzip.open(path, "rt") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.int32)
+    else:  # another scikit-learn keeps the file elsewhere: ask the library itself, at 1.4 s
+        from sklearn import datasets
+
+        table = np.column_stack(datasets.load_digits(return_X_y=True)).astype(np.int32)
+    images = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = table[:, 64]
+    random = generator(data.split_seed, Stream.SPLIT, 0)
+    held = {name: [] for name in ("test", "validation", "train")}
+    for c in range(10):
+        positions = random.permutation(np.flatnonzero(labels == c))
+        cuts = np.cumsum(list(DIGITS_PER_CLASS.values()))
+        for name, part in zip(held, np.split(positions, cuts), strict=True):
+            held[name].append(part)
+    at = {name: np.sort(np.concatenate(parts)) for name, parts in held.items()}
+    at["train"] = at["train"][_cut(labels[at["train"]], 10, data)]
+    mean, std = _statistics(images[at["train"]])
+    names = tuple(str(c) for c in range(10))
+    return Splits(**{name: Source(labels[i], names, mean, std, images[i]) for name, i in at.items()})
+
+
+def cifar_lt(data) -> Splits:
+    """CIFAR-10 or CIFAR-100, cut as LDAM-DRW cuts it; the test set stays whole, no validation split."""
+    (rows, labels), (test_rows, test_labels), names = cifar.read(data.source, data.dir, data.download)
+    chosen = _cut(labels, len(names), data)
+    rows, labels = rows[chosen], labels[chosen]
+    black = np.flatnonzero(~rows.any(axis=1))
+    if len(black):
+        raise UserError(
+            f"{len(black)} of the {len(chosen)} chosen training images are all black (the first is image "
+            f"{chosen[black[0]]}): the files under {cifar.search_path(data.dir)} are not complete for "
+            f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
+        )
+    mean, std = np.float32(cifar.MEAN), np.float32(cifar.STD)
+    return Splits(
+        train=Source(labels, names, mean, std, cifar.to_images(rows)),
+        validation=None,
+        test=Source(test_labels, names, mean, std, cifar.to_images(test_rows)),
+    )
+
+
+def arrays(data) -> Splits:
+    """Any images that fit in memory, from one .npz file.
+
+    It holds `train_images` uint8[N, H, W] or [N, H, W, C], `train_labels` int[N], `test_images`,
+    `test_labels`, and may hold `validation_images`, `validation_labels` and `class_names`.
+    """
+    path = data.file
+    if not path:
+        raise UserError("no data file given; name the .npz by --config.data.file=FILE.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except Exception as error:  # zip, OS and format errors of many types
+        raise UserError(f"cannot read the arrays in {path}: {error}") from None
+    splits = [s for s in ("train", "validation", "test") if s != "validation" or f"{s}_images" in found]
+    for name in (f"{split}_{what}" for split in splits for what in ("images", "labels")):
+        if name not in found:
+            raise UserError(f"{path} holds no array {name!r}; it must hold train_, test_ images and labels")
+    images = {s: _as_images(found[f"{s}_images"], f"{s}_images in {path}") for s in splits}
+    labels = {s: _as_labels(found[f"{s}_labels"], len(images[s]), f"{s}_labels in {path}") for s in splits}
+    for split in splits:
+        if images[split].shape[1:] != images["train"].shape[1:]:
+            raise UserError(
+                f"{split}_images in {path} have shape {images[split].shape[1:]} and train_images "
+                f"{images['train'].shape[1:]}; all must be of one size"
+            )
+    if "class_names" in found:
+        names = tuple(str(name) for name in found["class_names"].ravel())
+    else:
+        names = tuple(str(c) for c in range(1 + max(int(labels[s].max()) for s in splits)))
+    for split in splits:
+        try:
+            priors.class_counts(labels[split], len(names))
+        except UserError as error:
+            raise UserError(f"{split}_labels in {path}: {error}") from None
+    if data.imbalance != 1:
+        chosen = _cut(labels["train"], len(names), data)
+        images["train"], labels["train"] = images["train"][chosen], labels["train"][chosen]
+    mean, std = _statistics(images["train"])
+    of = {split: Source(labels[split], names, mean, std, images[split]) for split in splits}
+    return Splits(of["train"], of.get("validation"), of["test"])
+
+
+def _cut(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
+    """Positions of the long-tailed training set; its largest class has the size of the smallest full one."""
+    full = priors.class_counts(labels, num_classes)
+    counts = priors.profile(data.profile, int(full.min()), num_classes, data.imbalance)
+    return priors.long_tailed_subset(labels, counts, data.cut_seed)
+
+
+def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, of pixels / 255; a flat channel counts as one grey level."""
+    pixels = images.reshape(-1, images.shape[-1])
+    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    return (mean / 255).astype(np.float32), (np.maximum(std, 1) / 255).astype(np.float32)
+
+
+def _as_images(array: np.ndarray, what: str) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
+        raise UserError(f"{what} is {array.dtype}{array.shape}; it must be uint8[N,H,W] or uint8[N,H,W,C] with N > 0")
+    return array[..., None] if array.ndim == 3 else array
+
+
+def _as_labels(array: np.ndarray, length: int, what: str) -> np.ndarray:
+    if array.dtype.kind not in "iu" or array.shape != (length,):
+        raise UserError(f"{what} is {array.dtype}{array.shape}; it must be int[{length}], one label an image")
+    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        raise UserError(
+            f"{what} holds the label {array.min() if array.min() < 0 else array.max()}; classes count from 0"
+        )
+    return array.astype(np.int32)
+
+
+SOURCES = {"digits": digits, "cifar10": cifar_lt, "cifar100": cifar_lt, "arrays": arrays}

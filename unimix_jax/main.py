@@ -1,0 +1,43 @@
+"""Train as a config says: `python -m unimix_jax.main --config=configs/digits_lt.py --workdir=runs/digits`."""
+
+import sys
+
+from unimix_jax import errors, settings, workdir
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return its exit code (see `errors`).
+
+    Args:
+      argv: program name and arguments; None for the process's own.
+    """
+    argv = sys.argv if argv is None else argv
+    try:
+        command = settings.parse(argv)
+        if command is None:
+            print(settings.usage())
+            return errors.COMPLETE
+        directory = command.workdir or workdir.fresh(command.name)
+        workdir.create(directory)
+
+        # Only now the heavy imports: help and mistakes are answered at once.
+        from unimix_jax.measures import report
+        from unimix_jax.training import loop, parallel
+
+        parallel.prepare_runtime()
+        result = loop.run(command.config, directory)
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.MISTAKE
+    except errors.RanAway as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.RAN_AWAY
+    except errors.Interrupted as error:
+        print(error, file=sys.stderr)
+        return errors.INTERRUPTED
+    print(f"\n{report.closing_table(result)}\n\nrun directory: {directory}")
+    return errors.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Networks: layers, residual networks, their initial values."""

@@ -1,0 +1,69 @@
+"""What networks are built of. Arrays in, arrays out; no devices, but for an axis that is named."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def relu(x):
+    """max(x, 0), written such that XLA's CPU backend computes it once.
+
+    A `maximum` reads one large operand and is fused, with all that came before it, into each of its
+    consumers; a select reads two and is stored. A step of ResNet-32 takes .65 of the time. The
+    comparison is `x <= 0`, so that nan stays nan and a run that went wrong is seen.
+    """
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+class Convolution(nn.Module):
+    """3 x 3 convolution without bias, padding 1 on every side as in PyTorch ("SAME" pads (0, 1) at stride 2)."""
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(
+            self.features, (3, 3), self.stride, ((1, 1), (1, 1)), use_bias=False, dtype=self.dtype, name="conv"
+        )(x)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last; the statistics are PyTorch's.
+
+    Normalises by the biased variance of the batch and keeps running statistics, the variance
+    unbiased: new = .9 * old + .1 * batch. In training with `axis` the batch is that of all devices on
+    that mesh axis. Computes in float32, in float64 where that comes in.
+    """
+
+    axis: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        features, dtype = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features)
+        x, out = x.astype(dtype), x.dtype
+        if train:
+            over = tuple(range(x.ndim - 1))
+            sums, size = (x.sum(over), (x * x).sum(over)), x.size // x.shape[-1]
+            if self.axis is not None:
+                sums = jax.lax.psum(sums, self.axis)
+                size *= jax.lax.axis_size(self.axis)
+            mean = sums[0] / size
+            var = jnp.maximum(sums[1] / size - mean * mean, 0)
+            if not self.is_initializing():
+                keep, new = self.momentum, 1 - self.momentum
+                running_mean.value = keep * running_mean.value + new * mean
+                running_var.value = keep * running_var.value + new * var * (size / max(size - 1, 1))
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(out)

@@ -1,0 +1,195 @@
+"""Class counts and what follows from them: profiles, long-tailed subsets, priors, groups. numpy only.
+
+"Prior" is a probability per class, "counts" images per class, "imbalance" the largest class
+divided by the smallest.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+
+from unimix_jax.errors import UserError, one_of
+
+PROFILES = ("exp", "step", "pareto")
+GROUPS = ("shots", "thirds")
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the images of each class.
+
+    Args:
+      labels: int[N], 0 <= label < num_classes.
+      num_classes: K.
+
+    Returns:
+      int64[K].
+
+    Raises:
+      UserError: a label lies outside of 0..K-1.
+    """
+    labels = np.asarray(labels)
+    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        raise UserError(
+            f"label {wrong[0]} occurs, but with {num_classes} classes labels must lie in 0..{num_classes - 1}"
+        )
+    return np.bincount(labels, minlength=num_classes).astype(np.int64)
+
+
+def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.ndarray:
+    """Counts of a long-tailed training set, class 0 the largest.
+
+    exp: n_max * (1/imbalance)**(c/(K-1)); step: the first half of the classes n_max, the others
+    n_max/imbalance; pareto: n_max * (c+1)**-a, the exponent a such that the last class has
+    n_max/imbalance. All are cut down to whole images.
+
+    Args:
+      kind: "exp", "step" or "pareto".
+      n_max: images of the largest class, at least 1.
+      num_classes: K >= 1.
+      imbalance: largest class / smallest, at least 1.
+
+    Returns:
+      int64[K]; a class can come out at 0, which the data sources refuse.
+
+    Raises:
+      UserError: an unknown kind, or an imbalance below 1.
+
+    Source: kaidic/LDAM-DRW, imbalance_cifar.py (exp, and step for even K); the rank-size form of
+    Pareto's law is ours.
+    """
+    one_of("profile (config.data.profile)", kind, PROFILES)
+    if not (math.isfinite(imbalance) and imbalance >= 1):
+        raise UserError(
+            f"imbalance is {imbalance:g} (config.data.imbalance); it is the ratio of the largest to the smallest "
+            "class and must be at least 1 (where a source gives its inverse, .01, use 100)"
+        )
+    rank = np.arange(num_classes)
+    last = max(num_classes - 1, 1)
+    if kind == "exp":
+        # Python floats in this order: numpy's power differs in the last bit, and a count could too.
+        shares = [(1 / imbalance) ** (c / last) for c in range(num_classes)]
+    elif kind == "step":
+        shares = np.where(rank < (num_classes + 1) // 2, 1.0, 1 / imbalance)
+    else:
+        shares = (rank + 1.0) ** (-math.log(imbalance) / math.log(num_classes) if num_classes > 1 else 0.0)
+    return np.array([int(n_max * share) for share in shares], np.int64)
+
+
+def long_tailed_subset(labels: np.ndarray, counts: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Choose `counts[c]` images of each class c, as the field does: shuffle a class, keep its front.
+
+    With seed 0 and the official CIFAR labels these are the published subsets of CIFAR-LT. Subsets
+    are nested: a smaller count keeps the front of the same shuffle.
+
+    Args:
+      labels: int[N] of the full set, in file order.
+      counts: int[K], images to keep.
+      seed: of a private legacy generator, whose shuffle equals `np.random.seed(seed)`'s.
+
+    Returns:
+      int64[sum(counts)], positions, class by class.
+
+    Raises:
+      UserError: a class has fewer images than asked for.
+
+    Source: kaidic/LDAM-DRW and XuZhengzhuo/Prior-LT, imbalance_cifar.py.
+    """
+    random = np.random.RandomState(seed)
+    chosen = []
+    for c, count in enumerate(counts):
+        positions = np.where(labels == c)[0]
+        if len(positions) < count:
+            raise UserError(f"class {c} has {len(positions)} images, but the long-tailed cut asks for {count}")
+        random.shuffle(positions)
+        chosen.append(positions[:count])
+    return np.concatenate(chosen).astype(np.int64)
+
+
+def prior(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
+    """Turn counts into a probability per class, proportional to counts**power.
+
+    Args:
+      counts: int[K] or float[K], no negatives; a class without images keeps probability 0.
+      power: 1 the natural prior, 0 uniform over the classes that have images, -1 inverse.
+
+    Returns:
+      float64[K], sums to 1.
+    """
+    counts = np.asarray(counts, np.float64)
+    powers = np.zeros_like(counts)
+    np.power(counts, power, out=powers, where=counts > 0)
+    return powers / powers.sum()
+
+
+def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
+    """Split the classes into many, medium and few.
+
+    shots: more than 100 training images, 20 to 100, fewer than 20. thirds: classes sorted by count
+    (ties in class order), cut at floor(K/3) and ceil(2K/3). A group may be empty.
+
+    Args:
+      counts: int[K], training images per class.
+      by: "shots" or "thirds".
+
+    Returns:
+      {"many": bool[K], "medium": bool[K], "few": bool[K]}.
+
+    Source: facebookresearch/classifier-balancing, utils.py (shots); XuZhengzhuo/Prior-LT, config/ (thirds).
+    """
+    one_of("grouping of classes", by, GROUPS)
+    counts = np.asarray(counts)
+    if by == "shots":
+        many, few = counts > 100, counts < 20
+    else:
+        rank = np.empty(len(counts), int)
+        rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+        many, few = rank < len(counts) // 3, rank >= -(-2 * len(counts) // 3)
+    return {"many": many, "medium": ~(many | few), "few": few}
+
+
+def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
+    """Read the prior of the data to predict, as a user writes it.
+
+    Args:
+      text: "uniform"; "train"; "imbalance:R", exponential over the classes ranked by training
+        count, the most frequent first (R below 1 turns the order round); or the path of a text
+        file with one non-negative number per class.
+      counts: int[K], training images per class.
+
+    Returns:
+      float64[K], positive, sums to 1.
+
+    Raises:
+      UserError: none of these, or a prior with another number of classes or a zero.
+    """
+    counts = np.asarray(counts)
+    if text == "uniform":
+        return np.full(len(counts), 1 / len(counts))
+    if text == "train":
+        return prior(counts)
+    if text.startswith("imbalance:"):
+        try:
+            imbalance = float(text.removeprefix("imbalance:"))
+        except ValueError:
+            imbalance = math.nan
+        if not (math.isfinite(imbalance) and imbalance > 0):
+            raise UserError(
+                f"test_prior is {text!r}; after 'imbalance:' comes a positive number, such as imbalance:100"
+            )
+        weights = np.empty(len(counts))
+        ranked = np.argsort(-counts, kind="stable")
+        weights[ranked] = imbalance ** (-np.arange(len(counts)) / max(len(counts) - 1, 1))
+        return prior(weights)
+    if not pathlib.Path(text).is_file():
+        raise UserError(f"test_prior is {text!r}; it must be uniform, train, imbalance:R or the path of a file")
+    try:
+        weights = np.loadtxt(text, dtype=np.float64, ndmin=1)
+    except ValueError as error:
+        raise UserError(f"the test prior in {text} cannot be read: {error}") from None
+    if weights.shape != counts.shape or not np.isfinite(weights).all() or not (weights > 0).all():
+        raise UserError(
+            f"the test prior in {text} has shape {weights.shape}; it must hold {len(counts)} positive numbers"
+        )
+    return prior(weights)

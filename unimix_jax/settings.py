@@ -1,0 +1,279 @@
+"""What a run can be told: the fields of every config, the command line, and what is refused.
+
+A config file in `configs/` is a few lines on top of `default()`. It takes arguments after a colon
+(`--config=configs/cifar_lt.py:dataset=cifar10,imbalance=100`), and every field can be overridden
+(`--config.optim.learning_rate=.05`). The last wins: config file, method row, arguments, overrides.
+"""
+
+import copy
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from unimix_jax.errors import UserError, one_of
+from unimix_jax.methods.rows import ROWS
+
+USAGE = """\
+Train a model on long-tailed images and measure its calibration.
+
+  python -m unimix_jax.main --config=configs/digits_lt.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+  --config=FILE[:NAME=VALUE,...]  a config of configs/ ({configs}) or your own
+  --config.FIELD=VALUE            another value for a field, such as --config.epochs=3
+  --workdir=DIR                   the run directory; an interrupted run there goes on
+                                  (default: a new one under runs/)
+  --help                          this text; the fields stand in unimix_jax/settings.py and configs/
+"""
+
+
+class Command(NamedTuple):
+    """A parsed command line."""
+
+    config: Any  # ConfigDict
+    workdir: str | None
+    name: str  # of the config file, for a new run directory
+
+
+def default(method: str = "unimix_bayias"):
+    """Return a config with every field that all tasks have, and a method's row in it."""
+    from ml_collections import ConfigDict
+
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, order, partners, augmentation; not of which images are used
+    config.epochs = 200  # length of the run
+    config.batch_size = 128  # images a step, over all devices
+    config.eval_batch_size = 500  # images a prediction step, over all devices
+    config.network = "resnet32"  # a name in models/resnet.py NETWORKS
+    config.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
+    config.test_prior = (
+        "uniform"  # of the data to predict: uniform, train, imbalance:R, or a file; for losses that take it
+    )
+    config.log_every = 50  # steps between records of the training loss
+    config.eval_every = 5  # epochs between evaluations; 0 for the last step only
+
+    config.data = ConfigDict()
+    config.data.source = ""  # a name in data/sources.py SOURCES; set by the config file
+    config.data.imbalance = 100.0  # largest training class / smallest
+    config.data.profile = "exp"  # exp, step or pareto
+    config.data.cut_seed = 0  # which images the long-tailed cut keeps; 0 gives the published subsets
+    config.data.split_seed = 0  # which images are held out, where the data has no splits of its own
+    config.data.residence = "host"  # where the training images live: host or device
+    config.data.pad = 4  # black pixels on each side before the random crop; 0 for no crop
+    config.data.flip = True  # mirror half of the training images
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 0.1  # peak
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 2e-4  # on every parameter, added to the gradient
+    config.optim.warmup_epochs = 5  # linear; runs under 50 epochs warm up over a tenth; 0 for none
+    config.optim.decay_at = (0.8, 0.9)  # fractions of the run after which the rate falls
+    config.optim.decay_factor = 0.01  # each time by this
+
+    config.parallel = ConfigDict()
+    config.parallel.devices = 0  # how many of this process's devices; 0 for all
+    config.parallel.how = "shard_map"  # shard_map or pmap: the same update
+    config.parallel.batch_norm = "global"  # statistics of the whole batch, or of each device's share: device
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 5  # epochs
+    config.checkpoint.keep = 2  # newest ones that stay, at least 2
+
+    config.method = ConfigDict(copy.deepcopy(ROWS[one_of("method", method, ROWS)]))
+    config.method.name = method
+    return config
+
+
+def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
+    """Parse what follows the colon of --config: NAME=VALUE pairs with commas between.
+
+    Args:
+      text: such as "dataset=cifar10,imbalance=100".
+      defaults: the names that are taken, with their values where `text` is silent; a value must have
+        the type of its default.
+
+    Raises:
+      UserError: an unknown name, a name given twice, no "=", or another type.
+    """
+    values, given = dict(defaults), set()
+    for pair in filter(None, (text or "").split(",")):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"config argument {pair!r} has no value; write NAME=VALUE, known: {', '.join(defaults)}")
+        one_of("config argument", name, defaults)
+        if name in given:
+            raise UserError(f"config argument {name!r} is given twice")
+        given.add(name)
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise UserError(f"config argument {pair!r}: {value!r} is no {kind.__name__}") from None
+    return values
+
+
+def parse(argv: list[str]) -> Command | None:
+    """Parse a command line, argv[0] the program's name; None if it asks for help.
+
+    Raises:
+      UserError: one sentence for anything that is wrong with it.
+    """
+    if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:]):
+        return None
+    from absl import flags
+    from ml_collections import config_flags
+
+    argv, name = _with_found_config(argv)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    try:
+        rest = values(argv)
+        config = values.config
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(_sentence(error)) from None
+    except Exception as error:  # a config file is the user's program and may raise anything
+        raise UserError(f"the config file fails: {type(error).__name__}: {error}") from None
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; options begin with --, see --help")
+    if not hasattr(config, "method"):
+        raise UserError("get_config() must return a config made by unimix_jax.settings.default()")
+    _drop_options_of_other_functions(config, set(config_flags.get_override_values(values["config"])))
+    check(config)
+    return Command(config, values.workdir, name)
+
+
+def find_config(name: str) -> pathlib.Path:
+    """Return the file that --config names: as given, else one of the shipped configs of that name.
+
+    Raises:
+      UserError: it is not there, or not a Python file.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        if path.suffix != ".py":
+            raise UserError(f"--config names {name}, which is not a Python file (.py)")
+        return path
+    tail = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    for root in _config_roots():
+        if (found := root / tail.with_suffix(".py")).is_file() and tail.name:
+            return found
+    what = "is a folder" if path.is_dir() else "is not there"
+    raise UserError(f"--config names {name}, which {what}; shipped: {', '.join(shipped_configs())}")
+
+
+def shipped_configs() -> list[str]:
+    """Return the names of the configs that come with the project."""
+    return sorted({path.name for root in _config_roots() for path in root.glob("[!_]*.py")})
+
+
+def check(config) -> None:
+    """Refuse values out of range before anything is loaded or compiled.
+
+    Raises:
+      UserError: the first field that is wrong, its value, and what would be right.
+    """
+    for field, (right, words) in _RANGES.items():
+        value = config
+        try:
+            for part in field.split("."):
+                value = value[part]
+        except (KeyError, TypeError):
+            raise UserError(f"the config has no field {field}; begin it with unimix_jax.settings.default()") from None
+        if value is None or not right(value):
+            raise UserError(f"config.{field} is {value!r}; it must be {words}")
+
+
+def _in(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, " or ".join(choices)
+
+
+def _at_least(least: float, words: str = "") -> tuple[Callable[[Any], bool], str]:
+    return lambda value: math.isfinite(value) and value >= least, words or f"at least {least:g}"
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
+    "epochs": _at_least(1),
+    "batch_size": _at_least(1),
+    "eval_batch_size": _at_least(1),
+    "dtype": _in("float32", "bfloat16"),
+    "log_every": _at_least(1),
+    "eval_every": _at_least(0, "a number of epochs, or 0 for the last step only"),
+    "data.imbalance": _at_least(
+        1, "the largest class divided by the smallest, at least 1 (where a source gives its inverse, .01, use 100)"
+    ),
+    "data.cut_seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
+    "data.split_seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
+    "data.profile": _in("exp", "step", "pareto"),
+    "data.residence": _in("host", "device"),
+    "data.pad": _at_least(0),
+    "optim.learning_rate": (lambda v: math.isfinite(v) and v > 0, "above 0"),
+    "optim.momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "optim.weight_decay": _at_least(0),
+    "optim.warmup_epochs": _at_least(0),
+    "optim.decay_at": (
+        lambda v: all(isinstance(x, int | float) and 0 < x <= 1 for x in v) and list(v) == sorted(v),
+        "rising fractions of the run, such as (0.8,0.9)",
+    ),
+    "optim.decay_factor": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "parallel.devices": _at_least(0, "a number of devices, or 0 for all"),
+    "parallel.how": _in("shard_map", "pmap"),
+    "parallel.batch_norm": _in("global", "device"),
+    "checkpoint.every": _at_least(1, "at least 1 epoch"),
+    "checkpoint.keep": _at_least(2, "at least 2, for one checkpoint may be damaged"),
+    "method.stages": (lambda v: len(v) > 0, "at least one stage"),
+}
+
+
+def _config_roots() -> tuple[pathlib.Path, ...]:
+    here = pathlib.Path(__file__).resolve().parent
+    return here / "configs", here.parent / "configs"  # an installed wheel; a clone
+
+
+def _with_found_config(argv: list[str]) -> tuple[list[str], str]:
+    """Put the path of an existing file behind --config; return also the config's name."""
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if not equals:
+            if i + 1 == len(argv):
+                break
+            value = argv.pop(i + 1)
+        name, colon, rest = value.partition(":")
+        path = find_config(name)
+        argv[i] = f"--config={path}{colon}{rest}"
+        return argv, path.stem
+    raise UserError(f"--config is missing; give one of {', '.join(shipped_configs())}, or your own")
+
+
+def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
+    """Where the command line names another function, drop what the row says of the one it had."""
+    rows = ROWS.get(config.method.get("name"), {}).get("stages", {})
+    for stage, entries in config.method.stages.items():
+        for kind, entry in entries.items():
+            path = f"method.stages.{stage}.{kind}"
+            if f"{path}.name" not in overridden or entry.name == rows.get(stage, {}).get(kind, {}).get("name"):
+                continue
+            with entry.unlocked():
+                for option in [k for k in entry if k != "name" and f"{path}.{k}" not in overridden]:
+                    del entry[option]
+
+
+def _sentence(error: Exception) -> str:
+    """Make one sentence of what absl and ml_collections raise."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    if isinstance(error, AttributeError | KeyError) and "Did you mean" in text:
+        text = f"unknown config field {text}"
+    if isinstance(error, SyntaxError):
+        return f"the config file is not Python: {text}"
+    return text or type(error).__name__
+
+
+def usage() -> str:
+    """Return the text of --help."""
+    return USAGE.format(configs=", ".join(shipped_configs()))

@@ -1,0 +1,24 @@
+"""Random keys inside the step: a function of (seed, step, view, use), never of a device or a host."""
+
+import enum
+
+import jax
+
+
+class Use(enum.IntEnum):
+    """One number a purpose, so that a new purpose changes no old draw. Numbers are final."""
+
+    CROP = 0
+    FLIP = 1
+    MIX = 2
+
+
+def of_views(seed, step, views):
+    """Return the keys of a step's views, [B]; seed and step uint32[], views int32[B] in the global batch."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda view: jax.random.fold_in(key, view))(views)
+
+
+def use(key, purpose: Use):
+    """Return a view's key for one purpose."""
+    return jax.random.fold_in(key, purpose)

@@ -1,0 +1,318 @@
+"""The run: from a config to predictions and measures. State lives here, and only here."""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unimix_jax import priors, workdir
+from unimix_jax.batch import Predictions
+from unimix_jax.data import loading, sampling, sources
+from unimix_jax.errors import Interrupted, RanAway, UserError
+from unimix_jax.measures import metrics
+from unimix_jax.methods import method as methods
+from unimix_jax.models import resnet
+from unimix_jax.training import checkpoints, optim, parallel, progress, record, steps
+
+_log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    config: Any
+    directory: pathlib.Path
+    splits: sources.Splits
+    sets: sampling.ByClass
+    method: methods.Method
+    network: nn.Module
+    recipe: steps.Recipe
+    devices: list
+    steps: int
+    steps_per_epoch: int
+
+
+def run(config, directory: str | os.PathLike) -> dict:
+    """Train as the config says, or go on where an earlier call stopped; return what metrics.json holds.
+
+    Args:
+      config: of `settings.default()`, checked by `settings.check`.
+      directory: the run directory; made if needed.
+
+    Raises:
+      UserError: a mistake in config or data, or a directory of another run; nothing is compiled before.
+      RanAway: the loss is not finite; the last sound checkpoint stays.
+      Interrupted: SIGTERM or SIGINT came and the state is saved.
+    """
+    directory = workdir.create(directory)
+    with workdir.locked(directory), progress.logging_to(directory):
+        about = record.earlier(config, directory)
+        if about.get("state") == "complete":
+            _log.info("%s is complete", directory)
+            return workdir.read_json(directory / workdir.METRICS)
+        begun = time.monotonic()
+        this = prepare(config, directory)
+        about = record.begin(about, config, this.splits)
+        workdir.write_json(directory / workdir.CONFIG, record.plain(config))
+        workdir.write_json(directory / workdir.RUN, about)
+        try:
+            with checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager:
+                _, logits = train(this, first_state(this, manager), manager)
+        except (Interrupted, RanAway):
+            workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
+            raise
+        result = finish(this, logits)
+        about |= {
+            "state": "complete",
+            "seconds": round(time.monotonic() - begun, 1),
+            "peak_memory_mib": record.peak_memory_mib(),
+        }
+        workdir.write_json(directory / workdir.RUN, about)
+        return result
+
+
+def prepare(config, directory: pathlib.Path) -> Run:
+    """Load the data and resolve every name of the config; all of a user's mistakes come out here."""
+    splits = sources.load(config.data)
+    counts = splits.counts
+    steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
+    total = config.epochs * steps_per_epoch
+    method = methods.build(
+        config.method.to_dict(),
+        counts,
+        name=config.method.name,
+        steps=total,
+        partners=sampling.PARTNERS,
+        test_prior=priors.read_test_prior(config.test_prior, counts),
+    )
+    devices = parallel.local_devices(config.parallel.devices)
+    for field in ("batch_size", "eval_batch_size"):
+        if config[field] % len(devices):
+            raise UserError(
+                f"config.{field} is {config[field]}, not a multiple of the {len(devices)} devices; change it or "
+                "set --config.parallel.devices"
+            )
+    axis = parallel.AXIS if config.parallel.batch_norm == "global" else None
+    network = resnet.build(config.network, len(counts), axis=axis, dtype=jnp.dtype(config.dtype))
+    recipe = steps.Recipe(
+        optim.sgd(config.optim.momentum, config.optim.weight_decay),
+        splits.train.mean,
+        splits.train.std,
+        config.data.pad,
+        config.data.flip,
+    )
+    sets = sampling.by_class(splits.train.labels)
+    return Run(config, directory, splits, sets, method, network, recipe, devices, total, steps_per_epoch)
+
+
+def first_state(this: Run, manager) -> steps.TrainState:
+    """Return the state to go on from, on the devices: the newest sound checkpoint's, or a fresh one."""
+    network, source = this.network, this.splits.train
+    state = steps.first_state(
+        resnet.initialise(network, source.images.shape[1:], this.config.seed), this.recipe.optimiser
+    )
+    restored = checkpoints.restore_newest(manager, this.directory / workdir.CHECKPOINTS, state)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    _log.info(
+        "%s, %d parameters, %d images of %d classes (%d to %d), %d steps, %d device%s",
+        this.config.network,
+        parameters,
+        len(source.labels),
+        len(source.class_names),
+        this.splits.counts.max(),
+        this.splits.counts.min(),
+        this.steps,
+        len(this.devices),
+        "s" if len(this.devices) > 1 else "",
+    )
+    if this.splits.validation is None and this.config.eval_every:
+        _log.info("there is no validation split: evaluations on the way are on the test split")
+    if restored is not None:
+        state = restored
+        _log.info("resuming at step %d of %d", state.step, this.steps)
+    workdir.cut_metrics(this.directory / workdir.METRICS_LINES, int(state.step))
+    return parallel.replicate(state, this.devices)
+
+
+def train(this: Run, state: steps.TrainState, manager) -> tuple[steps.TrainState, dict[str, np.ndarray]]:
+    """Take the steps that are left, with records, evaluations and checkpoints at their times.
+
+    Returns:
+      The last state, and the logits of each evaluated split after it.
+    """
+    config, first = this.config, int(state.step)
+    rate = optim.learning_rate(config.optim, config.epochs, this.steps_per_epoch)
+    predict = predictor(this)
+    program = functools.cache(lambda key: compiled_step(this, stages[key]))
+    stages = {stage.program: stage for stage in this.method.stages}
+    resident = _resident(this)
+    lines = this.directory / workdir.METRICS_LINES
+    logits: dict[str, np.ndarray] = {}
+    compiled = set()
+    batches = loading.prefetch(functools.partial(_batch, this), range(first, this.steps))
+    with _signals_caught() as stopped, progress.steps_bar(first, this.steps) as show, contextlib.closing(batches):
+        clock, since, before = time.monotonic(), first, None
+        for step, (stage, batch) in enumerate(batches, start=first + 1):
+            learning_rate = rate(step - 1)
+            numbers = steps.Numbers(np.uint32(config.seed), np.float32(learning_rate))
+            state, sums = program(stage.program)(state, batch, numbers, *resident)
+            # At most two steps in flight: each has its own buffers.
+            jax.block_until_ready(before)
+            before, last, stop = sums, step == this.steps, stopped.is_set()
+            save = last or stop or _due(step, config.checkpoint.every * this.steps_per_epoch)
+            evaluate = last or _due(step, config.eval_every * this.steps_per_epoch)
+            record_due = last or _due(step, config.log_every)
+            if save or record_due:
+                values = {name: float(total) / float(weight) for name, (total, weight) in jax.device_get(sums).items()}
+                if not math.isfinite(values["loss"]):
+                    raise RanAway(
+                        f"the loss is {values['loss']} at step {step} (stage {stage.name!r}, learning rate "
+                        f"{learning_rate:g}); the last sound checkpoint is kept in {this.directory}"
+                    )
+            if record_due:
+                line = {
+                    "step": step,
+                    "epoch": round(step / this.steps_per_epoch, 4),
+                    "stage": stage.name,
+                    **values,
+                    "learning_rate": learning_rate,
+                    "images_per_second": round(config.batch_size * (step - since) / (time.monotonic() - clock), 1),
+                }
+                workdir.append_metrics(lines, line)
+                show(line)
+            if evaluate:
+                evaluated = this.splits.evaluated if last else dict([next(iter(this.splits.evaluated.items()))])
+                for name, source in evaluated.items():
+                    logits[name] = predict(state, source.images)
+                    line = _evaluation(step, round(step / this.steps_per_epoch, 4), name, logits[name], source.labels)
+                    workdir.append_metrics(lines, line)
+                    show(line)
+            if save:
+                # After the records of this step: a resumed run keeps them and begins behind them.
+                checkpoints.save(manager, step, state)
+            if stop and not last:
+                raise Interrupted(f"stopped at step {step} of {this.steps}; the same command goes on from there")
+            if save or evaluate or record_due or stage.program not in compiled:
+                # Only steps count for the rate, no compilation, evaluation or save.
+                compiled.add(stage.program)
+                jax.block_until_ready(sums)
+                clock, since = time.monotonic(), step
+    if first == this.steps:
+        logits = {name: predict(state, source.images) for name, source in this.splits.evaluated.items()}
+    return state, logits
+
+
+def compiled_step(this: Run, stage: methods.Stage) -> Callable:
+    """Return the step of a stage on this run's devices: (state, batch or picks, numbers, *resident arrays)."""
+    step = functools.partial(steps.train_step, stage=stage, network=this.network, recipe=this.recipe)
+    resident = this.config.data.residence == "device"
+
+    def from_picks(state, picks, numbers, images, labels, *, axis):
+        return step(state, loading.gather(images, labels, picks), numbers, axis=axis)
+
+    return parallel.distribute(
+        from_picks if resident else step,
+        this.devices,
+        this.config.parallel.how,
+        split=(False, True, False, False, False) if resident else (False, True, False),
+        donate=(0,),
+    )
+
+
+def predictor(this: Run) -> Callable[[steps.TrainState, np.ndarray], np.ndarray]:
+    """Return predict(state, images uint8[N, ...]) -> logits float32[N, K], compiled at its first call."""
+    size, devices, how = this.config.eval_batch_size, this.devices, this.config.parallel.how
+
+    def step(variables, images, *, axis):
+        return steps.predict_step(variables, images, network=this.network, recipe=this.recipe)
+
+    compiled = parallel.distribute(step, devices, how, split=(False, True), split_result=True)
+
+    def predict(state, images):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        parts = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            # The last batch is filled up, so that one program serves all; what fills it is cut off.
+            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            parts.append(np.asarray(compiled(variables, parallel.place(filled, devices, how)))[: len(part)])
+        return np.concatenate(parts)
+
+    return predict
+
+
+def _batch(this: Run, step: int):
+    """Make the stage and the placed batch of the step after `step` steps; runs in the prefetching thread."""
+    stage = next(s for s in this.method.stages if s.first <= step < s.last)
+    picks = sampling.picks(
+        this.sets, seed=this.config.seed, step=step, batch_size=this.config.batch_size, partners=stage.partners
+    )
+    if this.config.data.residence == "host":
+        picks = loading.gather(this.splits.train.images, this.splits.train.labels, picks)
+    return stage, parallel.place(picks, this.devices, this.config.parallel.how)
+
+
+def _resident(this: Run) -> tuple:
+    """Return the training images and labels on the devices, if the config wants them there."""
+    if this.config.data.residence == "host":
+        return ()
+    return parallel.replicate((this.splits.train.images, this.splits.train.labels), this.devices)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _evaluation(step: int, epoch: float, split: str, logits: np.ndarray, labels: np.ndarray) -> dict:
+    values = metrics.summary(Predictions(logits, labels))
+    return {"step": step, "epoch": epoch, "split": split} | {name: values[name] for name in ("accuracy", "ece", "nll")}
+
+
+def finish(this: Run, logits: dict[str, np.ndarray]) -> dict:
+    """Write the predictions and measures of the last state; return the measures."""
+    result = {}
+    for name, source in this.splits.evaluated.items():
+        predictions = Predictions(
+            logits[name], source.labels, this.splits.counts, this.method.logits_prior, source.class_names
+        )
+        workdir.write_predictions(this.directory / workdir.predictions_file(name), predictions)
+        result[name] = metrics.summary(predictions)
+    records = [r for r in workdir.read_metrics(this.directory / workdir.METRICS_LINES) if "split" in r]
+    watched = [r for r in records if r["split"] == next(iter(this.splits.evaluated))]
+    if this.config.eval_every:
+        result["best"] = max(watched, key=lambda r: r["accuracy"]) | {"evaluations": len(watched)}
+    workdir.write_json(this.directory / workdir.METRICS, result)
+    return result
+
+
+@contextlib.contextmanager
+def _signals_caught():
+    """Turn the first SIGTERM or SIGINT into an event; the second one leaves at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # Python hands signals to the main thread only
+        return
+
+    def handle(number, _):
+        if stopped.is_set():
+            os._exit(128 + number)
+        stopped.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,197 @@
+"""The run directory: its names, its lock, files written whole or not at all. numpy only; touches files.
+
+config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
+predictions.npz  predictions_validation.npz
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pathlib
+import socket
+import tempfile
+import time
+import zipfile
+
+import numpy as np
+
+from unimix_jax.batch import Predictions
+from unimix_jax.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+LOCK = "lock"
+LOG = "log.txt"
+METRICS = "metrics.json"
+METRICS_LINES = "metrics.jsonl"
+RUN = "run.json"
+
+# Keys that change no number, or only where it is looked for: a resumed run may differ in them.
+# (A moved or replaced data set is caught by its digest in run.json.)
+NEUTRAL = ("data.dir", "data.download", "data.file", "data.residence", "eval_every", "log_every", "parallel.how")
+NEUTRAL_GROUPS = ("checkpoint.",)
+
+
+def predictions_file(split: str) -> str:
+    """Return the name of the file that holds a split's predictions."""
+    return "predictions.npz" if split == "test" else f"predictions_{split}.npz"
+
+
+def fresh(name: str, root: str = "runs") -> pathlib.Path:
+    """Choose a directory that does not exist yet: root/NAME-DATE-TIME."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
+    return next(path for c in candidates if not (path := pathlib.Path(root, c)).exists())
+
+
+def create(directory: str | os.PathLike) -> pathlib.Path:
+    """Make the run directory if it is not there, and see that it can be written.
+
+    Raises:
+      UserError: it cannot be made or written, or is a file, or holds files but no run.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write the run directory {directory} ({reason}); give another --workdir") from None
+    # What a run leaves that was stopped before it had written its config.
+    own = (LOCK, LOG, CONFIG + ".tmp")
+    strangers = sorted(path.name for path in directory.iterdir() if path.name not in own)
+    if strangers and not (directory / CONFIG).exists():
+        raise UserError(
+            f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
+        )
+    return directory
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path):
+    """Hold the directory for this process; the lock goes with the process, however it ends.
+
+    It is advisory and local (`flock`): on network file systems and buckets it may protect nothing.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with open(directory / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{directory} is in use by {holder}; wait for it or give another --workdir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Write a file such that a reader, or a crash, sees the old content or the new, nothing between."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+    """Write sorted, indented JSON, whole or not at all; a value that is not finite is refused."""
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict | None:
+    """Read a JSON file; None if it is not there.
+
+    Raises:
+      UserError: it is there but is not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or start in a new --workdir") from None
+
+
+def append_metrics(path: pathlib.Path, record: dict) -> None:
+    """Add one line to metrics.jsonl; a number that is not finite becomes null."""
+    finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """Read the lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def cut_metrics(path: pathlib.Path, step: int) -> None:
+    """Drop the lines after `step`: a resumed run writes them again."""
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """Flatten nested dicts to dotted keys: {"data": {"dir": 1}} becomes {"data.dir": 1}."""
+    pairs = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            pairs |= flat(value, f"{prefix}{key}.")
+        else:
+            pairs[prefix + key] = value
+    return pairs
+
+
+def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
+    """Compare two configs.
+
+    Args:
+      old, new: nested dicts as read from config.json (tuples are lists there).
+
+    Returns:
+      The dotted keys that differ and change numbers, and those that differ and do not.
+    """
+    old, new = flat(old), flat(json.loads(json.dumps(new)))
+    missing = object()
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k, missing) != new.get(k, missing))
+    neutral = [k for k in keys if k in NEUTRAL or k.startswith(NEUTRAL_GROUPS)]
+    return [k for k in keys if k not in neutral], neutral
+
+
+def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
+    """Write predictions as .npz (no pickles), whole or not at all; fields that are None are left out."""
+    arrays = {k: np.asarray(v) for k, v in predictions._asdict().items() if v is not None}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def read_predictions(path: str | os.PathLike) -> Predictions:
+    """Read what `write_predictions` wrote, or the same arrays from elsewhere.
+
+    Raises:
+      UserError: no such file, no .npz, or no `logits` in it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name in Predictions._fields}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read predictions from {path}: {error}") from None
+    if "logits" not in arrays:
+        raise UserError(f"{path} holds no array 'logits'")
+    if "class_names" in arrays:
+        arrays["class_names"] = tuple(str(name) for name in arrays["class_names"])
+    return Predictions(**arrays)
