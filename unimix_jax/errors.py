@@ -21,6 +21,12 @@ class Interrupted(Exception):
     """A run was stopped by a signal and has saved its state."""
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name nearest to `name`, "" if none is near."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def one_of(what: str, name: str, known: Iterable[str]) -> str:
     """Return `name` if it is known; else raise a UserError that lists what is.
 
@@ -32,6 +38,4 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if name in known:
         return name
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise UserError(f"unknown {what} {name!r}{hint}; known: {', '.join(known)}")
+    raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

@@ -17,26 +17,30 @@ def main(argv: list[str] | None = None) -> int:
         if command is None:
             print(settings.usage())
             return errors.COMPLETE
-        directory = command.workdir or workdir.fresh(command.name)
-        workdir.create(directory)
+        directory = workdir.create(command.workdir or workdir.fresh(command.name))
+        try:
+            # Only now the heavy imports: help and mistakes are answered at once.
+            from unimix_jax.measures import report
+            from unimix_jax.training import loop, parallel
 
-        # Only now the heavy imports: help and mistakes are answered at once.
-        from unimix_jax.measures import report
-        from unimix_jax.training import loop, parallel
-
-        parallel.prepare_runtime()
-        result = loop.run(command.config, directory)
+            parallel.prepare_runtime()
+            result = loop.run(command.config, directory)
+        finally:
+            if not command.workdir:
+                workdir.discard(directory)  # it stays as soon as a run has begun in it
     except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.MISTAKE
+        return _told(error, errors.MISTAKE)
     except errors.RanAway as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.RAN_AWAY
+        return _told(error, errors.RAN_AWAY)
     except errors.Interrupted as error:
-        print(error, file=sys.stderr)
-        return errors.INTERRUPTED
+        return _told(error, errors.INTERRUPTED)
     print(f"\n{report.closing_table(result)}\n\nrun directory: {directory}")
     return errors.COMPLETE
+
+
+def _told(error: Exception, code: int) -> int:
+    print(f"{'stopped' if code == errors.INTERRUPTED else 'error'}: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ A config file in `configs/` is a few lines on top of `default()`. It takes argum
 """
 
 import copy
+import importlib.util
 import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.errors import UserError, did_you_mean, one_of
 from unimix_jax.methods.rows import ROWS
 
 USAGE = """\
@@ -123,26 +124,23 @@ def parse(argv: list[str]) -> Command | None:
     from absl import flags
     from ml_collections import config_flags
 
-    argv, name = _with_found_config(argv)
+    argv, name, text = _without_config(argv)
+    path = find_config(name)
+    config = _get_config(path, text)
+    _check_fields(argv, config)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
-        config = values.config
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(_sentence(error)) from None
-    except Exception as error:  # a config file is the user's program and may raise anything
-        raise UserError(f"the config file fails: {type(error).__name__}: {error}") from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    config = values.config
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; options begin with --, see --help")
-    if not hasattr(config, "method"):
-        raise UserError("get_config() must return a config made by unimix_jax.settings.default()")
     _drop_options_of_other_functions(config, set(config_flags.get_override_values(values["config"])))
     check(config)
-    return Command(config, values.workdir, name)
+    return Command(config, values.workdir, path.stem)
 
 
 def find_config(name: str) -> pathlib.Path:
@@ -233,22 +231,43 @@ def _config_roots() -> tuple[pathlib.Path, ...]:
     return here / "configs", here.parent / "configs"  # an installed wheel; a clone
 
 
-def _with_found_config(argv: list[str]) -> tuple[list[str], str]:
-    """Put the path of an existing file behind --config; return also the config's name."""
-    argv = list(argv)
+def _without_config(argv: list[str]) -> tuple[list[str], str, str | None]:
+    """Take --config=NAME:TEXT out of a command line; return the rest, NAME and TEXT (None without a colon)."""
+    argv, value = list(argv), None
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        if not equals:
-            if i + 1 == len(argv):
-                break
-            value = argv.pop(i + 1)
-        name, colon, rest = value.partition(":")
-        path = find_config(name)
-        argv[i] = f"--config={path}{colon}{rest}"
-        return argv, path.stem
-    raise UserError(f"--config is missing; give one of {', '.join(shipped_configs())}, or your own")
+        if flag in ("--config", "-config"):
+            value = value if equals else argv.pop(i + 1) if i + 1 < len(argv) else ""
+            del argv[i]
+            break
+    else:
+        value = None
+    if not value:
+        raise UserError(f"--config is missing; give one of {', '.join(shipped_configs())}, or your own")
+    name, colon, text = value.partition(":")
+    return argv, name, text if colon else None
+
+
+def _get_config(path: pathlib.Path, text: str | None):
+    """Run a config file and return what its get_config() makes of `text`."""
+    from ml_collections import ConfigDict
+
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path} has no get_config(); see the shipped configs")
+        config = module.get_config() if text is None else module.get_config(text)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path} is not Python: {' '.join(str(error).split())}") from None
+    except Exception as error:  # a config is the user's program and may raise anything
+        raise UserError(f"{path} fails with {type(error).__name__}: {error}") from None
+    if not isinstance(config, ConfigDict) or "method" not in config:
+        raise UserError(f"get_config() in {path} must return a config made by unimix_jax.settings.default()")
+    return config
 
 
 def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
@@ -264,14 +283,20 @@ def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
                     del entry[option]
 
 
-def _sentence(error: Exception) -> str:
-    """Make one sentence of what absl and ml_collections raise."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    if isinstance(error, AttributeError | KeyError) and "Did you mean" in text:
-        text = f"unknown config field {text}"
-    if isinstance(error, SyntaxError):
-        return f"the config file is not Python: {text}"
-    return text or type(error).__name__
+def _check_fields(argv: list[str], config) -> None:
+    """Refuse --config.FIELD for a field that the config has not."""
+    for argument in argv:
+        field = argument.partition("=")[0].removeprefix("--config.")
+        if field == argument.partition("=")[0]:
+            continue
+        value = config
+        for part in field.split("."):
+            if not hasattr(value, "keys") or part not in value:
+                from unimix_jax.workdir import flat
+
+                hint = did_you_mean(field, flat(config.to_dict()))
+                raise UserError(f"unknown config field {field!r}{hint}; the fields stand in unimix_jax/settings.py")
+            value = value[part]
 
 
 def usage() -> str:

@@ -70,6 +70,15 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
     return directory
 
 
+def discard(directory: pathlib.Path) -> None:
+    """Remove a directory in which no run has begun: its lock and log, and itself if nothing else is there."""
+    if directory.is_dir() and not (directory / CONFIG).exists():
+        for name in (LOCK, LOG):
+            (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
 @contextlib.contextmanager
 def locked(directory: pathlib.Path):
     """Hold the directory for this process; the lock goes with the process, however it ends.
@@ -188,7 +197,7 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name in Predictions._fields}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read predictions from {path}: {error}") from None
     if "logits" not in arrays:
         raise UserError(f"{path} holds no array 'logits'")

@@ -162,8 +162,8 @@ class _Unpickler(pickle.Unpickler):
     """Reads dicts, lists, numbers, bytes and numpy arrays; refuses every other global."""
 
     def find_class(self, module, name):
-        # numpy.core.multiarray is how the official files, made with an old numpy, spell it.
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+        # The official files, made with an old numpy, spell it numpy.core.
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return np._core.multiarray._reconstruct
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)

@@ -203,7 +203,7 @@ def train(this: Run, state: steps.TrainState, manager) -> tuple[steps.TrainState
                 # After the records of this step: a resumed run keeps them and begins behind them.
                 checkpoints.save(manager, step, state)
             if stop and not last:
-                raise Interrupted(f"stopped at step {step} of {this.steps}; the same command goes on from there")
+                raise Interrupted(f"at step {step} of {this.steps}, saved; the same command goes on from there")
             if save or evaluate or record_due or stage.program not in compiled:
                 # Only steps count for the rate, no compilation, evaluation or save.
                 compiled.add(stage.program)

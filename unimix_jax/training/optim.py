@@ -1,6 +1,5 @@
 """The optimiser, PyTorch's SGD, and the learning rate by epoch."""
 
-import math
 from collections.abc import Callable
 
 import optax
@@ -16,31 +15,29 @@ def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
 
 
 def learning_rate(optim, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step (from 0), constant within an epoch.
+    """Return the learning rate as a function of the step (from 0).
 
     With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to
     180, then .00001. A run of less than 50 epochs warms up by step over its first tenth instead.
 
     Args:
       optim: `learning_rate`, `warmup_epochs`, `decay_at` (fractions of the run; after each the rate
-        is the peak times a power of `decay_factor`), `decay_factor`.
+        is multiplied by `decay_factor` once more), `decay_factor`.
       epochs: of the run.
       steps_per_epoch: steps of one.
 
     Source: appendix C.1 of the paper's supplement; kaidic/LDAM-DRW, cifar_train.py.
     """
-    warm_steps = max(1, epochs * steps_per_epoch // 10)
-    ends = [math.floor(epochs * fraction + 1e-9) for fraction in optim.decay_at]
-    # LDAM-DRW writes .01 and .0001 as literals: powers of .01 are those to the last bit but one.
-    powers = [optim.decay_factor**i for i in range(len(ends) + 1)]
+    total = epochs * steps_per_epoch
+    warm_steps = max(1, total // 10)
+    ends = [round(total * fraction) for fraction in optim.decay_at]
 
     def at(step: int) -> float:
-        epoch = step // steps_per_epoch + 1
-        rate = optim.learning_rate * powers[sum(epoch > end for end in ends)]
+        rate = optim.learning_rate * optim.decay_factor ** sum(step >= end for end in ends)
         if not optim.warmup_epochs:
             return rate
         if epochs < 50:
             return rate * min(1.0, (step + 1) / warm_steps)
-        return rate * min(1.0, epoch / optim.warmup_epochs)
+        return rate * min(1.0, (step // steps_per_epoch + 1) / optim.warmup_epochs)
 
     return at

@@ -1,0 +1,35 @@
+"""One process, four virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+# Every compilation of this process, in the order of their ends.
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: COMPILED.append(seconds) if event.endswith("backend_compile_duration") else None
+)
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Return golden(name): the arrays of tests/golden/NAME.npz."""
+
+    def load(name):
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    return load
+
+
+@pytest.fixture
+def compilations():
+    """Return count(): how many programs have been compiled since the test began."""
+    before = len(COMPILED)
+    return lambda: len(COMPILED) - before

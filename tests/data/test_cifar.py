@@ -1,0 +1,172 @@
+import io
+import os
+import pickle
+import struct
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from unimix_jax.data import cifar, sources
+from unimix_jax.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+
+
+def rows_and_labels(count, classes):
+    return RANDOM.integers(1, 256, (count, 3072), np.uint8), np.arange(count) % classes
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes byte strings as Python 2 did, and as the official files have them."""
+
+    def save_string(self, value):
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+
+    dispatch: ClassVar = {**pickle._Pickler.dispatch, bytes: save_string}
+
+
+def pickled(content):
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(content)
+    return buffer.getvalue()
+
+
+def write_python(root, name, train, test, names):
+    layout = cifar.LAYOUTS[name]
+    folder = root / layout.python
+    folder.mkdir()
+    files, test_file, meta = layout.python_files
+    for file, rows, labels in zip(files, np.split(train[0], len(files)), np.split(train[1], len(files)), strict=True):
+        content = {b"data": rows, layout.label_key: labels.tolist()}
+        (folder / file).write_bytes(pickled(content))
+    (folder / test_file).write_bytes(pickled({b"data": test[0], layout.label_key: test[1].tolist()}))
+    (folder / meta).write_bytes(pickled({layout.names_key: [n.encode() for n in names]}))
+    return folder
+
+
+def write_binary(root, name, train, test, names):
+    layout = cifar.LAYOUTS[name]
+    folder = root / layout.binary
+    folder.mkdir()
+    files, test_file, meta = layout.binary_files
+    parts = zip(files, np.split(train[0], len(files)), np.split(train[1], len(files)), strict=True)
+    for file, rows, labels in [*parts, (test_file, *test)]:
+        coarse = np.full((len(rows), layout.label_bytes - 1), 7, np.uint8)
+        np.concatenate([coarse, labels[:, None].astype(np.uint8), rows], axis=1).tofile(folder / file)
+    (folder / meta).write_text("\n".join(names) + "\n\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("write", [write_python, write_binary])
+def test_both_versions_come_back_as_written(tmp_path, name, write):
+    classes = cifar.LAYOUTS[name].classes
+    train, test = rows_and_labels(classes * 5, classes), rows_and_labels(classes, classes)
+    names = tuple(f"class-{c}" for c in range(classes))
+    write(tmp_path, name, train, test, names)
+    read_train, read_test, read_names = cifar.read(name, str(tmp_path))
+    for read, written in ((read_train, train), (read_test, test)):
+        np.testing.assert_array_equal(read[0], written[0])
+        np.testing.assert_array_equal(read[1], written[1])
+    assert read_names == names
+
+
+def test_rows_are_three_planes():
+    rows = RANDOM.integers(0, 256, (2, 3072), np.uint8)
+    images = cifar.to_images(rows)
+    assert images[1, 2, 5, 0] == rows[1, 2 * 32 + 5]
+    assert images[1, 2, 5, 2] == rows[1, 2048 + 2 * 32 + 5]
+
+
+def test_where_files_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("UNIMIX_DATA_DIR", raising=False)
+    assert cifar.search_path("") == tmp_path / "data"
+    monkeypatch.setenv("UNIMIX_DATA_DIR", "/elsewhere")
+    assert str(cifar.search_path("")) == "/elsewhere"
+    assert str(cifar.search_path("/here")) == "/here"
+
+
+def test_missing_files_are_told_in_one_sentence(tmp_path):
+    with pytest.raises(UserError) as error:
+        cifar.read("cifar10", str(tmp_path))
+    for part in (str(tmp_path), "cifar-10-batches-py", cifar.PAGE, "--config.data.dir", "--config.data.download"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+def damage(folder, what):
+    file = folder / "data_batch_2"
+    if what == "missing":
+        file.unlink()
+    elif what == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif what == "evil":
+        file.write_bytes(pickled(Evil()))
+    elif what == "list":
+        file.write_bytes(pickled([1, 2]))
+    elif what == "labels":
+        file.write_bytes(pickled({b"data": np.ones((2, 3072), np.uint8), b"labels": [3, 10]}))
+    elif what == "shape":
+        file.write_bytes(pickled({b"data": np.ones((2, 100), np.uint8), b"labels": [3, 1]}))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "lacks the file data_batch_2"),
+        ("cut", "cannot be read as a CIFAR file"),
+        ("evil", r"asks for posix\.mkdir|asks for nt\.mkdir"),
+        ("list", "holds no labels"),
+        ("labels", r"outside of 0\.\.9"),
+        ("shape", "not rows of 3072 bytes"),
+    ],
+)
+def test_damaged_files_get_a_sentence_and_run_no_code(tmp_path, monkeypatch, what, message):
+    monkeypatch.chdir(tmp_path)
+    names = [str(c) for c in range(10)]
+    damage(write_python(tmp_path, "cifar10", rows_and_labels(50, 10), rows_and_labels(10, 10), names), what)
+    with pytest.raises(UserError, match=message):
+        cifar.read("cifar10", str(tmp_path))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_torn_binary_file_gets_a_sentence(tmp_path):
+    folder = write_binary(tmp_path, "cifar10", rows_and_labels(50, 10), rows_and_labels(10, 10), "abcdefghij")
+    with open(folder / "test_batch.bin", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="not a multiple of 3073"):
+        cifar.read("cifar10", str(tmp_path))
+
+
+@pytest.fixture
+def config(tmp_path):
+    train, test = rows_and_labels(500, 10), rows_and_labels(20, 10)
+    train[0][np.flatnonzero(train[1] == 9)[:]] = 0
+    write_binary(tmp_path, "cifar10", train, test, "abcdefghij")
+    data = {"source": "cifar10", "dir": str(tmp_path), "download": False, "profile": "exp", "cut_seed": 0}
+    return ConfigDict({**data, "imbalance": 5.0})
+
+
+def test_a_cut_with_a_black_image_is_refused(config):
+    with pytest.raises(UserError, match="10 of the .* chosen training images are all black"):
+        sources.load(config)
+
+
+@pytest.mark.skipif("UNIMIX_DATA_DIR" not in os.environ, reason="$UNIMIX_DATA_DIR does not name the real files")
+def test_the_real_cut_is_the_published_one(golden):
+    data = {"source": "cifar10", "dir": "", "download": False, "profile": "exp", "cut_seed": 0, "imbalance": 100.0}
+    splits = sources.load(ConfigDict(data))
+    (rows, _), _, _ = cifar.read("cifar10")
+    np.testing.assert_array_equal(
+        splits.train.images, cifar.to_images(rows[golden("subset_official")["indices_c10_exp_100"]])
+    )
+    assert len(splits.test.labels) == 10_000
+    assert splits.train.class_names[0] == "airplane"

@@ -1,0 +1,172 @@
+"""Fetching from a server on 127.0.0.1 that breaks connections, lies about ranges, or sends other bytes."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+
+from unimix_jax.data import cifar, download
+from unimix_jax.errors import UserError
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content`; breaks off after each number of bytes in `breaks`, once each."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.breaks, self.status, self.ranges, self.asked = CONTENT, [], None, True, []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/archive.tar.gz"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, start = self.server, 0
+        server.asked.append(self.headers.get("Range"))
+        if server.status:
+            return self.send_error(server.status)
+        if server.ranges and (asked := self.headers.get("Range")):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(server.content):
+                return self.send_error(416)
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def test_a_file_arrives_whole(server, tmp_path):
+    download.fetch(server.url, tmp_path / "new" / "a", MD5)
+    assert (tmp_path / "new" / "a").read_bytes() == CONTENT
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_broken_connections_are_resumed_where_they_broke(server, tmp_path):
+    server.breaks = [1_000_000, 500_000]
+    download.fetch(server.url, tmp_path / "a", MD5)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_a_server_without_ranges_sends_it_all_again(server, tmp_path):
+    server.breaks, server.ranges = [1_000_000], False
+    download.fetch(server.url, tmp_path / "a", MD5)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_a_later_call_goes_on_and_a_whole_part_is_only_checked(server, tmp_path):
+    (tmp_path / "a.part").write_bytes(CONTENT[:2_000_000])
+    download.fetch(server.url, tmp_path / "a", MD5)
+    (tmp_path / "b.part").write_bytes(CONTENT)
+    download.fetch(server.url, tmp_path / "b", MD5)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
+    assert server.asked == ["bytes=2000000-", "bytes=3000000-"]
+
+
+def test_a_server_that_gives_nothing_is_left_and_what_came_is_kept(server, tmp_path):
+    server.breaks = [1000] + [0] * 50
+    with pytest.raises(UserError, match="what has arrived is kept, the same command goes on"):
+        download.fetch(server.url, tmp_path / "a", MD5)
+    assert (tmp_path / "a.part").read_bytes() == CONTENT[:1000]
+    assert not (tmp_path / "a").exists()
+
+
+def test_other_bytes_never_get_the_name(server, tmp_path):
+    server.content = CONTENT[::-1]
+    with pytest.raises(UserError, match=f"instead of the published {MD5}"):
+        download.fetch(server.url, tmp_path / "a", MD5)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_a_refusal_is_told_at_once(server, tmp_path, status):
+    server.status = status
+    with pytest.raises(UserError, match=f"the server answers {status}"):
+        download.fetch(server.url, tmp_path / "a", MD5)
+    assert len(server.asked) == 1
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(UserError, match="cannot download http://127.0.0.1:1/a"):
+        download.fetch("http://127.0.0.1:1/a", tmp_path / "a", MD5)
+
+
+def archive(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_only_known_members_are_taken(tmp_path):
+    members = {"set/a": b"1", "set/b": b"2", "../evil": b"x", "/tmp/evil": b"x", "set/other": b"x"}
+    (tmp_path / "t.tar.gz").write_bytes(archive(members))
+    download.extract(tmp_path / "t.tar.gz", tmp_path / "set", ("a", "b"))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == {"a": b"1", "b": b"2"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set", "t.tar.gz"]
+
+
+@pytest.mark.parametrize("members", [{"set/a": b"1"}, {"set/a": b"1", "set/b": None}])
+def test_a_lacking_member_or_a_link_leaves_nothing(tmp_path, members):
+    (tmp_path / "t.tar.gz").write_bytes(archive(members))
+    with pytest.raises(UserError, match="lacks set/b"):
+        download.extract(tmp_path / "t.tar.gz", tmp_path / "set", ("a", "b"))
+    assert [p.name for p in tmp_path.iterdir()] == ["t.tar.gz"]
+
+
+def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "t.tar.gz").write_bytes(archive({"set/a": b"1"}))
+    (tmp_path / "set").mkdir()
+    with pytest.raises(UserError, match="is not overwritten"):
+        download.extract(tmp_path / "t.tar.gz", tmp_path / "set", ("a",))
+
+
+def test_cifar_is_fetched_unpacked_and_read(server, tmp_path, monkeypatch):
+    layout = cifar.LAYOUTS["cifar10"]
+    rows = np.random.default_rng(1).integers(1, 256, (10, 3073), np.uint8)
+    rows[:, 0] = np.arange(10)
+    train, test, names = layout.binary_files
+    members = {f"{layout.binary}/{file}": rows.tobytes() for file in (*train, test)}
+    members[f"{layout.binary}/{names}"] = b"\n".join(b"class%d" % c for c in range(10))
+    server.content = archive(members)
+    changed = layout._replace(md5=hashlib.md5(server.content).hexdigest())
+    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", changed)
+    monkeypatch.setattr(cifar, "HOME", server.url.removesuffix("archive.tar.gz"))
+    (train_rows, labels), _, _ = cifar.read("cifar10", str(tmp_path), fetch=True)
+    np.testing.assert_array_equal(train_rows[:10], rows[:, 1:])
+    np.testing.assert_array_equal(labels, np.tile(np.arange(10), 5))
+    assert [p.name for p in tmp_path.iterdir()] == [layout.binary]
+    cifar.read("cifar10", str(tmp_path), fetch=True)  # the second time nothing is fetched
+    assert len(server.asked) == 1

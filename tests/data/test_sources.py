@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from unimix_jax import priors
+from unimix_jax.data import sources
+from unimix_jax.errors import UserError
+
+CUT = {"imbalance": 20.0, "profile": "exp", "cut_seed": 0, "split_seed": 0}
+
+
+def digits(**changes):
+    return sources.load(ConfigDict({"source": "digits", **CUT, **changes}))
+
+
+def identity(image, label):
+    return image.tobytes() + bytes([label])
+
+
+def test_digits_are_scikit_learns_and_its_splits_share_no_image():
+    from sklearn.datasets import load_digits
+
+    original = load_digits()
+    pixels = np.rint(original.data * 255 / 16).astype(np.uint8)
+    identities = [identity(*pair) for pair in zip(pixels, original.target, strict=True)]
+    assert len(set(identities)) == 1797  # no image occurs twice
+    splits = digits()
+    at = {}
+    for name in ("train", "validation", "test"):
+        source = getattr(splits, name)
+        assert source.images.shape[1:] == (8, 8, 1)
+        at[name] = {identity(*pair) for pair in zip(source.images, source.labels, strict=True)}
+        assert len(at[name]) == len(source.labels)
+        assert at[name] <= set(identities)
+    assert not at["train"] & at["test"]
+    assert not at["train"] & at["validation"]
+    assert not at["validation"] & at["test"]
+
+
+def test_digits_are_long_tailed_and_evaluated_on_balanced_splits():
+    splits = digits()
+    np.testing.assert_array_equal(splits.counts, priors.profile("exp", 99, 10, 20))
+    np.testing.assert_array_equal(np.bincount(splits.test.labels), [50] * 10)
+    np.testing.assert_array_equal(np.bincount(splits.validation.labels), [25] * 10)
+    pixels = splits.train.images / 255
+    np.testing.assert_allclose(splits.train.mean, pixels.mean(), rtol=1e-6)
+    np.testing.assert_allclose(splits.train.std, pixels.std(), rtol=1e-6)
+
+
+def test_the_split_seed_moves_the_test_set_and_the_cut_seed_does_not():
+    base = digits()
+    assert sources.digest(digits().train) == sources.digest(base.train)
+    assert sources.digest(digits(cut_seed=1).test) == sources.digest(base.test)
+    assert sources.digest(digits(cut_seed=1).train) != sources.digest(base.train)
+    assert sources.digest(digits(split_seed=1).test) != sources.digest(base.test)
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """Return load(**changes): an .npz of three classes with some arrays replaced, or removed by None."""
+    random = np.random.default_rng(0)
+    content = {
+        "train_images": random.integers(0, 256, (12, 5, 4), np.uint8),
+        "train_labels": np.repeat([0, 1, 2], 4),
+        "test_images": random.integers(0, 256, (3, 5, 4), np.uint8),
+        "test_labels": np.arange(3),
+    }
+
+    def load(imbalance=1.0, **changes):
+        kept = {name: value for name, value in {**content, **changes}.items() if value is not None}
+        np.savez(tmp_path / "images.npz", **kept)
+        data = {"source": "arrays", **CUT, "file": str(tmp_path / "images.npz"), "imbalance": imbalance}
+        return sources.load(ConfigDict(data))
+
+    load.content = content
+    return load
+
+
+def test_arrays_come_back_as_they_are(arrays):
+    splits = arrays()
+    np.testing.assert_array_equal(splits.train.images[..., 0], arrays.content["train_images"])
+    assert splits.validation is None
+    assert splits.train.class_names == ("0", "1", "2")
+    assert list(splits.evaluated) == ["test"]
+
+
+def test_arrays_with_colours_names_and_validation(arrays):
+    colour = np.zeros((12, 5, 4, 3), np.uint8)
+    splits = arrays(
+        train_images=colour,
+        test_images=colour[:3],
+        validation_images=colour[:3],
+        validation_labels=np.array([2, 1, 0]),
+        class_names=np.array(["cat", "dog", "fox"]),
+    )
+    assert splits.validation.class_names == ("cat", "dog", "fox")
+    assert list(splits.evaluated) == ["validation", "test"]
+    np.testing.assert_allclose(splits.train.std, [1 / 255] * 3)  # flat images divide by no zero
+
+
+def test_arrays_can_be_cut(arrays):
+    np.testing.assert_array_equal(arrays(imbalance=4.0).counts, [4, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": None}, "holds no array 'train_images'"),
+        ({"test_labels": None}, "holds no array 'test_labels'"),
+        ({"train_images": np.zeros((12, 5, 4))}, r"float64\(12, 5, 4\); it must be uint8"),
+        ({"train_images": np.zeros((12, 5), np.uint8)}, "it must be uint8"),
+        ({"test_images": np.zeros((3, 5, 5), np.uint8)}, "all must be of one size"),
+        ({"train_labels": np.zeros(11, int)}, r"must be int\[12\]"),
+        ({"train_labels": np.zeros(12)}, r"must be int\[12\]"),
+        ({"train_labels": np.repeat([0, 1, -1], 4)}, "holds the label -1"),
+        ({"train_labels": np.repeat([0, 1, 3], 4)}, "no training image in class 2"),
+        ({"class_names": np.array(["a", "b"])}, r"train_labels in .* label 2 occurs, but with 2 classes"),
+        ({"test_labels": np.array([0, 1, 3])}, "no training image in class 3"),
+        ({"imbalance": 9.0}, "no training image in class 2"),
+    ],
+)
+def test_wrong_arrays_get_a_sentence(arrays, changes, message):
+    with pytest.raises(UserError, match=message):
+        arrays(**changes)
+
+
+@pytest.mark.parametrize("file", ["", "absent.npz", "text"])
+def test_a_file_that_is_no_npz_gets_a_sentence(tmp_path, file):
+    if file == "text":
+        file = str(tmp_path / "text.npz")
+        (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(UserError, match=r"no data file given|cannot read the arrays"):
+        sources.load(ConfigDict({"source": "arrays", **CUT, "file": file}))
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "p.npz", train_images=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="cannot read the arrays"):
+        sources.load(ConfigDict({"source": "arrays", **CUT, "file": str(tmp_path / "p.npz")}))
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(UserError, match="did you mean 'cifar10'"):
+        sources.load(ConfigDict({"source": "cifar-10"}))

@@ -1,0 +1,134 @@
+"""The command line: what a newcomer gets wrong, and what help costs."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from unimix_jax import main
+
+DIGITS = "--config=configs/digits_lt.py"
+
+
+@pytest.fixture
+def door(tmp_path, capsys, monkeypatch):
+    """Return run(*argv) -> (exit code, standard output, standard error); nothing goes to the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*argv):
+        code = main.main(["main", *argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Files and folders that the table below names."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("no config")
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "other.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'a': 1})\n"
+    )
+    images = {"train_images": np.zeros((4, 8, 8), np.uint8), "test_images": np.zeros((2, 8, 8), np.uint8)}
+    np.savez(tmp_path / "negative.npz", train_labels=np.array([0, 1, -1, 0]), test_labels=np.array([0, 1]), **images)
+    np.savez(tmp_path / "gap.npz", train_labels=np.array([0, 2, 0, 2]), test_labels=np.array([0, 1]), **images)
+    images["test_images"] = np.zeros((2, 9, 8), np.uint8)
+    np.savez(tmp_path / "shape.npz", train_labels=np.array([0, 1, 0, 1]), test_labels=np.array([0, 1]), **images)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        pytest.param([], "--config is missing; give one of arrays.py", id="no config"),
+        pytest.param(["--config=configs/digit.py"], "which is not there; shipped: arrays.py", id="absent config"),
+        pytest.param(["--config={given}/folder"], "which is a folder", id="a folder as config"),
+        pytest.param(["--config={given}/text.txt"], "which is not a Python file", id="text as config"),
+        pytest.param(["--config={given}/broken.py"], "is not Python", id="a config with a syntax error"),
+        pytest.param(["--config={given}/raises.py"], "division by zero", id="a config that raises"),
+        pytest.param(["--config={given}/empty.py"], "get_config", id="a config without get_config"),
+        pytest.param(["--config={given}/other.py"], "made by unimix_jax.settings.default", id="another config"),
+        pytest.param([DIGITS, "--config.eval_evry=1"], "did you mean 'eval_every'", id="unknown key"),
+        pytest.param(
+            [DIGITS, "--config.optim.learning_rat=1"], "did you mean 'optim.learning_rate'", id="unknown inner key"
+        ),
+        pytest.param([DIGITS, "--config.epochs=many"], "--config.epochs=many", id="wrong type"),
+        pytest.param([DIGITS, "--config.epochs=1.5"], "--config.epochs=1.5", id="float for int"),
+        pytest.param([DIGITS + ":methd=erm"], "did you mean 'method'", id="unknown argument"),
+        pytest.param([DIGITS + ":method=unimx"], "unknown method 'unimx'", id="unknown method"),
+        pytest.param([DIGITS + ":imbalance=.05"], "must be the largest class divided by the smallest", id="imbalance"),
+        pytest.param([DIGITS, "--worksdir=x"], "worksdir", id="unknown flag"),
+        pytest.param([DIGITS, "extra"], "unexpected argument 'extra'", id="stray argument"),
+        pytest.param([DIGITS, "--config.network=resnet9"], "unknown network", id="unknown network"),
+        pytest.param([DIGITS, "--config.test_prior=unifrom"], "test_prior is 'unifrom'", id="unknown prior"),
+        pytest.param([DIGITS, "--config.data.source=digit"], "unknown data source", id="unknown source"),
+        pytest.param([DIGITS, "--config.data.imbalance=1000"], "no training image in class", id="class without images"),
+        pytest.param([DIGITS, "--config.batch_size=30"], "not a multiple of the 4 devices", id="batch and devices"),
+        pytest.param([DIGITS, "--config.parallel.devices=9"], "this process has 4 devices", id="too many devices"),
+        pytest.param([DIGITS, "--workdir={given}/text.txt"], "cannot write the run directory", id="file as workdir"),
+        pytest.param([DIGITS, "--workdir=/proc/runs"], "cannot write the run directory", id="unwritable workdir"),
+        pytest.param([DIGITS, "--workdir={given}"], "holds other files", id="somebody's folder as workdir"),
+        pytest.param(
+            ["--config=configs/cifar_lt.py", "--config.data.dir={given}"], "cifar10 is not under", id="missing files"
+        ),
+        pytest.param(["--config=configs/cifar_lt.py:dataset=cifar20"], "unknown dataset 'cifar20'", id="dataset"),
+        pytest.param(["--config=configs/arrays.py"], "--config.data.file=FILE.npz", id="no file of arrays"),
+        pytest.param(
+            ["--config=configs/arrays.py", "--config.data.file={given}/negative.npz"], "label -1", id="negative label"
+        ),
+        pytest.param(
+            ["--config=configs/arrays.py", "--config.data.file={given}/gap.npz"], "in class 1", id="gap in labels"
+        ),
+        pytest.param(
+            ["--config=configs/arrays.py", "--config.data.file={given}/shape.npz"], "of one size", id="other shape"
+        ),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2_before_anything_is_compiled(
+    door, given, tmp_path, compilations, argv, message
+):
+    argv = [argument.replace("{given}", str(given)) for argument in argv]
+    if not any(argument.startswith("--workdir") for argument in argv):
+        argv.append(f"--workdir={tmp_path / 'run'}")
+    code, out, err = door(*argv)
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert compilations() == 0
+
+
+def test_compilations_are_counted(compilations):
+    jax.jit(lambda x: x * 3 + 1)(1.0)
+    assert compilations() == 1
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_help(door, flag):
+    code, out, err = door(flag)
+    assert (code, err) == (0, "")
+    assert "--config=FILE" in out
+    assert "digits_lt.py" in out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--config=nowhere.py"], [DIGITS, "--config.epochs=0"]])
+def test_help_and_mistakes_import_no_jax(argv):
+    code = (
+        "import sys; from unimix_jax import main; code = main.main(['main', *sys.argv[1:]]);"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'sklearn', 'grain', 'tensorflow_datasets'} & set(sys.modules);"
+        "print(code, sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout.splitlines()[-1] in ("0 []", "2 []")

@@ -1,0 +1,110 @@
+import pathlib
+
+import pytest
+
+from unimix_jax import settings
+from unimix_jax.errors import UserError
+from unimix_jax.methods.rows import ROWS
+
+DIGITS = "--config=configs/digits_lt.py"
+
+
+def parse(*argv):
+    return settings.parse(["main", *argv])
+
+
+def test_the_last_of_file_row_argument_and_override_wins():
+    command = parse(f"{DIGITS}:imbalance=50,method=erm", "--config.data.imbalance=10", "--config.optim.learning_rate=1")
+    assert command.config.method.name == "erm"
+    assert command.config.data.imbalance == 10.0
+    assert command.config.optim.learning_rate == 1.0
+    assert parse(f"{DIGITS}:imbalance=50").config.data.imbalance == 50.0
+    assert parse(DIGITS).config.data.imbalance == 20.0
+    assert command.name == "digits_lt"
+
+
+def test_every_leaf_of_a_row_can_be_overridden():
+    config = parse(
+        DIGITS, "--config.method.stages.mixed.mixer.alpha=.8", "--config.method.stages.plain.begin=0.9"
+    ).config
+    assert config.method.stages.mixed.mixer.alpha == 0.8
+    assert config.method.stages.plain.begin == 0.9
+    assert ROWS["unimix_bayias"]["stages"]["mixed"]["mixer"]["alpha"] == 0.5
+
+
+def test_naming_another_function_drops_the_options_of_the_one_before():
+    config = parse(
+        DIGITS, "--config.method.stages.mixed.mixer.name=none", "--config.method.stages.mixed.partners.name=none"
+    ).config
+    assert config.method.stages.mixed.mixer.to_dict() == {"name": "none"}
+    assert config.method.stages.mixed.partners.to_dict() == {"name": "none"}
+
+
+@pytest.mark.parametrize("name", settings.shipped_configs())
+def test_every_shipped_config_parses_and_every_field_it_has_is_read(name):
+    config = parse(f"--config={name}").config
+    root = pathlib.Path(settings.__file__).parent
+    source = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "settings.py")
+    for group, fields in [("", config), *((k, v) for k, v in config.items() if k != "method" and hasattr(v, "keys"))]:
+        for field in fields:
+            assert f".{field}" in source or f'"{field}"' in source, f"nobody reads {group}.{field}"
+
+
+def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/digits_lt.py", "digits_lt.py", "digits_lt"):
+        assert settings.find_config(name).name == "digits_lt.py"
+    (tmp_path / "digits_lt.py").write_text("")
+    assert settings.find_config("digits_lt.py").resolve() == tmp_path / "digits_lt.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {"dataset": "cifar10", "imbalance": 100.0}),
+        (None, {"dataset": "cifar10", "imbalance": 100.0}),
+        ("imbalance=10", {"dataset": "cifar10", "imbalance": 10.0}),
+        ("dataset=cifar100,imbalance=1e2", {"dataset": "cifar100", "imbalance": 100.0}),
+    ],
+)
+def test_arguments(text, expected):
+    assert settings.arguments(text, dataset="cifar10", imbalance=100.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imbalanse=10", "unknown config argument 'imbalanse' .did you mean 'imbalance'"),
+        ("imbalance", "has no value"),
+        ("imbalance=ten", "'ten' is no float"),
+        ("imbalance=1,imbalance=2", "given twice"),
+    ],
+)
+def test_wrong_arguments(text, message):
+    with pytest.raises(UserError, match=message):
+        settings.arguments(text, dataset="cifar10", imbalance=100.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed is -1"),
+        ("epochs=0", "epochs is 0; it must be at least 1"),
+        ("batch_size=0", "batch_size is 0"),
+        ("dtype=float16", "must be float32 or bfloat16"),
+        ("eval_every=-1", "or 0 for the last step only"),
+        ("data.imbalance=0.5", "at least 1"),
+        ("data.imbalance=nan", "at least 1"),
+        ("data.profile=linear", "must be exp or step or pareto"),
+        ("data.residence=disk", "must be host or device"),
+        ("optim.learning_rate=0", "above 0"),
+        ("optim.momentum=1", "below 1"),
+        ("optim.decay_at=(0.9,0.8)", "rising fractions"),
+        ("optim.decay_at=abc", "rising fractions"),
+        ("parallel.how=xmap", "must be shard_map or pmap"),
+        ("checkpoint.keep=1", "at least 2"),
+    ],
+)
+def test_values_out_of_range(override, message):
+    with pytest.raises(UserError, match=message):
+        parse(DIGITS, f"--config.{override}")

@@ -1,0 +1,112 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from unimix_jax import workdir
+from unimix_jax.batch import Predictions
+from unimix_jax.errors import UserError
+
+
+def test_predictions_come_back_as_written(tmp_path):
+    written = Predictions(np.eye(3, dtype=np.float32), np.arange(3), np.array([5, 2, 1]), None, ("a", "b", "ü"))
+    workdir.write_predictions(tmp_path / "p.npz", written)
+    read = workdir.read_predictions(tmp_path / "p.npz")
+    np.testing.assert_array_equal(read.logits, written.logits)
+    np.testing.assert_array_equal(read.counts, written.counts)
+    assert read.logits_prior is None
+    assert read.class_names == written.class_names
+
+
+def test_predictions_are_read_without_pickles(tmp_path):
+    np.savez(tmp_path / "p.npz", logits=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="cannot read predictions"):
+        workdir.read_predictions(tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip"])
+def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, content):
+    if content is not None:
+        (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read predictions"):
+        workdir.read_predictions(tmp_path / "p.npz")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    workdir.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        workdir.write_json(path, {"a": float("nan")})
+    assert workdir.read_json(path) == {"a": 1}
+
+
+def test_damaged_json_gets_a_sentence(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        workdir.read_json(tmp_path / "run.json")
+    assert workdir.read_json(tmp_path / "absent.json") is None
+
+
+def test_metrics_are_cut_back_and_a_torn_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert workdir.read_metrics(path) == []
+    for step in (1, 2, 3):
+        workdir.append_metrics(path, {"step": step, "loss": float("inf") if step == 2 else 0.1})
+    with open(path, "a") as file:
+        file.write('{"step": 4, "lo')
+    workdir.cut_metrics(path, 2)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.1},
+        {"step": 2, "loss": None},
+    ]
+
+
+def test_configs_are_compared_by_what_changes_numbers():
+    old = {"seed": 0, "data": {"dir": "a", "imbalance": 10.0}, "checkpoint": {"every": 1}, "t": [0.8, 0.9], "gone": 1}
+    new = {"seed": 1, "data": {"dir": "b", "imbalance": 10.0}, "checkpoint": {"every": 2}, "t": (0.8, 0.9), "new": 1}
+    assert workdir.differing_keys(old, new) == (["gone", "new", "seed"], ["checkpoint.every", "data.dir"])
+
+
+def test_a_directory_with_other_files_is_not_taken(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"holds other files \(thesis.tex"):
+        workdir.create(tmp_path)
+
+
+def test_what_a_run_left_that_was_killed_at_its_start_is_taken(tmp_path):
+    for name in ("lock", "log.txt", "config.json.tmp"):
+        (tmp_path / name).write_text("")
+    assert workdir.create(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_directory_that_cannot_be_written_gets_a_sentence(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run directory"):
+        workdir.create(tmp_path / name)
+
+
+def test_a_fresh_directory_is_never_an_old_one(tmp_path):
+    first = workdir.fresh("digits_lt", tmp_path)
+    first.mkdir()
+    assert workdir.fresh("digits_lt", tmp_path) != first
+    assert first.name.startswith("digits_lt-")
+
+
+def test_a_second_process_is_refused_and_death_frees_the_lock(tmp_path):
+    holder = (
+        "import pathlib, sys, unimix_jax.workdir as w\n"
+        "with w.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holder, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {process.pid} on"), workdir.locked(tmp_path):
+            pass
+        os.kill(process.pid, 9)
+        process.wait()
+        with workdir.locked(tmp_path):
+            pass

@@ -1,0 +1,229 @@
+"""Whole runs on the digits: what they leave behind, and that stopping and killing them changes nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from unimix_jax import main, settings, workdir
+from unimix_jax.errors import RanAway, UserError
+from unimix_jax.measures import metrics
+from unimix_jax.training import checkpoints, loop
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
+
+
+def config(*overrides, method="unimix_bayias"):
+    """A short digits run on one device, such that the tests' four do not each compile their own program."""
+    argv = ["main", f"--config=digits_lt.py:method={method}", *SHORT, "--config.parallel.devices=1", *overrides]
+    return settings.parse(argv).config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, loop.run(config(), directory)
+
+
+def numbers_of(directory):
+    """All that must be equal of two equal runs: parameters, predictions, measures, records but for rates."""
+    records = workdir.read_metrics(directory / "metrics.jsonl")
+    for record in records:
+        record.pop("images_per_second", None)
+    arrays = {}
+    for split in ("test", "validation"):
+        predictions = workdir.read_predictions(directory / workdir.predictions_file(split))
+        arrays[split] = predictions.logits.tobytes()
+    step = max(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
+    meta = json.loads((directory / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    return records, arrays, meta, json.loads((directory / "metrics.json").read_text())
+
+
+def test_a_run_leaves_what_the_house_promises(finished):
+    directory, result = finished
+    names = {p.name for p in directory.iterdir()}
+    assert names == {
+        "config.json", "run.json", "lock", "checkpoints", "metrics.jsonl", "metrics.json", "log.txt",
+        "predictions.npz", "predictions_validation.npz",
+    }  # fmt: skip
+    about = workdir.read_json(directory / "run.json")
+    assert about["state"] == "complete"
+    assert about["resumed"] == []
+    assert about["data"]["train"]["counts"] == [99, 70, 50, 36, 26, 18, 13, 9, 6, 4]
+    assert about["environment"]["jax"] == jax.__version__
+    assert workdir.read_json(directory / "metrics.json") == result
+
+
+def test_the_measures_are_those_of_the_written_predictions(finished):
+    directory, result = finished
+    for split, images in (("test", 500), ("validation", 250)):
+        predictions = workdir.read_predictions(directory / workdir.predictions_file(split))
+        assert predictions.logits.shape == (images, 10)
+        assert predictions.logits.dtype == np.float32
+        np.testing.assert_allclose(predictions.logits_prior, 0.1)  # Bayias, trained for a uniform test
+        hits = predictions.logits.argmax(axis=1) == predictions.labels
+        assert result[split]["accuracy"] == hits.mean()
+        assert result[split]["few"] == pytest.approx(np.mean([hits[predictions.labels == c].mean() for c in (7, 8, 9)]))
+        confidence = metrics.softmax(predictions.logits)
+        assert result[split]["ece"] == metrics.ece(confidence, predictions.labels)
+
+
+def test_records_stand_at_their_steps(finished):
+    directory, result = finished
+    records = workdir.read_metrics(directory / "metrics.jsonl")
+    steps = [r for r in records if "split" not in r]
+    assert [r["step"] for r in steps] == [7, 14, 21, 28, 33]
+    assert [r["stage"] for r in steps] == ["mixed", "mixed", "plain", "plain", "plain"]
+    assert set(steps[0]) == {"step", "epoch", "stage", "loss", "accuracy", "learning_rate", "images_per_second"}
+    evaluations = [(r["step"], r["split"]) for r in records if "split" in r]
+    assert evaluations == [(11, "validation"), (22, "validation"), (33, "validation"), (33, "test")]
+    best = max((r for r in records if r.get("split") == "validation"), key=lambda r: r["accuracy"])
+    assert result["best"] == best | {"evaluations": 3}
+
+
+def test_a_complete_run_is_told_and_left_alone(finished, capsys):
+    directory, result = finished
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.name not in ("lock", "log.txt")}
+    assert loop.run(config(), directory) == result
+    assert "is complete" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.name not in ("lock", "log.txt")} == before
+
+
+def test_another_config_is_refused_naming_the_keys_and_neutral_ones_pass(finished, capsys):
+    directory, _ = finished
+    with pytest.raises(UserError, match=r"data.imbalance \(20.0 there, 10.0 here\), seed \(0 there, 1 here\)"):
+        loop.run(config("--config.seed=1", "--config.data.imbalance=10"), directory)
+    loop.run(config("--config.data.residence=device", "--config.checkpoint.every=2"), directory)
+    assert "began with another checkpoint.every, data.residence" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("overrides", [(), ("--config.data.residence=device",)], ids=["host", "device"])
+def test_the_same_seed_gives_the_same_bits_wherever_the_images_are(finished, tmp_path, overrides):
+    loop.run(config(*overrides), tmp_path)
+    assert numbers_of(tmp_path) == numbers_of(finished[0])
+
+
+def test_another_seed_gives_another_model_on_the_same_images(finished, tmp_path):
+    loop.run(config("--config.seed=1", "--config.eval_every=0"), tmp_path)
+    first, second = (workdir.read_json(d / "run.json") for d in (finished[0], tmp_path))
+    assert first["data"] == second["data"]
+    records, arrays, _, result = numbers_of(tmp_path)
+    assert arrays["test"] != numbers_of(finished[0])[1]["test"]
+    assert [r["split"] for r in records if "split" in r] == ["validation", "test"]  # the last step only
+    assert "best" not in result
+
+
+def test_all_devices_and_both_wrappings_end_at_the_same_model(finished, tmp_path):
+    expected = workdir.read_predictions(finished[0] / "predictions.npz").logits
+    for how in ("shard_map", "pmap"):
+        loop.run(config("--config.parallel.devices=4", f"--config.parallel.how={how}"), tmp_path / how)
+        logits = workdir.read_predictions(tmp_path / how / "predictions.npz").logits
+        # 33 steps of float32 sums in another order; compare test_parallel.py for one step.
+        assert np.linalg.norm(logits - expected) < 0.05 * np.linalg.norm(expected)
+        assert (logits.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
+
+
+def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    content = {"train_labels": np.arange(40) % 2, "test_labels": np.arange(8) % 2}
+    content |= {f"{s}_images": random.integers(0, 256, (n, 8, 8), np.uint8) for s, n in (("train", 40), ("test", 8))}
+    np.savez(tmp_path / "a.npz", **content)
+    np.savez(tmp_path / "b.npz", **{**content, "train_images": content["train_images"] ^ 1})
+
+    def run(file):
+        argv = ["main", "--config=arrays.py:network=resnet8,method=erm", f"--config.data.file={tmp_path / file}"]
+        argv += ["--config.epochs=1", "--config.batch_size=32", "--config.eval_batch_size=8"]
+        loop.run(settings.parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("a.npz")
+    with pytest.raises(UserError, match="the train images are not those that this run began with"):
+        run("b.npz")
+    run("a.npz")
+
+
+def test_numbers_that_run_away_stop_the_run_and_keep_the_last_sound_checkpoint(tmp_path):
+    wild = config("--config.optim.learning_rate=1e12", "--config.optim.warmup_epochs=0", method="erm")
+    with pytest.raises(RanAway, match=r"the loss is .* at step \d+ \(stage 'plain', learning rate 1e\+12\)"):
+        loop.run(wild, tmp_path)
+    assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
+    for path in (tmp_path / "checkpoints").iterdir():
+        assert not path.name.isdigit()
+
+
+def command(directory, cache):
+    """A longer run in a process of its own."""
+    argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}"]
+    argv += ["--config.epochs=30", "--config.checkpoint.every=3", "--config.eval_every=5", "--config.log_every=20"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return argv, environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def stop_after(directory, cache, step, number):
+    """Start or go on, send a signal once the checkpoint of `step` or a later one is there; return the exit code."""
+    argv, environment = command(directory, cache)
+    with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 120
+        while run.poll() is None:
+            assert time.monotonic() < deadline
+            there = [int(p.name) for p in directory.glob("checkpoints/*") if p.name.isdigit()]
+            if there and max(there) >= step:
+                run.send_signal(number)
+                break
+            time.sleep(0.002)
+        return run.wait(60)
+
+
+def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
+    cache = tmp_path / "cache"
+    argv, environment = command(tmp_path / "whole", cache)
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"run directory: {tmp_path / 'whole'}" in done.stdout
+    assert "step 330/330" in done.stderr  # plain lines without a terminal
+
+    broken = tmp_path / "broken"
+    assert stop_after(broken, cache, 33, signal.SIGTERM) == 75
+    assert workdir.read_json(broken / "run.json")["state"] == "stopped"
+    assert stop_after(broken, cache, 132, signal.SIGKILL) == -9
+    assert workdir.read_json(broken / "run.json")["state"] == "running"
+    argv, environment = command(broken, cache)
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "resuming at step" in done.stderr
+    assert len(workdir.read_json(broken / "run.json")["resumed"]) == 2
+    assert numbers_of(broken) == numbers_of(tmp_path / "whole")
+
+
+def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main.main(["main", "--config=digits_lt.py", "--config.network=resnet9"]) == 2
+    assert not list((tmp_path / "runs").iterdir())
+    monkeypatch.setattr(loop, "train", lambda this, state, manager: (state, {
+        name: np.zeros((len(s.labels), 10), np.float32) for name, s in this.splits.evaluated.items()
+    }))  # fmt: skip
+    code = main.main(["main", "--config=digits_lt.py", "--config.eval_every=0", "--config.parallel.devices=1"])
+    (made,) = (tmp_path / "runs").iterdir()
+    assert code == 0
+    assert f"run directory: runs/{made.name}" in capsys.readouterr().out
+
+
+def test_checkpoints_of_a_run_hold_its_state_and_nothing_else(finished):
+    directory, _ = finished
+    this = loop.prepare(config(), directory)
+    with checkpoints.opened(directory / "checkpoints", keep=2) as manager:
+        state = loop.first_state(this, manager)
+    assert int(state.step) == 33
+    assert state._fields == ("step", "params", "batch_stats", "opt_state")

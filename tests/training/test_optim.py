@@ -1,0 +1,57 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unimix_jax import settings
+from unimix_jax.training import optim
+
+
+def optim_config(**changes):
+    config = settings.default().optim
+    config.update(changes)
+    return config
+
+
+def test_the_learning_rate_is_the_authors_in_every_epoch(golden):
+    rate = optim.learning_rate(optim_config(), epochs=200, steps_per_epoch=97)
+    for first_or_last in (0, 96):
+        rates = [rate(epoch * 97 + first_or_last) for epoch in range(200)]
+        np.testing.assert_allclose(rates, golden("schedules")["prior_lt_lr"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "step", "expected"),
+    [
+        pytest.param(100, 10, 0, 0.02, id="five warm-up epochs whatever the length"),
+        pytest.param(100, 10, 799, 0.1, id="epoch 80 of 100 is before the fall"),
+        pytest.param(100, 10, 800, 1e-3, id="epoch 81 is behind it"),
+        pytest.param(100, 10, 900, 1e-5, id="epoch 91"),
+        pytest.param(10, 10, 0, 0.01, id="a short run warms up by step"),
+        pytest.param(10, 10, 8, 0.09, id="over its first tenth"),
+        pytest.param(10, 10, 10, 0.1, id="then the peak"),
+        pytest.param(1, 5, 0, 0.1, id="at least one step of warm-up"),
+        pytest.param(1, 10, 8, 1e-3, id="and falls within an epoch where it must"),
+        pytest.param(1, 10, 9, 1e-5, id="twice"),
+    ],
+)
+def test_the_learning_rate_of_other_lengths(epochs, steps, step, expected):
+    assert optim.learning_rate(optim_config(), epochs, steps)(step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_warm_up_the_rate_begins_at_its_peak():
+    assert optim.learning_rate(optim_config(warmup_epochs=0), 10, 10)(0) == 0.1
+
+
+def test_sgd_is_pytorchs_also_when_the_rate_falls():
+    """Against PyTorch's rule written out: v <- m v + (g + d p), v first the gradient; p <- p - r v."""
+    tx, parameter, velocity = optim.sgd(0.9, 0.01), np.float64(2.0), None
+    ours = jnp.float32(2.0)
+    state = tx.init(ours)
+    for step in range(12):
+        rate, slope = (0.1, 0.01, 0.001)[step // 4], np.cos(step)
+        decayed = slope + 0.01 * parameter
+        velocity = decayed if velocity is None else 0.9 * velocity + decayed
+        parameter -= rate * velocity
+        direction, state = tx.update(jnp.float32(slope), state, ours)
+        ours = ours - rate * direction
+        np.testing.assert_allclose(ours, parameter, rtol=1e-6)

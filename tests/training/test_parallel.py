@@ -1,0 +1,143 @@
+"""One device, four devices, shard_map and pmap: the same update."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unimix_jax.batch import Batch
+from unimix_jax.errors import UserError
+from unimix_jax.methods import losses, mixing
+from unimix_jax.methods.method import Stage
+from unimix_jax.models import resnet
+from unimix_jax.training import optim, parallel, steps
+
+COUNTS = np.array([50, 20, 5])
+RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.25]), 1, True)
+STAGE = Stage(
+    "mixed",
+    0,
+    1,
+    functools.partial(losses.bayias, train_prior=COUNTS / COUNTS.sum()),
+    functools.partial(mixing.unimix, counts=COUNTS, alpha=0.5),
+    "given",
+)
+
+
+def batch(size=16):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2, size, 8, 8, 1), np.uint8)
+    labels = random.integers(0, 3, (2, size)).astype(np.int32)
+    view = np.arange(size, dtype=np.int32)
+    return Batch(images[0], labels[0], view, images[1], labels[1], view + size)
+
+
+@functools.cache
+def compiled(count, how, axis):
+    network = resnet.build("resnet8", 3, axis=axis)
+    step = functools.partial(steps.train_step, stage=STAGE, network=network, recipe=RECIPE)
+    return parallel.distribute(step, jax.devices()[:count], how)
+
+
+def start():
+    variables = resnet.initialise(resnet.build("resnet8", 3), (8, 8, 1), seed=0)
+    return steps.first_state(variables, RECIPE.optimiser)
+
+
+NUMBERS = steps.Numbers(np.uint32(3), np.float32(0.1))
+
+
+@functools.cache
+def update(count, how, axis=parallel.AXIS):
+    """The change of every parameter and statistic after one step, and the sums."""
+    devices, state = jax.devices()[:count], start()
+    after, sums = compiled(count, how, axis)(
+        parallel.replicate(state, devices), parallel.place(batch(), devices, how), NUMBERS
+    )
+    before = (state.params, state.batch_stats)
+    return jax.tree.map(lambda a, b: np.asarray(b) - a, before, (after.params, after.batch_stats)), jax.device_get(sums)
+
+
+def same_update(found, expected, rtol):
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    assert largest > 0.01
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=rtol * largest), found, expected)
+
+
+@pytest.mark.parametrize(("count", "how"), [(4, "shard_map"), (4, "pmap")])
+def test_update_is_the_same_on_any_devices(count, how):
+    (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how)
+    # float32 sums in another order; measured 1e-7 to 4e-7 of the largest entry.
+    same_update(found, expected, rtol=5e-6)
+    for name, (total, weight) in expected_sums.items():
+        np.testing.assert_allclose(sums[name][0], total, rtol=1e-6)
+        assert sums[name][1] == weight == 16
+
+
+def test_update_is_that_of_the_plain_step_without_an_axis():
+    plain = functools.partial(
+        steps.train_step, stage=STAGE, network=resnet.build("resnet8", 3), recipe=RECIPE, axis=None
+    )
+    state = start()
+    after, _ = jax.jit(plain)(state, batch(), NUMBERS)
+    found = jax.tree.map(
+        lambda a, b: np.asarray(b) - a, (state.params, state.batch_stats), (after.params, after.batch_stats)
+    )
+    same_update(found, update(1, "shard_map")[0], rtol=5e-6)
+
+
+def test_statistics_of_each_device_alone_are_another_update():
+    """The option does something, and the devices still agree on their average."""
+    (found, _), (expected, _) = update(4, "shard_map", None), update(1, "shard_map")
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[0]))
+    differences = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), found[0], expected[0]))
+    assert max(differences) > 1e-3 * largest
+    assert np.isfinite(differences).all()
+
+
+def test_the_same_step_twice_gives_the_same_bits():
+    first, _ = update(4, "shard_map")
+    second, _ = update.__wrapped__(4, "shard_map")
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
+    step, devices = compiled(1, "shard_map", parallel.AXIS), jax.devices()[:1]
+    placed = parallel.place(batch(), devices)
+    update(1, "shard_map")
+    before = step._cache_size()
+    for seed, rate in ((4, 0.1), (5, 0.01)):
+        step(parallel.replicate(start(), devices), placed, steps.Numbers(np.uint32(seed), np.float32(rate)))
+    assert step._cache_size() == before == 1
+
+
+@pytest.mark.parametrize("how", parallel.WRAPPINGS)
+def test_split_results_come_back_in_order(how):
+    devices = jax.devices()[:4]
+    double = parallel.distribute(
+        lambda factor, x, *, axis: factor * x, devices, how, split=(False, True), split_result=True
+    )
+    x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    out = double(parallel.replicate(jnp.float32(2), devices), parallel.place(x, devices, how))
+    np.testing.assert_array_equal(out, 2 * x)
+
+
+def test_unknown_wrappings_and_missing_devices_are_refused():
+    with pytest.raises(UserError, match="unknown wrapping"):
+        parallel.distribute(lambda x, *, axis: x, jax.devices(), "xmap", split=(False,))
+    with pytest.raises(UserError, match=r"parallel.devices is 9, but this process has 4"):
+        parallel.local_devices(9)
+
+
+def test_the_environment_names_what_bits_depend_on():
+    here = parallel.environment()
+    assert here["jax"] == jax.__version__
+    assert here["cores"] >= 1
+    assert isinstance(here["compiler_options"], dict)
+
+
+def test_the_compiler_options_are_known_to_a_tested_jaxlib():
+    if jax.__version__.startswith("0.10."):
+        assert parallel.compiler_options() == parallel._CPU_OPTIONS
