@@ -34,11 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         return _told(error, errors.RAN_AWAY)
     except errors.Interrupted as error:
         return _told(error, errors.INTERRUPTED)
+    except KeyboardInterrupt:  # while the program was still being loaded
+        return _told("nothing has begun yet", errors.INTERRUPTED)
     print(f"\n{report.closing_table(result)}\n\nrun directory: {directory}")
     return errors.COMPLETE
 
 
-def _told(error: Exception, code: int) -> int:
+def _told(error: Exception | str, code: int) -> int:
     print(f"{'stopped' if code == errors.INTERRUPTED else 'error'}: {error}", file=sys.stderr)
     return code
 

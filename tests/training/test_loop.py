@@ -211,7 +211,7 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main.main(["main", "--config=digits_lt.py", "--config.network=resnet9"]) == 2
     assert not list((tmp_path / "runs").iterdir())
-    monkeypatch.setattr(loop, "train", lambda this, state, manager: (state, {
+    monkeypatch.setattr(loop, "train", lambda this, state, manager, stopped: (state, {
         name: np.zeros((len(s.labels), 10), np.float32) for name, s in this.splits.evaluated.items()
     }))  # fmt: skip
     code = main.main(["main", "--config=digits_lt.py", "--config.eval_every=0", "--config.parallel.devices=1"])

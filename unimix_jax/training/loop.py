@@ -57,11 +57,12 @@ def run(config, directory: str | os.PathLike) -> dict:
       Interrupted: SIGTERM or SIGINT came and the state is saved.
     """
     directory = workdir.create(directory)
-    with workdir.locked(directory), progress.logging_to(directory):
+    with workdir.locked(directory), progress.logging_to(directory), _signals_caught() as stopped:
         about = record.earlier(config, directory)
-        if about.get("state") == "complete":
+        result = workdir.read_json(directory / workdir.METRICS)
+        if about.get("state") == "complete" and result is not None:
             _log.info("%s is complete", directory)
-            return workdir.read_json(directory / workdir.METRICS)
+            return result
         begun = time.monotonic()
         this = prepare(config, directory)
         about = record.begin(about, config, this.splits)
@@ -69,7 +70,7 @@ def run(config, directory: str | os.PathLike) -> dict:
         workdir.write_json(directory / workdir.RUN, about)
         try:
             with checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager:
-                _, logits = train(this, first_state(this, manager), manager)
+                _, logits = train(this, first_state(this, manager), manager, stopped)
         except (Interrupted, RanAway):
             workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
@@ -146,72 +147,91 @@ def first_state(this: Run, manager) -> steps.TrainState:
     return parallel.replicate(state, this.devices)
 
 
-def train(this: Run, state: steps.TrainState, manager) -> tuple[steps.TrainState, dict[str, np.ndarray]]:
+def train(
+    this: Run, state: steps.TrainState, manager, stopped: threading.Event
+) -> tuple[steps.TrainState, dict[str, np.ndarray]]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
+
+    Args:
+      state: on the devices; its memory is taken.
+      manager: of `checkpoints.opened`.
+      stopped: set from outside to save after the step that runs, and leave.
 
     Returns:
       The last state, and the logits of each evaluated split after it.
     """
     config, first = this.config, int(state.step)
     rate = optim.learning_rate(config.optim, config.epochs, this.steps_per_epoch)
-    predict = predictor(this)
-    program = functools.cache(lambda key: compiled_step(this, stages[key]))
-    stages = {stage.program: stage for stage in this.method.stages}
+    predict, logits, programs = predictor(this), {}, {}
     resident = _resident(this)
-    lines = this.directory / workdir.METRICS_LINES
-    logits: dict[str, np.ndarray] = {}
-    compiled = set()
     batches = loading.prefetch(functools.partial(_batch, this), range(first, this.steps))
-    with _signals_caught() as stopped, progress.steps_bar(first, this.steps) as show, contextlib.closing(batches):
-        clock, since, before = time.monotonic(), first, None
+    with progress.steps_bar(first, this.steps) as (bar, show), contextlib.closing(batches):
+
+        def keep(line):
+            workdir.append_metrics(this.directory / workdir.METRICS_LINES, line)
+            show(line)
+
+        before, since, clock = None, first, time.monotonic()
         for step, (stage, batch) in enumerate(batches, start=first + 1):
-            learning_rate = rate(step - 1)
-            numbers = steps.Numbers(np.uint32(config.seed), np.float32(learning_rate))
-            state, sums = program(stage.program)(state, batch, numbers, *resident)
-            # At most two steps in flight: each has its own buffers.
-            jax.block_until_ready(before)
-            before, last, stop = sums, step == this.steps, stopped.is_set()
-            save = last or stop or _due(step, config.checkpoint.every * this.steps_per_epoch)
-            evaluate = last or _due(step, config.eval_every * this.steps_per_epoch)
-            record_due = last or _due(step, config.log_every)
-            if save or record_due:
-                values = {name: float(total) / float(weight) for name, (total, weight) in jax.device_get(sums).items()}
-                if not math.isfinite(values["loss"]):
+            fresh = stage.program not in programs
+            if fresh:
+                programs[stage.program] = compiled_step(this, stage)
+            numbers = steps.Numbers(np.uint32(config.seed), np.float32(rate(step - 1)))
+            state, sums = programs[stage.program](state, batch, numbers, *resident)
+            jax.block_until_ready(before)  # at most two steps in flight: each has its own buffers
+            before = sums
+            bar.update()
+
+            stopping = stopped.is_set()
+            due = _due(this, step, stopping)
+            line = {"step": step, "epoch": round(step / this.steps_per_epoch, 4)}
+            if any(due):
+                means = {name: float(total) / float(weight) for name, (total, weight) in jax.device_get(sums).items()}
+                if not math.isfinite(means["loss"]):
                     raise RanAway(
-                        f"the loss is {values['loss']} at step {step} (stage {stage.name!r}, learning rate "
-                        f"{learning_rate:g}); the last sound checkpoint is kept in {this.directory}"
+                        f"the loss is {means['loss']} at step {step} (stage {stage.name!r}, learning rate "
+                        f"{rate(step - 1):g}); the last sound checkpoint is kept in {this.directory}"
                     )
-            if record_due:
-                line = {
-                    "step": step,
-                    "epoch": round(step / this.steps_per_epoch, 4),
-                    "stage": stage.name,
-                    **values,
-                    "learning_rate": learning_rate,
-                    "images_per_second": round(config.batch_size * (step - since) / (time.monotonic() - clock), 1),
-                }
-                workdir.append_metrics(lines, line)
-                show(line)
-            if evaluate:
-                evaluated = this.splits.evaluated if last else dict([next(iter(this.splits.evaluated.items()))])
-                for name, source in evaluated.items():
-                    logits[name] = predict(state, source.images)
-                    line = _evaluation(step, round(step / this.steps_per_epoch, 4), name, logits[name], source.labels)
-                    workdir.append_metrics(lines, line)
-                    show(line)
-            if save:
+            if due.record:
+                per_second = round(config.batch_size * (step - since) / (time.monotonic() - clock), 1)
+                about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
+                keep(line | means | about)
+            for name in due.evaluate:
+                source = this.splits.evaluated[name]
+                logits[name] = predict(state, source.images)
+                values = metrics.summary(Predictions(logits[name], source.labels))
+                keep(line | {"split": name} | {measure: values[measure] for measure in ("accuracy", "ece", "nll")})
+            if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
                 checkpoints.save(manager, step, state)
-            if stop and not last:
-                raise Interrupted(f"at step {step} of {this.steps}, saved; the same command goes on from there")
-            if save or evaluate or record_due or stage.program not in compiled:
-                # Only steps count for the rate, no compilation, evaluation or save.
-                compiled.add(stage.program)
+                if stopping and step < this.steps:
+                    raise Interrupted(f"at step {step} of {this.steps}, saved; the same command goes on from there")
+            if fresh or any(due):
+                # The rate is of steps only, without compilation, evaluation and saving.
                 jax.block_until_ready(sums)
-                clock, since = time.monotonic(), step
+                since, clock = step, time.monotonic()
     if first == this.steps:
         logits = {name: predict(state, source.images) for name, source in this.splits.evaluated.items()}
     return state, logits
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    record: bool
+    evaluate: tuple[str, ...]  # names of splits
+    save: bool
+
+
+def _due(this: Run, step: int, stopping: bool) -> Due:
+    config, last, splits = this.config, step == this.steps, tuple(this.splits.evaluated)
+
+    def every(period: int) -> bool:
+        return period > 0 and step % period == 0
+
+    evaluate = splits if last else splits[:1] if every(config.eval_every * this.steps_per_epoch) else ()
+    save = last or stopping or every(config.checkpoint.every * this.steps_per_epoch)
+    return Due(last or every(config.log_every), evaluate, save)
 
 
 def compiled_step(this: Run, stage: methods.Stage) -> Callable:
@@ -269,15 +289,6 @@ def _resident(this: Run) -> tuple:
     if this.config.data.residence == "host":
         return ()
     return parallel.replicate((this.splits.train.images, this.splits.train.labels), this.devices)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _evaluation(step: int, epoch: float, split: str, logits: np.ndarray, labels: np.ndarray) -> dict:
-    values = metrics.summary(Predictions(logits, labels))
-    return {"step": step, "epoch": epoch, "split": split} | {name: values[name] for name in ("accuracy", "ece", "nll")}
 
 
 def finish(this: Run, logits: dict[str, np.ndarray]) -> dict:

@@ -35,42 +35,30 @@ def logging_to(directory: pathlib.Path):
 
 @contextlib.contextmanager
 def steps_bar(first: int, total: int):
-    """Show the steps of a run; yields show(record), called with each record of metrics.jsonl.
+    """Show the steps of a run: a bar in a terminal, a line now and then elsewhere.
 
-    In a terminal a bar with rate, loss, accuracy and the time left; elsewhere a line now and then.
+    Yields:
+      The bar, to be moved by `update()` at each step, and show(line), to be called with each line of
+      metrics.jsonl.
     """
     from tqdm import tqdm
 
-    log, started, last_line = logging.getLogger(__name__), time.monotonic(), -_LINES_APART
+    log, started, shown = logging.getLogger(__name__), time.monotonic(), -_LINES_APART
     with tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5, disable=None) as bar:
 
-        def show(record: dict) -> None:
-            nonlocal last_line
-            step, now = record["step"], time.monotonic()
-            if "split" in record:
-                log.info(
-                    "epoch %g: %s accuracy %.1f %%, ECE %.1f %%",
-                    record["epoch"],
-                    record["split"],
-                    100 * record["accuracy"],
-                    100 * record["ece"],
-                )
+        def show(line: dict) -> None:
+            nonlocal shown
+            step, now = line["step"], time.monotonic()
+            accuracy = f"accuracy {100 * line['accuracy']:.1f} %"
+            if "split" in line:
+                log.info("epoch %g: %s %s, ECE %.1f %%", line["epoch"], line["split"], accuracy, 100 * line["ece"])
                 return
-            text = f"loss {record['loss']:.3f}, accuracy {100 * record['accuracy']:.0f} %"
+            text = f"loss {line['loss']:.3f}, {accuracy}, {line['images_per_second']:.0f} images/s"
             if not bar.disable:
-                bar.set_postfix_str(f"{text}, {record['images_per_second']:.0f} images/s", refresh=False)
-                bar.update(step - bar.n)
-            elif now - last_line >= _LINES_APART or step == total:
-                last_line = now
-                left = (now - started) / max(step - first, 1) * (total - step)
-                log.info(
-                    "step %d/%d, epoch %g: %s, %.0f images/s, %d:%02d left",
-                    step,
-                    total,
-                    record["epoch"],
-                    text,
-                    record["images_per_second"],
-                    *divmod(round(left), 60),
-                )
+                bar.set_postfix_str(text, refresh=False)
+            elif now - shown >= _LINES_APART or step == total:
+                shown = now
+                minutes, seconds = divmod(round((now - started) / (step - first) * (total - step)), 60)
+                log.info("step %d/%d, epoch %.2f: %s, %d:%02d left", step, total, line["epoch"], text, minutes, seconds)
 
-        yield show
+        yield bar, show
