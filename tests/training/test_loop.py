@@ -121,14 +121,19 @@ def test_another_seed_gives_another_model_on_the_same_images(finished, tmp_path)
     assert "best" not in result
 
 
-def test_all_devices_and_both_wrappings_end_at_the_same_model(finished, tmp_path):
-    expected = workdir.read_predictions(finished[0] / "predictions.npz").logits
-    for how in ("shard_map", "pmap"):
-        loop.run(config("--config.parallel.devices=4", f"--config.parallel.how={how}"), tmp_path / how)
-        logits = workdir.read_predictions(tmp_path / how / "predictions.npz").logits
-        # 33 steps of float32 sums in another order; compare test_parallel.py for one step.
-        assert np.linalg.norm(logits - expected) < 0.05 * np.linalg.norm(expected)
-        assert (logits.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
+def test_all_devices_and_both_wrappings_end_at_the_same_model(tmp_path):
+    """A whole run; slow and short, for float32 sums in another order grow apart at every step."""
+    gentle = ("--config.epochs=1", "--config.optim.learning_rate=1e-3")
+    logits = {}
+    for name, count, how in (("one", 1, "shard_map"), ("four", 4, "shard_map"), ("pmap", 4, "pmap")):
+        loop.run(
+            config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.how={how}", method="erm"),
+            tmp_path / name,
+        )
+        logits[name] = workdir.read_predictions(tmp_path / name / "predictions.npz").logits
+    for name in ("four", "pmap"):
+        # Measured 3e-7.
+        assert np.linalg.norm(logits[name] - logits["one"]) < 1e-5 * np.linalg.norm(logits["one"])
 
 
 def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch):
