@@ -11,11 +11,12 @@ from unimix_jax import settings
 
 def get_config(text=None):
     given = settings.arguments(text, method="unimix_bayias", network="resnet32")
-    config = settings.default(given["method"])
+    config = settings.default()
     config.network = given["network"]
     config.data.source = "arrays"
     config.data.file = ""  # path of the .npz
     config.data.imbalance = 1.0  # above 1, an exponential cut is made of the training images
     config.data.pad = 2
     config.data.flip = False  # set it where a mirrored image is still one of its class
+    settings.use_method(config, given["method"])
     return config

@@ -12,9 +12,10 @@ from unimix_jax.errors import one_of
 
 def get_config(text=None):
     given = settings.arguments(text, dataset="cifar10", imbalance=100.0, method="unimix_bayias")
-    config = settings.default(given["method"])
+    config = settings.default()
     config.data.source = one_of("dataset", given["dataset"], ("cifar10", "cifar100"))
     config.data.imbalance = given["imbalance"]
     config.data.dir = ""  # folder of the official folder; "" for $UNIMIX_DATA_DIR or ~/data
     config.data.download = False  # fetch the binary version (170 MB) if it is not there
+    settings.use_method(config, given["method"])
     return config

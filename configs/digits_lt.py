@@ -10,7 +10,7 @@ from unimix_jax import settings
 
 def get_config(text=None):
     given = settings.arguments(text, method="unimix_bayias", imbalance=20.0)
-    config = settings.default(given["method"])
+    config = settings.default()
     config.network = "resnet8"
     config.epochs = 100
     config.batch_size = 32
@@ -19,4 +19,5 @@ def get_config(text=None):
     config.data.pad = 1  # the images are 8 x 8
     config.data.flip = False  # a mirrored digit is none
     config.checkpoint.every = 20
+    settings.use_method(config, given["method"])
     return config

@@ -14,8 +14,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
     try:
         command = settings.parse(argv)
-        if command is None:
-            print(settings.usage())
+        if isinstance(command, str):
+            print(command)
             return errors.COMPLETE
         directory = workdir.create(command.workdir or workdir.fresh(command.name))
         try:

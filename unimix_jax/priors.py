@@ -123,6 +123,28 @@ def prior(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
     return powers / powers.sum()
 
 
+def effective_number_weights(counts: np.ndarray, *, beta: float = 0.9999) -> np.ndarray:
+    """Weigh classes by the inverse of their effective number of images, (1 - beta**n) / (1 - beta).
+
+    Args:
+      counts: int[K], none 0.
+      beta: 0 <= beta < 1; 0 gives ones, towards 1 it becomes the inverse of the counts.
+
+    Returns:
+      float64[K], sums to K.
+
+    Source: Eq. B.13 of the paper's supplement, normalised as in kaidic/LDAM-DRW, cifar_train.py.
+    """
+    counts = np.asarray(counts, np.float64)
+    weights = (1 - beta) / -np.expm1(counts * np.log(beta)) if beta > 0 else np.ones_like(counts)
+    return weights * (len(counts) / weights.sum())
+
+
+def inverse_weights(counts: np.ndarray) -> np.ndarray:
+    """Weigh classes by the inverse of their counts (none 0); float64[K], sums to K."""
+    return prior(counts, -1) * len(counts)
+
+
 def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
     """Split the classes into many, medium and few.
 

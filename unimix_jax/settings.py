@@ -24,6 +24,7 @@ Train a model on long-tailed images and measure its calibration.
   --config.FIELD=VALUE            another value for a field, such as --config.epochs=3
   --workdir=DIR                   the run directory; an interrupted run there goes on
                                   (default: a new one under runs/)
+  --methods                       list the methods
   --help                          this text; the fields stand in unimix_jax/settings.py and configs/
 """
 
@@ -36,8 +37,8 @@ class Command(NamedTuple):
     name: str  # of the config file, for a new run directory
 
 
-def default(method: str = "unimix_bayias"):
-    """Return a config with every field that all tasks have, and a method's row in it."""
+def default():
+    """Return a config with every field that all tasks have; `use_method` puts a method into it."""
     from ml_collections import ConfigDict
 
     config = ConfigDict()
@@ -80,9 +81,36 @@ def default(method: str = "unimix_bayias"):
     config.checkpoint.every = 5  # epochs
     config.checkpoint.keep = 2  # newest ones that stay, at least 2
 
-    config.method = ConfigDict(copy.deepcopy(ROWS[one_of("method", method, ROWS)]))
-    config.method.name = method
+    config.method = ConfigDict()  # a row of methods/rows.py, see use_method
     return config
+
+
+def use_method(config, name: str) -> None:
+    """Put a row into a config: its stages, and the fields of the run that it changes.
+
+    Called last by a config file, for a row may say other things for other data.
+
+    Raises:
+      UserError: no row has that name.
+    """
+    from ml_collections import ConfigDict
+
+    row = ROWS[one_of("method", name, ROWS)]
+    by_data = row.get("by_data", {})
+    for key in (config.data.source, f"{config.data.source}_{config.data.imbalance:g}"):
+        row = _merged(row, by_data.get(key, {}))
+    shown = {"name": name, "head": ROWS["erm"]["head"], "posthoc": ROWS["erm"]["posthoc"]}
+    shown |= {key: row[key] for key in ("head", "posthoc", "stages") if key in row}
+    config.method = ConfigDict(copy.deepcopy(shown))
+    config.update(copy.deepcopy(row.get("config", {})))
+
+
+def _merged(row: dict, changes: dict) -> dict:
+    """Return a row with some leaves changed; the row itself stays."""
+    result = dict(row)
+    for key, value in changes.items():
+        result[key] = _merged(row.get(key, {}), value) if isinstance(value, dict) else value
+    return result
 
 
 def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
@@ -113,14 +141,16 @@ def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
     return values
 
 
-def parse(argv: list[str]) -> Command | None:
-    """Parse a command line, argv[0] the program's name; None if it asks for help.
+def parse(argv: list[str]) -> Command | str:
+    """Parse a command line, argv[0] the program's name; a text if it asks for one.
 
     Raises:
       UserError: one sentence for anything that is wrong with it.
     """
     if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:]):
-        return None
+        return USAGE.format(configs=", ".join(shipped_configs()))
+    if "--methods" in argv[1:]:
+        return "\n".join(f"{name:<26}{row['about']}" for name, row in ROWS.items())
     from absl import flags
     from ml_collections import config_flags
 
@@ -276,7 +306,11 @@ def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
     for stage, entries in config.method.stages.items():
         for kind, entry in entries.items():
             path = f"method.stages.{stage}.{kind}"
-            if f"{path}.name" not in overridden or entry.name == rows.get(stage, {}).get(kind, {}).get("name"):
+            if (
+                not hasattr(entry, "keys")
+                or f"{path}.name" not in overridden
+                or entry.name == rows.get(stage, {}).get(kind, {}).get("name")
+            ):
                 continue
             with entry.unlocked():
                 for option in [k for k in entry if k != "name" and f"{path}.{k}" not in overridden]:
@@ -297,8 +331,3 @@ def _check_fields(argv: list[str], config) -> None:
                 hint = did_you_mean(field, flat(config.to_dict()))
                 raise UserError(f"unknown config field {field!r}{hint}; the fields stand in unimix_jax/settings.py")
             value = value[part]
-
-
-def usage() -> str:
-    """Return the text of --help."""
-    return USAGE.format(configs=", ".join(shipped_configs()))

@@ -10,37 +10,64 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unimix_jax import priors
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.methods import losses, mixing
+from unimix_jax.methods import losses, mixing, posthoc
 from unimix_jax.methods.mixing import Mixed
 from unimix_jax.methods.rows import ROWS
 
-HEADS = ("linear",)
-LOSSES = {name: f for name, f in vars(losses).items() if inspect.isfunction(f) and not name.startswith("_")}
-MIXERS = {"none": None} | {
-    name: f for name, f in vars(mixing).items() if inspect.isfunction(f) and f.__annotations__.get("return") is Mixed
-}
+
+def _public_functions(module, returns: Any = None) -> dict[str, Callable]:
+    """Return the functions that a module defines by name, those with a return annotation if one is given."""
+    own = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
+    return {
+        name: f
+        for name, f in own.items()
+        if not name.startswith("_") and returns in (None, f.__annotations__.get("return"))
+    }
+
+
+LOSSES = {name: f for name, f in _public_functions(losses).items() if "labels" in inspect.signature(f).parameters}
+MIXERS = _public_functions(mixing, Mixed)
+POSTHOCS = _public_functions(posthoc)
+CLASS_WEIGHTS = {f.__name__: f for f in (priors.effective_number_weights, priors.inverse_weights)}
+
 # The prior that softmax(logits) stands for after training by each loss on naturally drawn images.
 # A loss that is not here has none: its logits cannot be corrected for another prior.
-LOGITS_PRIOR = {"cross_entropy": "train", "bayias": "test"}
+LOGITS_PRIOR = {
+    "cross_entropy": "train",
+    "bayias": "test",
+    "logit_adjustment": "uniform",
+    "balanced_softmax": "uniform",
+}
 # What the run gives to a function at each step; no row sets it.
-_GIVEN = ("seed", "step", "size")
+_GIVEN = ("seed", "step", "table", "validation")
+_REDUCTIONS = ("weights", "count")
+_SCHEDULES = ("run", "cosine")
 
 
 class Stage(NamedTuple):
-    """What is trained from step `first` to before step `last`."""
+    """What is trained from step `first` to before step `last`, and how."""
 
     name: str
     first: int
     last: int
     loss: Callable  # (logits, labels) -> float32[B]
-    mixer: Callable | None  # (keys, image_a, image_b, label_a, label_b) -> Mixed
-    partners: Callable | None  # (ByClass, seed, step, size) -> int64[size]
+    mixer: Callable | None  # (Keys, image_a, image_b, label_a, label_b) -> Mixed
+    partners: Callable | None  # (ByClass, index, seed, step) -> (partner, view)
+    order: Callable  # (ByClass, seed, step, batch_size) -> int64[B]
+    class_weight: np.ndarray  # float32[K]
+    reduction: str = "weights"
+    trains: tuple[tuple[str, float], ...] = ()  # parameter group and factor of its learning rate; 1 if absent
+    batch_norm: str = "train"
+    restart: bool = False  # begin with an optimiser state of zeros
+    reinitialise: bool = False  # and with a classifier drawn anew
+    schedule: tuple[tuple[str, Any], ...] = (("name", "run"),)
 
     @property
     def program(self) -> tuple:
         """What the compiled step depends on: stages with equal programs share one."""
-        return self.loss, self.mixer, self.partners is None
+        return self.loss, self.mixer, self.partners is None, self.reduction, self.trains, self.batch_norm
 
 
 class Method(NamedTuple):
@@ -49,6 +76,7 @@ class Method(NamedTuple):
     name: str
     head: str
     stages: tuple[Stage, ...]
+    posthoc: Callable | None  # (logits, head's parameters, validation) -> (logits, dict)
     logits_prior: np.ndarray | None  # float64[K], see LOGITS_PRIOR; None if it stands for none
 
 
@@ -57,8 +85,9 @@ def build(
     counts: np.ndarray,
     *,
     name: str,
-    steps: int,
-    partners: dict[str, Callable],
+    epochs: int,
+    steps_per_epoch: int,
+    rules: dict[str, dict[str, Callable]],
     test_prior: np.ndarray,
 ) -> Method:
     """Resolve a row for a data set.
@@ -67,55 +96,119 @@ def build(
       row: options in the grammar of `rows.py`, overrides applied.
       counts: int64[K], training images per class, none 0.
       name: the row's name.
-      steps: of the whole run.
-      partners: the partner rules by name (those of data/sampling.py: the wings do not know each other).
+      epochs: of the run, stages after it not counted.
+      steps_per_epoch: steps of one.
+      rules: {"order": ..., "partners": ...}, the rules of data/sampling.py by name (the wings do not
+        know each other).
       test_prior: float64[K], for losses that take it.
 
     Raises:
       UserError: an unknown name, an option that its function does not take, stages out of order.
     """
-    train_prior = np.asarray(counts, np.float64) / np.sum(counts)
+    train_prior = priors.prior(counts)
     context = {"counts": counts, "train_prior": train_prior, "test_prior": test_prior}
-    known = {"loss": LOSSES, "mixer": MIXERS, "partners": {"none": None, **partners}}
-    # Cached, so that stages with equal options hold the same function and share a compiled step.
-    bind = functools.cache(lambda kind, options: _bind(kind, json.loads(options), known[kind], context))
+    none = {"none": None}
+    known = {
+        "loss": LOSSES,
+        "mixer": none | MIXERS,
+        "partners": none | rules["partners"],
+        "order": rules["order"],
+        "class_weight": none | CLASS_WEIGHTS,
+        "posthoc": none | POSTHOCS,
+    }
 
-    options, begins, resolved = ROWS["erm"]["stages"]["plain"], [], []
+    # Cached, so that stages with equal options hold the same function and share a compiled step.
+    @functools.cache
+    def bind(kind: str, options: str):
+        return _bind(kind, json.loads(options), known[kind], context)
+
+    defaults = ROWS["erm"]["stages"]["plain"]
+    options, stages, end = defaults, [], 0
+    begins = _begins(name, row["stages"])
     for stage, changes in row["stages"].items():
-        options = {k: _inherit(options.get(k), v) for k, v in {**options, **changes}.items()}
-        extra = options.keys() - {"begin", *known}
-        if extra:
+        if extra := changes.keys() - defaults.keys():
             raise UserError(f"stage {stage!r} of method {name!r} has the unknown entry {min(extra)!r}")
-        begins.append(_begin(stage, options["begin"], begins))
-        resolved.append({kind: bind(kind, json.dumps(options[kind], sort_keys=True)) for kind in known})
-        if (resolved[-1]["mixer"] is None) != (resolved[-1]["partners"] is None):
-            raise UserError(f"stage {stage!r} of method {name!r} needs a mixer and partners, or neither of them")
-    edges = [round(begin * steps) for begin in begins] + [steps]
-    stages = tuple(
-        Stage(stage, first, last, **functions)
-        for stage, (first, last), functions in zip(row["stages"], itertools.pairwise(edges), resolved, strict=True)
-        if first < last
+        options = {k: _inherit(options[k], v) for k, v in {**options, **changes}.items()}
+        first, end = end, end + options["epochs"] * steps_per_epoch
+        if begins[stage] < 1:
+            later = [begin for begin in begins.values() if begin > begins[stage]]
+            first, end = (round(min(1.0, b) * epochs * steps_per_epoch) for b in (begins[stage], min([*later, 1.0])))
+        functions = {kind: bind(kind, json.dumps(options[kind], sort_keys=True)) for kind in known if kind != "posthoc"}
+        resolved = _stage(stage, first, end, options, functions, counts, name)
+        if first < end:
+            stages.append(resolved)
+    post = _inherit({"name": "none"}, row.get("posthoc", {"name": "none"}))
+    return Method(
+        name,
+        row.get("head", ROWS["erm"]["head"]),
+        tuple(stages),
+        bind("posthoc", json.dumps(post, sort_keys=True)),
+        _logits_prior(options, post, train_prior, test_prior),
     )
-    priors = {"train": train_prior, "test": test_prior}
-    head = one_of("head (config.method.head)", row.get("head", "linear"), HEADS)
-    return Method(name, head, stages, priors.get(LOGITS_PRIOR.get(options["loss"]["name"])))
+
+
+def _stage(stage, first, last, options, functions, counts, method) -> Stage:
+    """Put a stage together, its choices checked."""
+    where = f"of stage {stage!r}"
+    if (functions["mixer"] is None) != (functions["partners"] is None):
+        raise UserError(f"stage {stage!r} of method {method!r} needs a mixer and partners, or neither of them")
+    weights = functions["class_weight"]
+    one_of(f"schedule {where}", options["schedule"]["name"], _SCHEDULES)
+    return Stage(
+        stage,
+        first,
+        last,
+        functions["loss"],
+        functions["mixer"],
+        functions["partners"],
+        functions["order"],
+        np.asarray(np.ones(len(counts)) if weights is None else weights(), np.float32),
+        one_of(f"reduction {where}", options["reduction"], _REDUCTIONS),
+        tuple(sorted((group, float(factor)) for group, factor in options["trains"].items())),
+        one_of(f"batch_norm {where}", options["batch_norm"], ("train", "frozen")),
+        options["begin"] == 1,
+        bool(options["reinitialise"]),
+        tuple(sorted(options["schedule"].items())),
+    )
+
+
+def _logits_prior(last: dict, post: dict, train_prior: np.ndarray, test_prior: np.ndarray) -> np.ndarray | None:
+    """Return the prior that the logits of the last stage stand for, None if it is none."""
+    uniform = np.full(len(train_prior), 1 / len(train_prior))
+    named = {"train": train_prior, "test": test_prior, "uniform": uniform}
+    if post["name"] == "logit_adjustment" and last["loss"]["name"] == "cross_entropy":
+        return uniform if post.get("strength", 1.0) == 1 else None
+    if post["name"] != "none" or last["class_weight"]["name"] != "none":
+        return None
+    if last["order"]["name"] == "balanced":
+        return uniform if last["loss"]["name"] in ("cross_entropy", "label_aware_smoothing") else None
+    if last["loss"].get("strength", 1.0) != 1:
+        return None
+    return named.get(LOGITS_PRIOR.get(last["loss"]["name"]))
 
 
 def _inherit(before: Any, changes: Any) -> Any:
     """Merge a stage's entry into that of the stage before; another function starts with its own options."""
-    if not isinstance(changes, dict) or before is None:
+    if not isinstance(changes, dict):
         return changes
-    same = changes.get("name", before["name"]) == before["name"]
+    same = changes.get("name", before.get("name")) == before.get("name")
     return {**before, **changes} if same else dict(changes)
 
 
-def _begin(stage: str, begin: float, before: list[float]) -> float:
-    if not (0 <= begin < 1) or (before and begin < before[-1]) or (not before and begin != 0):
-        raise UserError(
-            f"stage {stage!r} begins at {begin:g} of the run; the first stage begins at 0, each later one after "
-            "the one before it, all before 1"
-        )
-    return begin
+def _begins(method: str, stages: dict[str, dict]) -> dict[str, float]:
+    """Return where each stage begins: the first at 0, each later one not before the one before it."""
+    begins, before = {}, 0.0
+    for stage, changes in stages.items():
+        begin = changes.get("begin", 0.0)
+        if not before <= begin <= 1 or (not begins and begin != 0) or (begins and "begin" not in changes):
+            raise UserError(
+                f"stage {stage!r} of method {method!r} begins at {begin:g} of the run; the first stage begins at 0, "
+                "each later one says where, after the one before it and at most 1"
+            )
+        if begin == 1 and changes.get("epochs", 0) < 1:
+            raise UserError(f"stage {stage!r} of method {method!r} begins at 1, after the run; give it epochs")
+        begins[stage] = before = begin
+    return begins
 
 
 def _bind(kind: str, options: dict[str, Any], known: dict[str, Callable | None], context: dict[str, Any]):

@@ -3,41 +3,229 @@
 A row is a nested dict without lists, so that every leaf can be overridden on the command line:
 `--config.method.stages.mixed.mixer.alpha=.8`.
 
-    about          one line for people
-    head           the network's last layer
-    stages         by name, in order; each says what changes and when:
-      begin        start as a fraction of the run
-      loss         name of a function in methods/losses.py (or "module:function") and its options
-      mixer        name of a function in methods/mixing.py, or "none", and its options
-      partners     name of a rule in data/sampling.py, or "none", and its options
+    about           one line for people
+    head            the network's last layer: linear, scaled, cosine
+    posthoc         name of a function in methods/posthoc.py, or "none", and its options
+    config          fields of the whole run
+    by_data         the same grammar again, by data set ("cifar10"), or data set and imbalance
+                    ("cifar10_50"), for what differs there
+    stages          by name, in order; each says what changes and when:
+      begin         start as a fraction of the run; 1.0 for a stage after it, of `epochs`
+      epochs        length of a stage after the run
+      loss          name of a function in methods/losses.py (or "module:function") and its options
+      mixer         name of a function in methods/mixing.py, or "none", and its options
+      partners      name of a rule in data/sampling.py, or "none", and its options
+      order         name of a rule in data/sampling.py: natural, balanced
+      class_weight  name of a function in priors.py, or "none", and its options
+      reduction     what a sum of weighted losses is divided by: weights (their sum) or count
+      trains        factors of the learning rate for backbone, classifier, scale; 0 freezes
+      batch_norm    train, or frozen: the running statistics, left as they are
+      reinitialise  draw the classifier anew when the stage begins
+      schedule      run (config.optim), or cosine with its own learning_rate
 
 What a stage does not say it takes from the stage before it, the first one from `erm`. Naming
 another function drops the options of the one before.
 """
 
+_NO_MIXING = {"mixer": {"name": "none"}, "partners": {"name": "none"}}
+_STOP_MIXING = {"begin": 0.6, **_NO_MIXING}  # epoch 120 of 200
+_REWEIGHTED = {"begin": 0.8, "class_weight": {"name": "effective_number_weights", "beta": 0.9999}}  # 160 of 200
+_PERMUTED = {"partners": {"name": "permutation"}}
+_UNIMIX = {
+    "mixer": {"name": "unimix", "alpha": 0.5, "wrap": True},
+    "partners": {"name": "by_class", "class_exponent": -1.0},
+}
+_MIXUP = {"mixer": {"name": "mixup", "alpha": 1.0, "per_example": False}, **_PERMUTED}
+_REMIX = {"mixer": {"name": "remix", "alpha": 1.0, "kappa": 3.0, "threshold": 0.5}, **_PERMUTED}
+_LDAM = {"loss": {"name": "ldam", "max_margin": 0.5, "scale": 30.0}}
+
+# MiSLAS: ten epochs of the classifier alone after the run, with label-aware smoothing.
+_SMOOTHED = {
+    "begin": 1.0,
+    "epochs": 10,
+    "loss": {"name": "label_aware_smoothing", "head": 0.3, "tail": 0.0, "shape": "concave", "formula": "code"},
+    **_NO_MIXING,
+    "order": {"name": "balanced"},
+    "trains": {"backbone": 0.0, "classifier": 0.5, "scale": 1.0},
+    "batch_norm": "frozen",
+    "schedule": {"name": "cosine", "learning_rate": 0.1},
+}
+
+
+def _smoothed(head: float, tail: float, batch_norm: str, factor: float) -> dict:
+    """What MiSLAS changes of its second stage for a data set and imbalance."""
+    changes = {"loss": {"head": head, "tail": tail}, "batch_norm": batch_norm, "trains": {"classifier": factor}}
+    return {"stages": {"smoothed": changes}}
+
+
+_SMOOTHED_BY_DATA = {
+    "cifar10_10": _smoothed(0.1, 0.0, "frozen", 0.2),
+    "cifar10_50": _smoothed(0.2, 0.0, "frozen", 0.2),
+    "cifar10": _smoothed(0.3, 0.0, "frozen", 0.5),
+    "cifar100_10": _smoothed(0.2, 0.0, "train", 0.1),
+    "cifar100_50": _smoothed(0.3, 0.0, "train", 0.1),
+    "cifar100": _smoothed(0.4, 0.1, "train", 0.2),
+}
+
 ROWS = {
     "erm": {
         "about": "cross entropy on images as they come",
         "head": "linear",
+        "posthoc": {"name": "none"},
         "stages": {
             "plain": {
                 "begin": 0.0,
+                "epochs": 0,
                 "loss": {"name": "cross_entropy"},
-                "mixer": {"name": "none"},
-                "partners": {"name": "none"},
+                **_NO_MIXING,
+                "order": {"name": "natural"},
+                "class_weight": {"name": "none"},
+                "reduction": "weights",
+                "trains": {"backbone": 1.0, "classifier": 1.0, "scale": 0.0},
+                "batch_norm": "train",
+                "reinitialise": False,
+                "schedule": {"name": "run"},
             },
         },
     },
+    "mixup": {
+        "about": "pairs of a batch mixed with one share; plain images from 120/200 of the run",
+        "stages": {"mixed": _MIXUP, "plain": _STOP_MIXING},
+    },
+    "manifold_mixup": {
+        "about": "mixup at the input or behind the first or second stage, drawn each step",
+        "stages": {"mixed": {"mixer": {"name": "manifold_mixup", "alpha": 1.0}, **_PERMUTED}, "plain": _STOP_MIXING},
+    },
+    "remix": {
+        "about": "mixup whose label goes to the rarer class where the other is three times as frequent",
+        "stages": {"mixed": _REMIX, "plain": _STOP_MIXING},
+    },
+    "mixup_drw": {
+        "about": "mixup, then re-weighted classes from 160/200: as strong as the paper's method in others' tables",
+        "stages": {"mixed": _MIXUP, "plain": _STOP_MIXING, "reweighted": _REWEIGHTED},
+    },
+    "remix_drw": {
+        "about": "Remix, then re-weighted classes from 160/200",
+        "stages": {"mixed": _REMIX, "plain": _STOP_MIXING, "reweighted": _REWEIGHTED},
+    },
+    "focal": {
+        "about": "focal loss on softmax, gamma 1",
+        "stages": {"plain": {"loss": {"name": "focal", "gamma": 1.0}}},
+    },
+    "cb": {
+        "about": "cross entropy weighted by the effective number of images",
+        "stages": {"plain": {"class_weight": {"name": "effective_number_weights", "beta": 0.9999}}},
+    },
+    "cb_drw": {
+        "about": "cross entropy, weighted by the effective number of images from 160/200",
+        "stages": {"plain": {}, "reweighted": _REWEIGHTED},
+    },
+    "cdt": {
+        "about": "class-dependent temperatures, in training only",
+        "stages": {"plain": {"loss": {"name": "cdt", "gamma": 0.2}}},
+    },
+    "ldam": {
+        "about": "label-distribution-aware margins on a cosine classifier of scale 30",
+        "head": "cosine",
+        "stages": {"plain": _LDAM},
+    },
+    "ldam_drw": {
+        "about": "LDAM, weighted by the effective number of images from 160/200",
+        "head": "cosine",
+        "stages": {"plain": _LDAM, "reweighted": _REWEIGHTED},
+    },
+    "logit_adjustment": {
+        "about": "cross entropy of logits + log prior; equals bayias for a uniform test prior",
+        "stages": {"plain": {"loss": {"name": "logit_adjustment", "strength": 1.0}}},
+    },
+    "balanced_softmax": {
+        "about": "logit adjustment at strength 1 by its other name",
+        "stages": {"plain": {"loss": {"name": "balanced_softmax"}}},
+    },
+    "logit_adjustment_posthoc": {
+        "about": "cross entropy; log prior is subtracted from the trained model's logits",
+        "posthoc": {"name": "logit_adjustment", "strength": 1.0},
+        "stages": {"plain": {}},
+    },
+    "las": {
+        "about": "label-aware smoothing in one stage: labels of frequent classes are smoothed more",
+        "stages": {
+            "plain": {
+                "loss": {
+                    "name": "label_aware_smoothing",
+                    "head": 0.3,
+                    "tail": 0.0,
+                    "shape": "concave",
+                    "formula": "code",
+                }
+            }
+        },
+        "by_data": {"cifar100": {"stages": {"plain": {"loss": {"head": 0.4, "tail": 0.1}}}}},
+    },
+    "smote": {
+        "about": "class-balanced images put between two neighbours of one class",
+        "stages": {
+            "plain": {
+                "mixer": {"name": "smote"},
+                "partners": {"name": "nearest", "neighbours": 5},
+                "order": {"name": "balanced"},
+            }
+        },
+    },
+    "unimix": {
+        "about": "UniMix: each pair with a factor of its own, partners inversely sampled, cross entropy",
+        "stages": {"mixed": _UNIMIX, "plain": _STOP_MIXING},
+    },
+    "bayias": {
+        "about": "the Bayias loss: cross entropy of logits + log(train prior / test prior)",
+        "stages": {"plain": {"loss": {"name": "bayias"}}},
+    },
     "unimix_bayias": {
-        "about": "the paper: UniMix with inversely sampled partners, Bayias loss, no mixing from epoch 120 of 200",
+        "about": "the paper: UniMix and the Bayias loss, no mixing from 120/200 of the run",
+        "stages": {"mixed": {"loss": {"name": "bayias"}, **_UNIMIX}, "plain": _STOP_MIXING},
+    },
+    "unimix_bayias_code": {
+        "about": "as the authors released it: partners from the batch, alpha .8, batch 64, mixing to the end",
+        "config": {"batch_size": 64},
         "stages": {
             "mixed": {
-                "begin": 0.0,
                 "loss": {"name": "bayias"},
-                "mixer": {"name": "unimix", "alpha": 0.5, "wrap": True},
-                "partners": {"name": "partners_by_class", "class_exponent": -1.0},
+                "mixer": {"name": "unimix", "alpha": 0.8, "wrap": True},
+                "partners": {"name": "in_batch", "image_exponent": -0.5},
             },
-            "plain": {"begin": 0.6, "mixer": {"name": "none"}, "partners": {"name": "none"}},
         },
+        "by_data": {"cifar100": {"stages": {"mixed": {"partners": {"image_exponent": -0.1}}}}},
+    },
+    "mislas": {
+        "about": "mixup to the end, then ten epochs of the classifier with label-aware smoothing",
+        "head": "scaled",
+        "config": {"optim": {"decay_factor": 0.1}},
+        "stages": {"mixed": _MIXUP, "smoothed": _SMOOTHED},
+        "by_data": _SMOOTHED_BY_DATA,
+    },
+    "unimix_bayias_las": {
+        "about": "the supplement's Table D3: unimix_bayias, then the second stage of mislas",
+        "head": "scaled",
+        "stages": {"mixed": {"loss": {"name": "bayias"}, **_UNIMIX}, "plain": _STOP_MIXING, "smoothed": _SMOOTHED},
+        "by_data": _SMOOTHED_BY_DATA,
+    },
+    "crt": {
+        "about": "cross entropy, then ten epochs of a new classifier on class-balanced images",
+        "stages": {
+            "plain": {},
+            "retrained": {
+                "begin": 1.0,
+                "epochs": 10,
+                "order": {"name": "balanced"},
+                "trains": {"backbone": 0.0},
+                "reinitialise": True,
+                "schedule": {"name": "cosine", "learning_rate": 0.1},
+            },
+        },
+    },
+    "tau_norm": {
+        "about": "cross entropy; the trained classifier's weights are divided by a power of their norms",
+        "posthoc": {"name": "tau_norm", "norm_exponent": 0.7, "scan": True},
+        "stages": {"plain": {}},
     },
 }

@@ -67,3 +67,51 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(out)
+
+
+class LinearHead(nn.Module):
+    """Logits W f + b."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes, dtype=x.dtype, name="linear")(x)
+
+
+class ScaledHead(nn.Module):
+    """Logits s * (W f + b) with a learnable scale s for each class, 1 at first.
+
+    Source: dvlab-research/MiSLAS, methods.py `LearnableWeightScaling`.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        logits = nn.Dense(self.num_classes, dtype=x.dtype, name="linear")(x)
+        return logits * self.param("scale", nn.initializers.ones, (self.num_classes,)).astype(logits.dtype)
+
+
+class CosineHead(nn.Module):
+    """Logits scale * cos(f, W_class), without bias: in -scale..scale, what softmax takes.
+
+    Source: kaidic/LDAM-DRW, models/resnet_cifar.py `NormedLinear`, which leaves the scale to the loss.
+    """
+
+    num_classes: int
+    scale: float = 30.0
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("cosine", nn.initializers.ones, (x.shape[-1], self.num_classes)).astype(x.dtype)
+        return self.scale * (_unit(x, 1) @ _unit(kernel, 0))
+
+
+def _unit(x, axis: int):
+    """Vectors of length 1; one of length 0 stays 0, and its gradient finite."""
+    squares = (x * x).sum(axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+HEADS = {"linear": LinearHead, "scaled": ScaledHead, "cosine": CosineHead}

@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax.errors import one_of
-from unimix_jax.models.layers import BatchNorm, Convolution, relu
+from unimix_jax.models.layers import HEADS, BatchNorm, Convolution, relu
 
 
 class Block(nn.Module):
@@ -42,20 +43,29 @@ class CifarResNet(nn.Module):
 
     num_classes: int
     blocks: int  # a stage; the depth is 6 * blocks + 2
+    head: str = "linear"
     axis: str | None = None  # the mesh axis over which batch statistics are taken
     dtype: Any = jnp.float32  # of convolutions and activations; parameters and logits stay float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """Map float[B, H, W, C] images to logits float32[B, num_classes] (float64 for float64)."""
-        x = Convolution(16, 1, self.dtype, name="conv1")(x)
+    def __call__(self, x, train: bool, mix: Callable | None = None):
+        """Map float[B, H, W, C] images to logits float32[B, num_classes] (float64 for float64).
+
+        Args:
+          x: the images.
+          train: take statistics of the batch, and update the running ones.
+          mix: (level, activations) -> activations, called with the input, 0, and the first two stages.
+        """
+        mix = mix or (lambda level, x: x)
+        x = Convolution(16, 1, self.dtype, name="conv1")(mix(0, x))
         x = relu(BatchNorm(self.axis, name="bn1")(x, train))
         for stage, features in enumerate((16, 32, 64), start=1):
             for block in range(self.blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
                 x = Block(features, stride, self.axis, self.dtype, name=f"layer{stage}_{block}")(x, train)
+            x = mix(stage, x) if stage < 3 else x
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=x.dtype, name="linear")(x)
+        return HEADS[self.head](self.num_classes, name="head")(x)
 
 
 NETWORKS = {
@@ -63,32 +73,38 @@ NETWORKS = {
 }
 
 
-def build(name: str, num_classes: int, *, axis: str | None = None, dtype: Any = jnp.float32) -> nn.Module:
+def build(
+    name: str, num_classes: int, *, head: str = "linear", axis: str | None = None, dtype: Any = jnp.float32
+) -> nn.Module:
     """Return the network of that name.
 
     Args:
       name: a key of `NETWORKS`.
       num_classes: K.
+      head: a key of `layers.HEADS`: linear, scaled, cosine.
       axis: name of the mesh axis over which batch statistics are taken; None for each device's own.
       dtype: of convolutions and activations.
 
     Raises:
-      UserError: no network has that name.
+      UserError: no network or head has that name.
     """
-    return NETWORKS[one_of("network (config.network)", name, NETWORKS)](num_classes, axis=axis, dtype=dtype)
+    network = NETWORKS[one_of("network (config.network)", name, NETWORKS)]
+    return network(num_classes, head=one_of("head (config.method.head)", head, HEADS), axis=axis, dtype=dtype)
 
 
-def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int) -> dict:
+def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int, draw: int = 0) -> dict:
     """Draw a network's first parameters, in numpy, each leaf by its own name and the seed.
 
     Weights Kaiming normal by fan-in with gain sqrt(2); the linear layer's bias uniform within
-    1/sqrt(fan-in), PyTorch's default; normalisation starts as the identity. Flax's own `init` would
-    compile for 6 to 60 s; and drawn so, the values depend on no device and no other layer.
+    1/sqrt(fan-in), PyTorch's default; the columns of a cosine head uniform, of length 1; normalisation and
+    scales start as the identity. Flax's own `init` would compile for 6 to 60 s; and drawn so, the values
+    depend on no device and no other layer.
 
     Args:
       network: a flax module called as network(images, train=...).
       image_shape: (H, W, C).
       seed: 0 <= seed < 2**64.
+      draw: another number gives other values: a classifier that is drawn anew.
 
     Returns:
       {"params": ..., "batch_stats": ...} of numpy float32.
@@ -99,19 +115,23 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int)
     shapes = jax.eval_shape(init, jax.random.key(0), image)
     kernels = {path[:-1]: leaf.shape for path, leaf in _leaves(shapes) if path[-1] == "kernel"}
 
-    def draw(path, leaf):
+    def value_of(path, leaf):
         names = _names(path)
-        random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32("/".join(names).encode())]))
+        key, counter = [seed, zlib.crc32("/".join(names).encode())], [0, 0, 0, draw]
+        random = np.random.Generator(np.random.Philox(key=key, counter=counter))
         kernel = kernels.get(names[:-1])
         if names[-1] == "kernel":
             value = random.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(kernel[:-1]))
         elif names[-1] == "bias" and kernel is not None:
             value = random.uniform(-1, 1, leaf.shape) / np.sqrt(np.prod(kernel[:-1]))
+        elif names[-1] == "cosine":
+            value = random.uniform(-1, 1, leaf.shape)
+            value /= np.linalg.norm(value, axis=0)
         else:
             value = np.ones(leaf.shape) if names[-1] in ("scale", "var") else np.zeros(leaf.shape)
         return value.astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(value_of, shapes)
 
 
 def from_pytorch(arrays: dict[str, np.ndarray]) -> dict:
@@ -119,7 +139,8 @@ def from_pytorch(arrays: dict[str, np.ndarray]) -> dict:
 
     Args:
       arrays: values by PyTorch's names, such as "layer1.0.conv1.weight" float32[out, in, 3, 3],
-        "bn1.running_var", "linear.weight" float32[K, 64]; `num_batches_tracked` is passed over.
+        "bn1.running_var", "linear.weight" float32[K, 64], or [64, K] of a cosine head, which has no
+        "linear.bias"; `num_batches_tracked` is passed over.
 
     Returns:
       {"params": ..., "batch_stats": ...} of numpy arrays.
@@ -132,9 +153,13 @@ def from_pytorch(arrays: dict[str, np.ndarray]) -> dict:
             continue
         if modules[0].startswith("layer"):
             modules = [f"{modules[0]}_{modules[1]}", *modules[2:]]
+        if modules[0] == "linear":
+            modules = ["head", "linear"]
         group = variables["batch_stats" if last.startswith("running") else "params"]
         if last != "weight":
-            target, value = leaf[last], value
+            target = leaf[last]
+        elif modules[-1] == "linear" and "linear.bias" not in arrays:
+            modules, target = ["head"], "cosine"
         elif value.ndim == 4:
             modules, target, value = [*modules, "conv"], "kernel", value.transpose(2, 3, 1, 0)
         else:

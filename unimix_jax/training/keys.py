@@ -13,12 +13,20 @@ class Use(enum.IntEnum):
     MIX = 2
 
 
+_NO_VIEW = 2**32 - 1  # the place of the whole batch among the views: no image has it
+
+
 def of_views(seed, step, views):
     """Return the keys of a step's views, [B]; seed and step uint32[], views int32[B] in the global batch."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda view: jax.random.fold_in(key, view))(views)
 
 
+def of_batch(seed, step):
+    """Return the key of what a step draws once for its whole batch."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _NO_VIEW)
+
+
 def use(key, purpose: Use):
-    """Return a view's key for one purpose."""
+    """Return a view's, or a batch's, key for one purpose."""
     return jax.random.fold_in(key, purpose)

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     network: nn.Module
     recipe: steps.Recipe
     devices: list
-    steps: int
+    steps: int  # of all stages
     steps_per_epoch: int
 
 
@@ -87,15 +87,17 @@ def run(config, directory: str | os.PathLike) -> dict:
 def prepare(config, directory: pathlib.Path) -> Run:
     """Load the data and resolve every name of the config; all of a user's mistakes come out here."""
     splits = sources.load(config.data)
-    counts = splits.counts
+    counts, sets = splits.counts, sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
-    total = config.epochs * steps_per_epoch
+    table = functools.cache(lambda neighbours: sampling.neighbour_table(splits.train.images, sets, neighbours))
+    nearest = functools.partial(sampling.PARTNERS["nearest"], table=table)
     method = methods.build(
         config.method.to_dict(),
         counts,
         name=config.method.name,
-        steps=total,
-        partners=sampling.PARTNERS,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        rules={"order": sampling.ORDERS, "partners": {**sampling.PARTNERS, "nearest": nearest}},
         test_prior=priors.read_test_prior(config.test_prior, counts),
     )
     devices = parallel.local_devices(config.parallel.devices)
@@ -106,7 +108,7 @@ def prepare(config, directory: pathlib.Path) -> Run:
                 "set --config.parallel.devices"
             )
     axis = parallel.AXIS if config.parallel.batch_norm == "global" else None
-    network = resnet.build(config.network, len(counts), axis=axis, dtype=jnp.dtype(config.dtype))
+    network = resnet.build(config.network, len(counts), head=method.head, axis=axis, dtype=jnp.dtype(config.dtype))
     recipe = steps.Recipe(
         optim.sgd(config.optim.momentum, config.optim.weight_decay),
         splits.train.mean,
@@ -114,7 +116,7 @@ def prepare(config, directory: pathlib.Path) -> Run:
         config.data.pad,
         config.data.flip,
     )
-    sets = sampling.by_class(splits.train.labels)
+    total = method.stages[-1].last
     return Run(config, directory, splits, sets, method, network, recipe, devices, total, steps_per_epoch)
 
 
@@ -161,8 +163,7 @@ def train(
       The last state, and the logits of each evaluated split after it.
     """
     config, first = this.config, int(state.step)
-    rate = optim.learning_rate(config.optim, config.epochs, this.steps_per_epoch)
-    predict, logits, programs = predictor(this), {}, {}
+    predict, logits, programs, stage = predictor(this), {}, {}, None
     resident = _resident(this)
     batches = loading.prefetch(functools.partial(_batch, this), range(first, this.steps))
     with progress.steps_bar(first, this.steps) as (bar, show), contextlib.closing(batches):
@@ -172,11 +173,14 @@ def train(
             show(line)
 
         before, since, clock = None, first, time.monotonic()
-        for step, (stage, batch) in enumerate(batches, start=first + 1):
+        for step, (now, batch) in enumerate(batches, start=first + 1):
+            if now is not stage:
+                stage, rate = now, learning_rate(this, now)
+                state = state if step - 1 > stage.first else begun(this, stage, state)
             fresh = stage.program not in programs
             if fresh:
                 programs[stage.program] = compiled_step(this, stage)
-            numbers = steps.Numbers(np.uint32(config.seed), np.float32(rate(step - 1)))
+            numbers = steps.Numbers(np.uint32(config.seed), np.float32(rate(step - 1)), stage.class_weight)
             state, sums = programs[stage.program](state, batch, numbers, *resident)
             jax.block_until_ready(before)  # at most two steps in flight: each has its own buffers
             before = sums
@@ -196,10 +200,9 @@ def train(
                 per_second = round(config.batch_size * (step - since) / (time.monotonic() - clock), 1)
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
                 keep(line | means | about)
+            logits = predict(state, due.evaluate)
             for name in due.evaluate:
-                source = this.splits.evaluated[name]
-                logits[name] = predict(state, source.images)
-                values = metrics.summary(Predictions(logits[name], source.labels))
+                values = metrics.summary(Predictions(logits[name], this.splits.evaluated[name].labels))
                 keep(line | {"split": name} | {measure: values[measure] for measure in ("accuracy", "ece", "nll")})
             if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
@@ -211,8 +214,27 @@ def train(
                 jax.block_until_ready(sums)
                 since, clock = step, time.monotonic()
     if first == this.steps:
-        logits = {name: predict(state, source.images) for name, source in this.splits.evaluated.items()}
+        logits = predict(state, tuple(this.splits.evaluated))
     return state, logits
+
+
+def learning_rate(this: Run, stage: methods.Stage) -> Callable[[int], float]:
+    """Return the learning rate of a stage as a function of the step."""
+    schedule = dict(stage.schedule)
+    if schedule["name"] == "cosine":
+        return optim.cosine(schedule["learning_rate"], stage.first, stage.last, this.steps_per_epoch)
+    return optim.learning_rate(this.config.optim, this.config.epochs, this.steps_per_epoch)
+
+
+def begun(this: Run, stage: methods.Stage, state: steps.TrainState) -> steps.TrainState:
+    """Return the state with which a stage begins: a new classifier, an optimiser without memory, where it says so."""
+    if stage.reinitialise:
+        shape, seed = this.splits.train.images.shape[1:], this.config.seed
+        drawn = resnet.initialise(this.network, shape, seed, draw=1 + this.method.stages.index(stage))["params"]
+        state = state._replace(params={**state.params, "head": drawn["head"]})
+    if stage.restart:
+        state = state._replace(opt_state=this.recipe.optimiser.init(jax.device_get(state.params)))
+    return parallel.replicate(state, this.devices)
 
 
 class Due(NamedTuple):
@@ -251,8 +273,8 @@ def compiled_step(this: Run, stage: methods.Stage) -> Callable:
     )
 
 
-def predictor(this: Run) -> Callable[[steps.TrainState, np.ndarray], np.ndarray]:
-    """Return predict(state, images uint8[N, ...]) -> logits float32[N, K], compiled at its first call."""
+def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], dict[str, np.ndarray]]:
+    """Return predict(state, names of splits) -> {name: logits float32[N, K]}, what is done post hoc included."""
     size, devices, how = this.config.eval_batch_size, this.devices, this.config.parallel.how
 
     def step(variables, images, *, axis):
@@ -260,7 +282,7 @@ def predictor(this: Run) -> Callable[[steps.TrainState, np.ndarray], np.ndarray]
 
     compiled = parallel.distribute(step, devices, how, split=(False, True), split_result=True)
 
-    def predict(state, images):
+    def logits_of(state, images):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         parts = []
         for start in range(0, len(images), size):
@@ -270,6 +292,20 @@ def predictor(this: Run) -> Callable[[steps.TrainState, np.ndarray], np.ndarray]
             parts.append(np.asarray(compiled(variables, parallel.place(filled, devices, how)))[: len(part)])
         return np.concatenate(parts)
 
+    def predict(state, names):
+        logits = {name: logits_of(state, this.splits.evaluated[name].images) for name in names}
+        if this.method.posthoc is None:
+            return logits
+        validation = None
+        if "validation" in logits:
+            validation = logits["validation"], this.splits.validation.labels
+        head = jax.device_get(state.params["head"])
+        changed = {name: this.method.posthoc(values, head, validation=validation) for name, values in logits.items()}
+        for name, (_, chosen) in changed.items():
+            if chosen:
+                _log.info("%s of %s: %s", this.config.method.posthoc.name, name, chosen)
+        return {name: values for name, (values, _) in changed.items()}
+
     return predict
 
 
@@ -277,7 +313,12 @@ def _batch(this: Run, step: int):
     """Make the stage and the placed batch of the step after `step` steps; runs in the prefetching thread."""
     stage = next(s for s in this.method.stages if s.first <= step < s.last)
     picks = sampling.picks(
-        this.sets, seed=this.config.seed, step=step, batch_size=this.config.batch_size, partners=stage.partners
+        this.sets,
+        seed=this.config.seed,
+        step=step,
+        batch_size=this.config.batch_size,
+        order=stage.order,
+        partners=stage.partners,
     )
     if this.config.data.residence == "host":
         picks = loading.gather(this.splits.train.images, this.splits.train.labels, picks)

@@ -1,5 +1,6 @@
 """The optimiser, PyTorch's SGD, and the learning rate by epoch."""
 
+import math
 from collections.abc import Callable
 
 import optax
@@ -39,5 +40,21 @@ def learning_rate(optim, epochs: int, steps_per_epoch: int) -> Callable[[int], f
         if epochs < 50:
             return rate * min(1.0, (step + 1) / warm_steps)
         return rate * min(1.0, (step // steps_per_epoch + 1) / optim.warmup_epochs)
+
+    return at
+
+
+def cosine(peak: float, first: int, last: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return a rate that falls from `peak` towards 0 over the steps first..last, constant within an epoch.
+
+    In epoch e of E, counted from 0, it is peak * (1 + cos(pi e / E)) / 2.
+
+    Source: dvlab-research/MiSLAS, train_stage2.py.
+    """
+    epochs = (last - first) / steps_per_epoch
+
+    def at(step: int) -> float:
+        epoch = (step - first) // steps_per_epoch
+        return peak * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
     return at

@@ -1,6 +1,6 @@
 """The training step and the prediction step: pure functions, written for one device's share of a batch."""
 
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +28,7 @@ class Numbers(NamedTuple):
 
     seed: Any  # uint32[]
     learning_rate: Any  # float32[]
+    class_weight: Any  # float32[K]
 
 
 class Recipe(NamedTuple):
@@ -46,18 +47,30 @@ def first_state(variables: dict, optimiser: optax.GradientTransformation) -> Tra
     return TrainState(jnp.int32(0), params, variables["batch_stats"], optimiser.init(params))
 
 
-def mixed_batch(batch: Batch, view_keys: Callable, stage: Stage, recipe: Recipe) -> mixing.Mixed:
-    """Augment a batch, and its partners independently, then mix as the stage says."""
+def group_of(path) -> str:
+    """Return the group of a parameter: backbone, classifier, or scale (the learnable one of a head)."""
+    names = [key.key for key in path]
+    if names[0] != "head":
+        return "backbone"
+    return "scale" if names[-1] == "scale" else "classifier"
+
+
+def mixed_batch(batch: Batch, seed, step, stage: Stage, recipe: Recipe) -> mixing.Mixed:
+    """Augment a batch, and its partners by their own views, then mix as the stage says."""
 
     def ready(images, views):
-        images = augment.crop_and_flip(view_keys(views), images, pad=recipe.pad, flip=recipe.flip)
+        view_keys = keys.of_views(seed, step, views)
+        images = augment.crop_and_flip(view_keys, images, pad=recipe.pad, flip=recipe.flip)
         return augment.normalise(images, recipe.mean, recipe.std)
 
     image = ready(batch.image, batch.view)
     if stage.mixer is None:
         return mixing.Mixed(image, batch.label)
-    mix_keys = jax.vmap(lambda key: keys.use(key, keys.Use.MIX))(view_keys(batch.view))
     partner = ready(batch.partner_image, batch.partner_view)
+    mix_keys = mixing.Keys(
+        keys.use(keys.of_batch(seed, step), keys.Use.MIX),
+        jax.vmap(lambda key: keys.use(key, keys.Use.MIX))(keys.of_views(seed, step, batch.view)),
+    )
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
 
 
@@ -73,8 +86,8 @@ def train_step(
 ) -> tuple[TrainState, dict]:
     """Take one step of SGD.
 
-    Each device differentiates the *sum* of its losses; gradients and weights are added over the
-    devices, then divided once, so that any split of a batch gives the same update.
+    Each device differentiates the *sum* of its weighted losses; gradients and weights are added over
+    the devices, then divided once, so that any split of a batch gives the same update.
 
     Args:
       state: the same on every device.
@@ -87,27 +100,46 @@ def train_step(
       The new state, and {"loss", "accuracy"}: (sum, weight) pairs over the whole batch, float32[]. While
       mixing, a hit is a prediction of the label with the larger weight.
     """
+    mixed = mixed_batch(batch, numbers.seed, state.step, stage, recipe)
+    factors = dict(stage.trains)
 
-    def view_keys(views):
-        return keys.of_views(numbers.seed, state.step, views)
-
-    mixed = mixed_batch(batch, view_keys, stage, recipe)
+    def frozen(path) -> bool:
+        return factors.get(group_of(path), 1) == 0
 
     def total_loss(params):
+        # No gradient is asked for what is frozen, and none is computed.
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: jax.lax.stop_gradient(p) if frozen(path) else p, params
+        )
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = network.apply(variables, mixed.image, train=True, mutable=["batch_stats"])
-        return mixing.objective(stage.loss, logits, mixed).sum(), (logits, updates["batch_stats"])
+        mix = None
+        if mixed.hidden is not None:
+            mix = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
+        if stage.batch_norm == "frozen":
+            logits, batch_stats = network.apply(variables, mixed.image, train=False, mix=mix), state.batch_stats
+        else:
+            logits, updates = network.apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
+            batch_stats = updates["batch_stats"]
+        losses = mixing.objective(stage.loss, logits, mixed, numbers.class_weight)
+        return losses.sum(), (logits, batch_stats)
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    weight = mixing.example_weight(mixed, numbers.class_weight).sum().astype(loss.dtype)
     hits = (logits.argmax(axis=1) == mixing.dominant_label(mixed)).sum().astype(loss.dtype)
-    weight = jnp.asarray(len(logits), loss.dtype)
+    size = jnp.asarray(len(logits), loss.dtype)
     if axis is not None:
-        gradients, loss, hits, weight = jax.lax.psum((gradients, loss, hits, weight), axis)
+        gradients, loss, weight, hits, size = jax.lax.psum((gradients, loss, weight, hits, size), axis)
         batch_stats = jax.lax.pmean(batch_stats, axis)  # equal already, unless each device has its own statistics
+    if stage.reduction == "count":
+        weight = size
     gradients = jax.tree.map(lambda g: g / weight, gradients)
     direction, opt_state = recipe.optimiser.update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, d: p - numbers.learning_rate * d, state.params, direction)
-    sums = {"loss": (loss, weight), "accuracy": (hits, weight)}
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, p, d: p if frozen(path) else p - numbers.learning_rate * factors.get(group_of(path), 1) * d,
+        state.params,
+        direction,
+    )
+    sums = {"loss": (loss, weight), "accuracy": (hits, size)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
 
 
