@@ -1,5 +1,6 @@
 import copy
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -11,26 +12,31 @@ from unimix_jax.methods.rows import ROWS
 
 COUNTS = np.array([60, 30, 10])
 PRIOR = COUNTS / 100
+TEST_PRIOR = np.array([0.2, 0.3, 0.5])
+UNIFORM = np.full(3, 1 / 3)
+RULES = {"order": sampling.ORDERS, "partners": sampling.PARTNERS}
 
 
-def build(name="unimix_bayias", change=None, steps=1000):
+def build(name="unimix_bayias", change=None, epochs=200, steps_per_epoch=97):
     row = copy.deepcopy(ROWS[name])
     if change:
         change(row["stages"])
-    test_prior = np.array([0.2, 0.3, 0.5])
-    return method.build(row, COUNTS, name=name, steps=steps, partners=sampling.PARTNERS, test_prior=test_prior)
+    return method.build(
+        row, COUNTS, name=name, epochs=epochs, steps_per_epoch=steps_per_epoch, rules=RULES, test_prior=TEST_PRIOR
+    )
 
 
 def test_erm_is_one_stage_of_cross_entropy():
     (stage,) = build("erm").stages
-    assert (stage.first, stage.last) == (0, 1000)
+    assert (stage.first, stage.last) == (0, 200 * 97)
     assert stage.loss.func is losses.cross_entropy
     assert stage.mixer is stage.partners is None
-    np.testing.assert_array_equal(build("erm").logits_prior, PRIOR)
+    np.testing.assert_array_equal(stage.class_weight, [1, 1, 1])
+    assert not stage.restart
 
 
 def test_the_papers_method_mixes_until_120_of_200():
-    mixed, plain = build(steps=200 * 97).stages
+    mixed, plain = build().stages
     assert (mixed.first, mixed.last, plain.first, plain.last) == (0, 120 * 97, 120 * 97, 200 * 97)
     assert mixed.mixer.func is mixing.unimix
     assert mixed.mixer.keywords["alpha"] == 0.5
@@ -40,7 +46,35 @@ def test_the_papers_method_mixes_until_120_of_200():
     # Equal options are one function, so that equal stages share a program.
     assert mixed.loss is plain.loss
     np.testing.assert_array_equal(plain.loss.keywords["train_prior"], PRIOR)
-    np.testing.assert_array_equal(build().logits_prior, [0.2, 0.3, 0.5])
+
+
+def test_deferred_weights_begin_at_160_of_200_and_change_numbers_only(golden):
+    plain, reweighted = build("cb_drw").stages
+    assert (reweighted.first, reweighted.last) == (160 * 97, 200 * 97)
+    assert plain.program == reweighted.program
+    counts = golden("losses_c10")["counts"]
+    row = ROWS["cb_drw"]
+    built = method.build(row, counts, name="cb_drw", epochs=200, steps_per_epoch=1, rules=RULES, test_prior=counts)
+    at = {epoch: next(s for s in built.stages if s.first <= epoch < s.last) for epoch in (0, 159, 160, 199)}
+    schedules = golden("schedules")
+    for epoch, weights in zip(schedules["drw_epochs"], schedules["drw_weights_c10"], strict=True):
+        np.testing.assert_allclose(at[int(epoch)].class_weight, weights, rtol=1e-6)
+
+
+def test_a_second_stage_follows_the_run_with_its_own_rate_and_parameters():
+    mixed, smoothed = build("mislas").stages
+    assert (mixed.last, smoothed.first, smoothed.last) == (200 * 97, 200 * 97, 210 * 97)
+    assert smoothed.restart
+    assert dict(smoothed.trains) == {"backbone": 0.0, "classifier": 0.5, "scale": 1.0}
+    assert dict(mixed.trains) == {"backbone": 1.0, "classifier": 1.0, "scale": 0.0}
+    assert smoothed.batch_norm == "frozen"
+    assert smoothed.order.func is sampling.balanced
+    assert smoothed.mixer is None
+    assert [s.name for s in build("unimix_bayias_las").stages] == ["mixed", "plain", "smoothed"]
+    retrained = build("crt").stages[1]
+    assert retrained.reinitialise
+    assert retrained.batch_norm == "train"
+    assert dict(retrained.trains)["backbone"] == 0.0
 
 
 def test_a_changed_option_reaches_the_stages_after_it():
@@ -53,24 +87,59 @@ def test_a_changed_option_reaches_the_stages_after_it():
     assert mixed.mixer.keywords["alpha"] == 0.8
 
 
-def test_a_users_own_loss_comes_in_by_name():
+@pytest.mark.parametrize(
+    ("name", "prior"),
+    [
+        ("erm", PRIOR),
+        ("mixup_drw", None),
+        ("unimix", PRIOR),
+        ("bayias", TEST_PRIOR),
+        ("unimix_bayias", TEST_PRIOR),
+        ("logit_adjustment", UNIFORM),
+        ("balanced_softmax", UNIFORM),
+        ("logit_adjustment_posthoc", UNIFORM),
+        ("ldam", None),
+        ("cdt", None),
+        ("focal", None),
+        ("cb", None),
+        ("las", None),
+        ("mislas", UNIFORM),
+        ("crt", UNIFORM),
+        ("smote", UNIFORM),
+        ("tau_norm", None),
+    ],
+)
+def test_which_prior_the_logits_stand_for(name, prior):
+    found = build(name).logits_prior
+    if prior is None:
+        assert found is None
+    else:
+        np.testing.assert_allclose(found, prior)
+
+
+def test_any_loss_goes_with_any_mixer_weight_and_order():
     def change(stages):
-        stages["plain"]["loss"] = {"name": f"{__name__}:own_loss", "strength": 3.0}
+        stages["mixed"] |= {
+            "loss": {"name": "ldam", "max_margin": 0.3, "scale": 1.0},
+            "class_weight": {"name": "inverse_weights"},
+            "reduction": "count",
+            "order": {"name": "balanced"},
+            "partners": {"name": "permutation"},
+        }
 
-    import sys
-
-    sys.modules.setdefault(__name__, sys.modules[own_loss.__module__])
-    built = build("erm", change)
-    np.testing.assert_array_equal(built.stages[0].loss(np.zeros((2, 3)), np.array([0, 2])), [180, 30])
-    assert built.logits_prior is None
-
-
-def own_loss(logits, labels, *, counts, strength):
-    return strength * counts[labels]
+    mixed = build(change=change).stages[0]
+    assert mixed.loss.keywords["max_margin"] == 0.3
+    np.testing.assert_allclose(mixed.class_weight, 3 * (1 / COUNTS) / (1 / COUNTS).sum(), rtol=1e-6)
+    assert (mixed.reduction, mixed.order.func, mixed.partners.func) == (
+        "count",
+        sampling.balanced,
+        sampling.permutation,
+    )
+    assert build(change=change).logits_prior is None
 
 
 def test_a_stage_too_short_for_a_step_is_left_out():
-    assert [stage.name for stage in build(steps=1).stages] == ["mixed"]
+    assert [stage.name for stage in build(epochs=1, steps_per_epoch=1).stages] == ["mixed"]
 
 
 def with_(path, value):
@@ -91,12 +160,19 @@ def with_(path, value):
         (with_("mixed.loss.train_prior", 1.0), "takes no option 'train_prior'"),
         (with_("mixed.partners.seed", 1), "takes no option 'seed'; it takes class_exponent"),
         (with_("plain.mixer.alpha", 1.0), "'none' takes no options"),
-        (with_("plain.begin", 1.5), "stage 'plain' begins at 1.5"),
+        (with_("plain.begin", 1.5), "stage 'plain' of method 'unimix_bayias' begins at 1.5"),
+        (with_("plain.begin", 1.0), "begins at 1, after the run; give it epochs"),
         (with_("mixed.begin", 0.1), "the first stage begins at 0"),
         (with_("plain.mixxer", {"name": "none"}), "unknown entry 'mixxer'"),
-        (with_("plain.partners", {"name": "partners_by_class", "class_exponent": 0.0}), "needs a mixer and partners"),
+        (with_("plain.partners", {"name": "permutation"}), "needs a mixer and partners"),
         (with_("mixed.loss.name", "no_such_module:loss"), "cannot import 'no_such_module:loss'"),
         (with_("mixed.loss.name", "math:loss"), "cannot import 'math:loss'"),
+        (with_("mixed.order", {"name": "sorted"}), "unknown order 'sorted'"),
+        (with_("mixed.class_weight", {"name": "square"}), "unknown class_weight 'square'"),
+        (with_("mixed.reduction", "mean"), "unknown reduction of stage 'mixed' 'mean'"),
+        (with_("mixed.batch_norm", "off"), "unknown batch_norm of stage 'mixed' 'off'"),
+        (with_("mixed.schedule", {"name": "linear"}), "unknown schedule of stage 'mixed' 'linear'"),
+        (with_("mixed.trains", {"backbon": 1.0}), "trains of stage 'mixed'.*'backbon'"),
     ],
 )
 def test_wrong_rows_get_a_sentence(change, message):
@@ -104,21 +180,35 @@ def test_wrong_rows_get_a_sentence(change, message):
         build(change=change)
 
 
-def test_every_public_loss_and_mixer_has_a_row():
-    named = {kind: set() for kind in ("loss", "mixer", "partners")}
-    for row in ROWS.values():
-        for stage in row["stages"].values():
-            for kind in named:
-                if kind in stage:
-                    named[kind].add(stage[kind]["name"])
-    assert named["loss"] == set(method.LOSSES)
-    assert named["mixer"] == set(method.MIXERS)
-    assert named["partners"] == {"none", *sampling.PARTNERS}
+def names_in_rows(kind):
+    """The functions that rows name for a kind of entry, stages and whole rows together."""
+    parts = [part for row in ROWS.values() for part in (row, *row["stages"].values()) if kind in part]
+    return {part[kind]["name"] for part in parts}
+
+
+@pytest.mark.parametrize(
+    ("kind", "public"),
+    [
+        ("loss", method.LOSSES),
+        ("mixer", {"none", *method.MIXERS}),
+        ("posthoc", {"none", *method.POSTHOCS}),
+        ("partners", {"none", *sampling.PARTNERS}),
+        ("order", sampling.ORDERS),
+    ],
+)
+def test_every_public_function_has_a_row(kind, public):
+    assert names_in_rows(kind) == set(public)
+
+
+def test_the_registries_are_found_and_not_kept_by_hand():
+    assert {"cross_entropy", "bayias", "ldam", "label_aware_smoothing"} <= set(method.LOSSES)
+    assert set(method.MIXERS) == {"mixup", "manifold_mixup", "remix", "smote", "unimix"}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_says_what_it_is_and_builds(name):
     assert ROWS[name]["about"]
-    built = build(name)
-    assert built.stages[0].first == 0
-    assert built.stages[-1].last == 1000
+    stages = build(name).stages
+    assert stages[0].first == 0
+    assert all(a.last == b.first for a, b in itertools.pairwise(stages))
+    assert max(s.last for s in stages if not s.restart) == 200 * 97

@@ -110,24 +110,94 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     # Five standard deviations of a frequency over the draws.
     for found, expected in ((dominant, law[0]), (soft / DRAWS, law[1])):
         np.testing.assert_array_less(np.abs(found - expected), 5 * np.sqrt(expected / DRAWS))
-    file = golden("unimix_mixed_labels")
+    file = golden("unimix_sampler")
     theirs, draws = file[f"mixed_dominant_c{classes}_paper"], file[f"mixed_draws_c{classes}_paper"]
     np.testing.assert_array_less(np.abs(dominant - theirs), 5 * np.sqrt(law[0] * (1 / DRAWS + 1 / draws)))
     theirs = file[f"mixed_soft_c{classes}_paper"]
     np.testing.assert_array_less(np.abs(soft / DRAWS - theirs), 5 * np.sqrt(law[1] * (1 / DRAWS + 1 / draws)))
 
 
-def test_a_mixed_image_is_the_weighted_sum_of_its_pair():
+def pairs(size=6):
     random = np.random.default_rng(0)
-    a, b = random.normal(size=(2, 6, 3, 3, 1)).astype(np.float32)
-    label_a, label_b = np.array([0, 1, 2, 0, 1, 2]), np.array([2, 2, 2, 1, 0, 0])
-    counts = np.array([50, 10, 2])
-    mixed = mixing.unimix(keys()[:6], a, b, label_a, label_b, counts=counts, alpha=0.5)
+    a, b = random.normal(size=(2, size, 3, 3, 1)).astype(np.float32)
+    return a, b, np.resize([0, 1, 2, 0, 1, 2], size), np.resize([2, 2, 2, 1, 0, 0], size)
+
+
+COUNTS = np.array([50, 10, 2])
+
+
+def step_keys(size=6):
+    return mixing.Keys(jax.random.key(9), keys()[:size])
+
+
+def test_unimix_mixes_each_pair_with_a_factor_of_its_own():
+    a, b, label_a, label_b = pairs()
+    mixed = mixing.unimix(step_keys(), a, b, label_a, label_b, counts=COUNTS, alpha=0.5)
     for i in range(6):
-        weight = mixing.unimix_factor(keys()[i], counts[label_a[i]], counts[label_b[i]], alpha=0.5)
+        weight = mixing.unimix_factor(keys()[i], COUNTS[label_a[i]], COUNTS[label_b[i]], alpha=0.5)
         np.testing.assert_allclose(mixed.weight[i], weight, rtol=1e-6)
         np.testing.assert_allclose(mixed.image[i], weight * a[i] + (1 - weight) * b[i], atol=1e-6)
     np.testing.assert_array_equal(mixing.dominant_label(mixed), np.where(mixed.weight >= 0.5, label_a, label_b))
+
+
+def test_mixup_is_the_authors(golden, monkeypatch):
+    file = golden("heads_and_mixers")
+    monkeypatch.setattr(mixing, "beta", lambda key, alpha: jnp.float32(file["mixup_lam"]))
+    images, index = file["mixup_images"], file["mixup_index"]
+    labels = file["mixup_labels"]
+    mixed = mixing.mixup(step_keys(8), images, images[index], labels, labels[index])
+    np.testing.assert_allclose(mixed.image, file["mixup_mixed"], atol=1e-6)
+    np.testing.assert_array_equal(mixed.label_a, file["mixup_labels_a"])
+    np.testing.assert_array_equal(mixed.label_b, file["mixup_labels_b"])
+    np.testing.assert_allclose(mixed.weight, np.full(8, file["mixup_lam"]), rtol=1e-6)
+
+
+def test_mixup_draws_one_share_a_batch_or_one_an_example():
+    one = mixing.mixup(step_keys(), *pairs(), alpha=0.5).weight
+    each = mixing.mixup(step_keys(), *pairs(), alpha=0.5, per_example=True).weight
+    assert len(set(np.asarray(one).tolist())) == 1
+    assert len(set(np.asarray(each).tolist())) == 6
+
+
+def test_remix_weights_are_the_authors(golden):
+    file = golden("remix")
+    weight = mixing.remix_weight(file["n_i"], file["n_j"], np.float32(file["lam_x"]))
+    np.testing.assert_allclose(weight, file["lam_y"], atol=1e-6)
+
+
+def test_remix_mixes_images_by_the_share_and_labels_by_the_weight():
+    a, b, label_a, label_b = pairs()
+    mixed = mixing.remix(step_keys(), a, b, label_a, label_b, counts=COUNTS)
+    share = mixing.beta(step_keys().step, 1.0)
+    np.testing.assert_allclose(mixed.image, share * a + (1 - share) * b, atol=1e-6)
+    np.testing.assert_allclose(mixed.weight, mixing.remix_weight(COUNTS[label_a], COUNTS[label_b], np.full(6, share)))
+
+
+def test_manifold_mixup_draws_its_level_uniformly_and_mixes_there_only():
+    draw = jax.jit(lambda key: mixing.manifold_mixup(mixing.Keys(key, None), *pairs()).hidden)
+    levels = np.array([draw(key) for key in keys()[:600]])
+    np.testing.assert_array_less(np.abs(np.bincount(levels, minlength=3) - 200), 5 * np.sqrt(200))
+    a, _, label_a, label_b = pairs()
+    mixed = mixing.Mixed(a, label_a, label_b, jnp.full(6, 0.3), jnp.int32(1))
+    slots = np.array([5, 4, 3, 2, 1, 0])
+    np.testing.assert_array_equal(mixing.mix_hidden(0, a, mixed, slots, None), a)
+    np.testing.assert_allclose(mixing.mix_hidden(1, a, mixed, slots, None), 0.3 * a + 0.7 * a[::-1], atol=1e-6)
+
+
+def test_smote_puts_images_between_a_pair_and_leaves_the_frequent_class_alone():
+    a, b, label_a, _ = pairs(3000)
+    mixed = mixing.smote(mixing.Keys(None, keys()[:3000]), a, b, label_a, label_a, counts=COUNTS)
+    assert mixed.label_b is None
+    np.testing.assert_array_equal(mixed.label_a, label_a)
+    place = np.asarray((mixed.image - a)[:, 0, 0, 0] / (b - a)[:, 0, 0, 0])
+    np.testing.assert_allclose(mixed.image, a + place[:, None, None, None] * (b - a), atol=2e-4)
+    stays = np.abs(place) < 1e-6
+    for c, share in enumerate(COUNTS / 50):
+        np.testing.assert_allclose(stays[label_a == c].mean(), share, atol=5 * np.sqrt(0.25 / 1000))
+    moved = place[~stays]
+    assert np.abs(np.quantile(moved, [0.25, 0.5, 0.75]) - [0.25, 0.5, 0.75]).max() < 0.06
+    assert moved.min() > 0
+    assert moved.max() < 1
 
 
 def test_without_mixing_the_objective_is_the_loss():
@@ -135,3 +205,12 @@ def test_without_mixing_the_objective_is_the_loss():
     logits, labels = jnp.arange(6.0).reshape(3, 2), jnp.array([1, 0, 1])
     np.testing.assert_array_equal(mixing.objective(loss, logits, mixing.Mixed(None, labels)), [1, 2, 5])
     np.testing.assert_array_equal(mixing.dominant_label(mixing.Mixed(None, labels)), labels)
+
+
+def test_class_weights_multiply_the_loss_of_each_label():
+    loss = lambda logits, labels: logits[:, 0] + labels  # noqa: E731
+    logits, weights = jnp.array([[1.0], [2.0]]), jnp.array([10.0, 1.0])
+    mixed = mixing.Mixed(None, jnp.array([0, 1]), jnp.array([1, 1]), jnp.array([0.25, 0.5]))
+    np.testing.assert_allclose(mixing.objective(loss, logits, mixed, weights), [0.25 * 10 * 1 + 0.75 * 2, 3])
+    np.testing.assert_allclose(mixing.example_weight(mixed, weights), [0.25 * 10 + 0.75, 1])
+    np.testing.assert_allclose(mixing.example_weight(mixing.Mixed(None, jnp.array([0, 1])), weights), [10, 1])

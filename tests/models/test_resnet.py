@@ -8,8 +8,8 @@ from unimix_jax.errors import UserError
 from unimix_jax.models import layers, resnet
 
 
-def parameters(name, classes=10, channels=3):
-    return resnet.initialise(resnet.build(name, classes), (32, 32, channels), seed=0)["params"]
+def parameters(name, classes=10, head="linear"):
+    return resnet.initialise(resnet.build(name, classes, head=head), (32, 32, 3), seed=0)["params"]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,41 @@ def test_parameter_counts_are_the_authors(name, classes, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(parameters(name, classes))) == count
 
 
+def test_other_heads():
+    cosine = parameters("resnet32", 100, "cosine")
+    assert sum(leaf.size for leaf in jax.tree.leaves(cosine)) == 469_904
+    np.testing.assert_allclose(np.linalg.norm(cosine["head"]["cosine"], axis=0), 1, rtol=1e-6)
+    scaled = parameters("resnet32", 10, "scaled")
+    np.testing.assert_array_equal(scaled["head"]["scale"], np.ones(10))
+    np.testing.assert_array_equal(scaled["head"]["linear"]["bias"], parameters("resnet32")["head"]["linear"]["bias"])
+
+
+def test_heads_are_the_authors(golden):
+    file = golden("heads_and_mixers")
+    x, weight = jnp.asarray(file["normed_linear_x"]), file["normed_linear_weight"]
+    cosines = layers.CosineHead(20, scale=30.0).apply({"params": {"cosine": weight}}, x)
+    np.testing.assert_allclose(cosines / 30, file["normed_linear_out"], atol=1e-6)
+    assert np.isfinite(
+        jax.grad(lambda x: layers.CosineHead(20).apply({"params": {"cosine": weight}}, x).sum())(x)
+    ).all()
+    linear = {"kernel": np.eye(12, dtype=np.float32), "bias": np.zeros(12, np.float32)}
+    params = {"linear": linear, "scale": file["lws_scale"][0]}
+    np.testing.assert_allclose(
+        layers.ScaledHead(12).apply({"params": params}, file["lws_x"]), file["lws_out"], rtol=1e-6
+    )
+
+
+def test_another_draw_gives_another_classifier():
+    network = resnet.build("resnet8", 10)
+    first, again = (resnet.initialise(network, (8, 8, 3), 0, draw)["params"]["head"]["linear"] for draw in (0, 1))
+    assert (first["kernel"] != again["kernel"]).mean() > 0.99
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(UserError, match="unknown head"):
+        resnet.build("resnet32", 10, head="round")
+
+
 def test_an_unknown_network_is_refused():
     with pytest.raises(UserError, match="did you mean 'resnet32'"):
         resnet.build("resnet-32", 10)
@@ -41,9 +76,9 @@ def test_first_values_follow_their_laws():
         std = np.sqrt(2 / fan_in)
         assert abs(kernel.std() / std - 1) < 4 / np.sqrt(2 * kernel.size)
         assert abs(kernel.mean()) < 4 * std / np.sqrt(kernel.size)
-    assert np.abs(tree["linear"]["bias"]).max() <= 1 / 8
-    assert np.abs(tree["linear"]["bias"]).max() > 0.05
-    assert abs(tree["linear"]["kernel"].std() / np.sqrt(2 / 64) - 1) < 0.1
+    linear = tree["head"]["linear"]
+    assert 0.05 < np.abs(linear["bias"]).max() <= 1 / 8
+    assert abs(linear["kernel"].std() / np.sqrt(2 / 64) - 1) < 0.1
     np.testing.assert_array_equal(tree["bn1"]["scale"], np.ones(16))
     np.testing.assert_array_equal(tree["bn1"]["bias"], np.zeros(16))
 

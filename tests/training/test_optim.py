@@ -55,3 +55,19 @@ def test_sgd_is_pytorchs_also_when_the_rate_falls():
         direction, state = tx.update(jnp.float32(slope), state, ours)
         ours = ours - rate * direction
         np.testing.assert_allclose(ours, parameter, rtol=1e-6)
+
+
+def test_the_second_stage_of_mislas_falls_as_the_authors(golden):
+    """Their rates of the classifier (times the factor .2) and of the scale, over ten epochs."""
+    rate = optim.cosine(0.1, 970, 970 + 10 * 97, 97)
+    rates = [rate(970 + epoch * 97) for epoch in range(10)]
+    assert rate(970 + 96) == rates[0]
+    classifier, scale = golden("schedules")["mislas_stage2_lr_classifier_scale"].T
+    np.testing.assert_allclose(rates, scale, rtol=1e-9)  # they carry a pi of twelve digits
+    factor = float(golden("schedules")["mislas_stage2_lr_factor"])
+    np.testing.assert_allclose(factor * np.array(rates), classifier, rtol=1e-9)
+
+
+def test_the_first_stage_of_mislas_falls_as_the_authors(golden):
+    rate = optim.learning_rate(optim_config(decay_factor=0.1), epochs=200, steps_per_epoch=3)
+    np.testing.assert_allclose([rate(3 * e) for e in range(200)], golden("schedules")["mislas_stage1_lr"], rtol=1e-12)

@@ -8,22 +8,32 @@ import numpy as np
 import pytest
 
 from unimix_jax.batch import Batch
+from unimix_jax.data import sampling
 from unimix_jax.errors import UserError
-from unimix_jax.methods import losses, mixing
-from unimix_jax.methods.method import Stage
+from unimix_jax.methods import method
+from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import optim, parallel, steps
 
 COUNTS = np.array([50, 20, 5])
 RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.25]), 1, True)
-STAGE = Stage(
-    "mixed",
-    0,
-    1,
-    functools.partial(losses.bayias, train_prior=COUNTS / COUNTS.sum()),
-    functools.partial(mixing.unimix, counts=COUNTS, alpha=0.5),
-    "given",
-)
+
+
+@functools.cache
+def stages(name):
+    """The stages of a row for COUNTS."""
+    return method.build(
+        ROWS[name],
+        COUNTS,
+        name=name,
+        epochs=10,
+        steps_per_epoch=1,
+        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
+        test_prior=np.full(3, 1 / 3),
+    ).stages
+
+
+STAGE = stages("unimix_bayias")[0]
 
 
 def batch(size=16):
@@ -46,7 +56,7 @@ def start():
     return steps.first_state(variables, RECIPE.optimiser)
 
 
-NUMBERS = steps.Numbers(np.uint32(3), np.float32(0.1))
+NUMBERS = steps.Numbers(np.uint32(3), np.float32(0.1), np.ones(3, np.float32))
 
 
 @functools.cache
@@ -109,7 +119,11 @@ def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
     update(1, "shard_map")
     before = step._cache_size()
     for seed, rate in ((4, 0.1), (5, 0.01)):
-        step(parallel.replicate(start(), devices), placed, steps.Numbers(np.uint32(seed), np.float32(rate)))
+        step(
+            parallel.replicate(start(), devices),
+            placed,
+            NUMBERS._replace(seed=np.uint32(seed), learning_rate=np.float32(rate)),
+        )
     assert step._cache_size() == before == 1
 
 
@@ -141,3 +155,47 @@ def test_the_environment_names_what_bits_depend_on():
 def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
         assert parallel.compiler_options() == parallel._CPU_OPTIONS
+
+
+def different_programs():
+    """(row-stage, head, stage), each program of all rows once."""
+    seen, found = set(), []
+    for name, row in ROWS.items():
+        for stage in stages(name):
+            options = str([getattr(f, "keywords", None) for f in (stage.loss, stage.mixer)])
+            functions = tuple(getattr(f, "func", f) for f in (stage.loss, stage.mixer))
+            head = row.get("head", "linear")
+            key = (functions, options, head, stage.reduction, stage.trains, stage.batch_norm)
+            if key not in seen:
+                seen.add(key)
+                found.append(pytest.param(head, stage, id=f"{name}-{stage.name}"))
+    return found
+
+
+@pytest.mark.parametrize(("head", "stage"), different_programs())
+def test_every_row_gives_the_same_update_on_four_devices(head, stage):
+    """On the stem alone: what rows differ in is before and behind it."""
+    network = resnet.CifarResNet(3, blocks=0, head=head, axis=parallel.AXIS)
+    variables = resnet.initialise(network, (8, 8, 1), seed=0)
+    state = steps.first_state(variables, RECIPE.optimiser)
+    numbers = NUMBERS._replace(class_weight=np.float32([0.2, 0.8, 2.0]))
+    this = batch()
+    if stage.partners is None:
+        this = this._replace(partner_image=None, partner_label=None, partner_view=None)
+    else:  # partners of the same batch, so that mixing inside of the network finds them
+        slots = np.random.default_rng(1).permutation(16).astype(np.int32)
+        this = this._replace(partner_image=this.image[slots], partner_label=this.label[slots], partner_view=slots)
+    updates = []
+    for count in (1, 4):
+        devices = jax.devices()[:count]
+        step = parallel.distribute(
+            functools.partial(steps.train_step, stage=stage, network=network, recipe=RECIPE), devices
+        )
+        after, sums = step(parallel.replicate(state, devices), parallel.place(this, devices), numbers)
+        change = jax.tree.map(
+            lambda a, b: np.asarray(b) - a, (state.params, state.batch_stats), (after.params, after.batch_stats)
+        )
+        updates.append((change, jax.device_get(sums)))
+    same_update(updates[1][0], updates[0][0], rtol=5e-6)
+    np.testing.assert_allclose(updates[1][1]["loss"], updates[0][1]["loss"], rtol=1e-6)
+    np.testing.assert_array_equal(updates[1][1]["accuracy"], updates[0][1]["accuracy"])

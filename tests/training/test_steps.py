@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +11,20 @@ import pytest
 from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.method import Stage
-from unimix_jax.models import resnet
+from unimix_jax.models import layers, resnet
 from unimix_jax.training import optim, steps
 
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
 RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
 
 
-def stage(loss, mixer=None):
-    return Stage("test", 0, 1, loss, mixer, None if mixer is None else "given")
+def stage(loss, mixer=None, classes=10, **more):
+    partners = None if mixer is None else "given"
+    return Stage("test", 0, 1, loss, mixer, partners, "given", np.ones(classes, np.float32), **more)
+
+
+def numbers(rate, classes=10):
+    return steps.Numbers(np.uint32(0), np.float32(rate), np.ones(classes, np.float32))
 
 
 def jitted(this):
@@ -47,12 +53,11 @@ def authors(golden):
 def test_two_steps_of_sgd_are_the_authors(authors):
     file, start, batch = authors
     step = jitted(stage(losses.cross_entropy))
-    numbers = steps.Numbers(np.uint32(0), np.float32(0.1))
-    state, sums = step(start, batch, numbers)
+    state, sums = step(start, batch, numbers(0.1))
     np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file["train_loss"], rtol=1e-5)
     # Measured 6e-6 of the change.
     same_leaves(state.params, file, "sgd1/", 2e-5, start.params)
-    state, sums = step(state, batch, numbers)
+    state, sums = step(state, batch, numbers(0.1))
     np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file["train_loss_2"], rtol=1e-3)
     # Inputs of a relu within rounding of 0 now fall on either side: measured 3.5e-3.
     same_leaves(state.params, file, "sgd2/", 1e-2, start.params)
@@ -75,8 +80,7 @@ def test_a_step_of_unimix_and_bayias_is_the_authors(authors):
         partner_view=np.arange(8, 16, dtype=np.int32),
     )
     np.testing.assert_array_equal(batch.partner_label, file["step/labels_2"])
-    numbers = steps.Numbers(np.uint32(0), np.float32(1.0))
-    after, sums = jitted(stage(bayias, given_factors))(state, batch, numbers)
+    after, sums = jitted(stage(bayias, given_factors))(state, batch, numbers(1.0))
     np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file["step/loss"], rtol=1e-5)
     # The first step at rate 1 moves each parameter by its gradient and 2e-4 of itself.
     gradients = jax.tree.map(lambda a, b: np.asarray(a - b - 2e-4 * a), state.params, after.params)
@@ -89,7 +93,7 @@ def test_hits_are_counted_on_the_label_with_the_larger_weight():
     class Fixed:
         """Answers class 1, whatever it sees."""
 
-        def apply(self, variables, image, *, train, mutable):
+        def apply(self, variables, image, *, train, mutable, mix):
             logits = jnp.tile(jnp.array([0.0, 1.0, 0.0]), (len(image), 1)) + variables["params"]["w"]
             return logits, {"batch_stats": {}}
 
@@ -100,7 +104,77 @@ def test_hits_are_counted_on_the_label_with_the_larger_weight():
     view = np.arange(4, dtype=np.int32)
     batch = Batch(images, np.array([1, 0, 1, 1]), view, images, np.array([0, 1, 2, 0]), view + 4)
     state = steps.first_state({"params": {"w": jnp.zeros(3)}, "batch_stats": {}}, RECIPE.optimiser)
-    _, sums = steps.train_step(
-        state, batch, steps.Numbers(0, 0.1), stage=stage(losses.cross_entropy, mixer), network=Fixed(), recipe=RECIPE
-    )
+    this = stage(losses.cross_entropy, mixer, classes=3)
+    _, sums = steps.train_step(state, batch, numbers(0.1, 3), stage=this, network=Fixed(), recipe=RECIPE)
     assert [float(x) for x in sums["accuracy"]] == [3, 4]  # .9 of 1; .6 of 1; a tie goes to the first, 1; .9 of 0
+
+
+def test_the_second_stage_of_mislas_is_the_authors(golden):
+    """Two steps of a scaled head on fixed features: learnable scale, factors of the rate, label-aware smoothing."""
+    file = {k.removeprefix("stage2/"): v for k, v in golden("heads_and_mixers").items() if k.startswith("stage2/")}
+    head, tail = (float(x) for x in file["head_tail"])
+    loss = functools.partial(losses.label_aware_smoothing, counts=file["counts"], head=head, tail=tail)
+
+    class Head(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, mix=None):
+            return layers.ScaledHead(10, name="head")(x[:, 0, 0])
+
+    linear = {"kernel": file["weight_0"].T, "bias": file["bias_0"]}
+    params = {"head": {"linear": linear, "scale": file["scale_0"][0]}}
+    recipe = RECIPE._replace(mean=np.zeros(64, np.float32), std=np.full(64, 1 / 255, np.float32))
+    state = steps.first_state({"params": params, "batch_stats": {}}, recipe.optimiser)
+    batch = Batch(file["features"][:, None, None], file["labels"].astype(np.int32), np.arange(32, dtype=np.int32))
+    for k in (1, 2):
+        classifier, scale = file[f"lr_{k}"]
+        trains = (("backbone", 0.0), ("classifier", float(classifier / scale)), ("scale", 1.0))
+        this = stage(loss, trains=trains, batch_norm="frozen")
+        state, sums = steps.train_step(state, batch, numbers(scale), stage=this, network=Head(), recipe=recipe)
+        np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file[f"loss_{k}"], rtol=1e-5)
+        found = state.params["head"]
+        np.testing.assert_allclose(found["linear"]["kernel"].T, file[f"weight_{k}"], atol=1e-6)
+        np.testing.assert_allclose(found["linear"]["bias"], file[f"bias_{k}"], atol=1e-6)
+        np.testing.assert_allclose(found["scale"], file[f"scale_{k}"][0], atol=1e-6)
+
+
+def tiny_step(**more):
+    network = resnet.CifarResNet(3, blocks=0, head="scaled")
+    variables = resnet.initialise(network, (8, 8, 3), 0)
+    state = steps.first_state(variables, RECIPE.optimiser)
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (8, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0, 1, 2, 0, 0], np.int32)
+    batch = Batch(images, labels, np.arange(8, dtype=np.int32))
+    weights = more.pop("class_weight", np.ones(3, np.float32))
+    this = stage(losses.cross_entropy, classes=3, **more)
+    recipe = RECIPE._replace(std=np.full(3, 0.3, np.float32))
+    after, sums = steps.train_step(
+        state, batch, steps.Numbers(0, 0.1, weights), stage=this, network=network, recipe=recipe
+    )
+    return state, after, sums
+
+
+def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
+    trains = (("backbone", 0.0), ("classifier", 1.0), ("scale", 0.0))
+    before, after, _ = tiny_step(trains=trains)
+    for path, old in jax.tree_util.tree_flatten_with_path(before.params)[0]:
+        new = functools.reduce(lambda group, key: group[key.key], path, after.params)
+        assert (np.asarray(old) == np.asarray(new)).all() == (steps.group_of(path) != "classifier"), path
+    changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before.batch_stats, after.batch_stats)
+    assert all(jax.tree.leaves(changed))  # its statistics move on
+    before, after, _ = tiny_step(trains=trains, batch_norm="frozen")
+    jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
+
+
+def test_class_weights_are_divided_by_their_sum_or_by_the_count():
+    weights = np.float32([0.1, 1.0, 3.0])
+    _, _, by_weights = tiny_step(class_weight=weights)
+    _, _, by_count = tiny_step(class_weight=weights, reduction="count")
+    total = weights[[0, 1, 2, 0, 1, 2, 0, 0]].sum()
+    np.testing.assert_allclose(by_weights["loss"][1], total, rtol=1e-6)
+    assert by_count["loss"][1] == 8
+    assert by_count["loss"][0] == by_weights["loss"][0]
+    moved = [
+        np.asarray(after.params["head"]["linear"]["bias"] - before.params["head"]["linear"]["bias"] * (1 - 2e-5))
+        for before, after, _ in (tiny_step(class_weight=weights), tiny_step(class_weight=weights, reduction="count"))
+    ]
+    np.testing.assert_allclose(moved[1], moved[0] * total / 8, rtol=1e-4, atol=1e-7)

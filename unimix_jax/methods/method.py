@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import itertools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,6 +43,7 @@ LOGITS_PRIOR = {
 _GIVEN = ("seed", "step", "table", "validation")
 _REDUCTIONS = ("weights", "count")
 _SCHEDULES = ("run", "cosine")
+_GROUPS = ("backbone", "classifier", "scale")
 
 
 class Stage(NamedTuple):
@@ -154,6 +154,8 @@ def _stage(stage, first, last, options, functions, counts, method) -> Stage:
         raise UserError(f"stage {stage!r} of method {method!r} needs a mixer and partners, or neither of them")
     weights = functions["class_weight"]
     one_of(f"schedule {where}", options["schedule"]["name"], _SCHEDULES)
+    for group in options["trains"]:
+        one_of(f"parameter group in trains {where}", group, _GROUPS)
     return Stage(
         stage,
         first,
