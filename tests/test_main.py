@@ -34,6 +34,15 @@ def given(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config(:\n")
     (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "typed.py").write_text(
+        "from unimix_jax import settings\n"
+        "def get_config():\n"
+        "    config = settings.default()\n"
+        "    settings.use_method(config, 'erm')\n"
+        "    del config.epochs\n"
+        "    config.epochs = '3'\n"
+        "    return config\n"
+    )
     (tmp_path / "other.py").write_text(
         "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'a': 1})\n"
     )
@@ -67,6 +76,13 @@ def given(tmp_path):
         pytest.param([DIGITS + ":imbalance=.05"], "must be the largest class divided by the smallest", id="imbalance"),
         pytest.param([DIGITS, "--worksdir=x"], "worksdir", id="unknown flag"),
         pytest.param([DIGITS, "extra"], "unexpected argument 'extra'", id="stray argument"),
+        pytest.param([DIGITS, "--config.method.name=erm"], "after the colon", id="method by override"),
+        pytest.param([DIGITS, "--config.method.stages.mixed.mixer.alpha=0"], "in .01..100", id="alpha 0"),
+        pytest.param([DIGITS, "--config.method.stages.mixed.mixer.alpha=nan"], "must be finite", id="alpha nan"),
+        pytest.param([DIGITS, "--config.method.stages.mixed.partners.class_exponent=-99"], "in -10..10", id="exponent"),
+        pytest.param([DIGITS, "--config.method.head=round"], "unknown head", id="unknown head"),
+        pytest.param(["--config=configs"], "which is a folder", id="the folder of configs"),
+        pytest.param(["--config={given}/typed.py"], "config.epochs is '3'", id="a config with another type"),
         pytest.param([DIGITS, "--config.network=resnet9"], "unknown network", id="unknown network"),
         pytest.param([DIGITS, "--config.test_prior=unifrom"], "test_prior is 'unifrom'", id="unknown prior"),
         pytest.param([DIGITS, "--config.data.source=digit"], "unknown data source", id="unknown source"),

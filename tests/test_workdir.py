@@ -56,7 +56,7 @@ def test_metrics_are_cut_back_and_a_torn_line_is_left_out(tmp_path):
     for step in (1, 2, 3):
         workdir.append_metrics(path, {"step": step, "loss": float("inf") if step == 2 else 0.1})
     with open(path, "a") as file:
-        file.write('{"step": 4, "lo')
+        file.write('\0\0\n{"step": 4, "lo')
     workdir.cut_metrics(path, 2)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "loss": 0.1},
@@ -89,11 +89,24 @@ def test_a_directory_that_cannot_be_written_gets_a_sentence(tmp_path, name):
         workdir.create(tmp_path / name)
 
 
-def test_a_fresh_directory_is_never_an_old_one(tmp_path):
-    first = workdir.fresh("digits_lt", tmp_path)
-    first.mkdir()
-    assert workdir.fresh("digits_lt", tmp_path) != first
-    assert first.name.startswith("digits_lt-")
+def test_a_fresh_directory_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir.time, "strftime", lambda _: "now")
+    made = [workdir.fresh("digits_lt", tmp_path / "runs") for _ in range(3)]
+    assert [path.name for path in made] == ["digits_lt-now", "digits_lt-now-2", "digits_lt-now-3"]
+    assert all(path.is_dir() for path in made)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make a run directory"):
+        workdir.fresh("digits_lt", tmp_path / "file")
+
+
+def test_only_a_directory_without_a_run_is_discarded(tmp_path):
+    for name, files in (("begun", ("config.json", "lock")), ("empty", ("lock", "log.txt")), ("other", ("lock", "x"))):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("")
+        workdir.discard(tmp_path / name)
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["begun/config.json", "begun/lock", "other/x"]
 
 
 def test_a_second_process_is_refused_and_death_frees_the_lock(tmp_path):

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(command, str):
             print(command)
             return errors.COMPLETE
-        directory = workdir.create(command.workdir or workdir.fresh(command.name))
+        directory = workdir.create(command.workdir) if command.workdir else workdir.fresh(command.name)
         try:
             # Only now the heavy imports: help and mistakes are answered at once.
             from unimix_jax.measures import report
@@ -34,8 +34,10 @@ def main(argv: list[str] | None = None) -> int:
         return _told(error, errors.RAN_AWAY)
     except errors.Interrupted as error:
         return _told(error, errors.INTERRUPTED)
-    except KeyboardInterrupt:  # while the program was still being loaded
-        return _told("nothing has begun yet", errors.INTERRUPTED)
+    except KeyboardInterrupt:
+        return _told("before the first step; nothing is lost", errors.INTERRUPTED)
+    except OSError as error:
+        return _told(f"{error.filename or 'a file'}: {error.strerror or error}", errors.MISTAKE)
     print(f"\n{report.closing_table(result)}\n\nrun directory: {directory}")
     return errors.COMPLETE
 

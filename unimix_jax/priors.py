@@ -40,7 +40,7 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.ndarray:
     """Counts of a long-tailed training set, class 0 the largest.
 
-    exp: n_max * (1/imbalance)**(c/(K-1)); step: the first half of the classes n_max, the others
+    exp: n_max * (1/imbalance)**(c/(K-1)); step: the first ceil(K/2) classes n_max, the others
     n_max/imbalance; pareto: n_max * (c+1)**-a, the exponent a such that the last class has
     n_max/imbalance. All are cut down to whole images.
 
@@ -62,8 +62,7 @@ def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.nda
     one_of("profile (config.data.profile)", kind, PROFILES)
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise UserError(
-            f"imbalance is {imbalance:g} (config.data.imbalance); it is the ratio of the largest to the smallest "
-            "class and must be at least 1 (where a source gives its inverse, .01, use 100)"
+            f"imbalance is {imbalance:g}; it is the largest class divided by the smallest and must be at least 1"
         )
     rank = np.arange(num_classes)
     last = max(num_classes - 1, 1)
@@ -74,6 +73,7 @@ def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.nda
         shares = np.where(rank < (num_classes + 1) // 2, 1.0, 1 / imbalance)
     else:
         shares = (rank + 1.0) ** (-math.log(imbalance) / math.log(num_classes) if num_classes > 1 else 0.0)
+        shares += 1e-12  # the last share is 1/imbalance but for rounding: it must not cost an image
     return np.array([int(n_max * share) for share in shares], np.int64)
 
 

@@ -186,7 +186,7 @@ def find_config(name: str) -> pathlib.Path:
         return path
     tail = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     for root in _config_roots():
-        if (found := root / tail.with_suffix(".py")).is_file() and tail.name:
+        if tail.name and (found := root / tail.with_suffix(".py")).is_file():
             return found
     what = "is a folder" if path.is_dir() else "is not there"
     raise UserError(f"--config names {name}, which {what}; shipped: {', '.join(shipped_configs())}")
@@ -210,7 +210,11 @@ def check(config) -> None:
                 value = value[part]
         except (KeyError, TypeError):
             raise UserError(f"the config has no field {field}; begin it with unimix_jax.settings.default()") from None
-        if value is None or not right(value):
+        try:
+            wrong = value is None or not right(value)
+        except TypeError:  # another type than that of the default
+            wrong = True
+        if wrong:
             raise UserError(f"config.{field} is {value!r}; it must be {words}")
 
 
@@ -331,3 +335,5 @@ def _check_fields(argv: list[str], config) -> None:
                 hint = did_you_mean(field, flat(config.to_dict()))
                 raise UserError(f"unknown config field {field!r}{hint}; the fields stand in unimix_jax/settings.py")
             value = value[part]
+        if field == "method.name":
+            raise UserError("a method is chosen by its name after the colon, as in --config=FILE:method=NAME")

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -20,6 +21,8 @@ import numpy as np
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 LOCK = "lock"
@@ -28,8 +31,8 @@ METRICS = "metrics.json"
 METRICS_LINES = "metrics.jsonl"
 RUN = "run.json"
 
-# Keys that change no number, or only where it is looked for: a resumed run may differ in them.
-# (A moved or replaced data set is caught by its digest in run.json.)
+# Keys in which a resumed run may differ: they change where data is looked for, what is recorded and kept, or
+# the last bits of sums. (A replaced data set is caught by its digest in run.json.)
 NEUTRAL = ("data.dir", "data.download", "data.file", "data.residence", "eval_every", "log_every", "parallel.how")
 NEUTRAL_GROUPS = ("checkpoint.",)
 
@@ -39,11 +42,24 @@ def predictions_file(split: str) -> str:
     return "predictions.npz" if split == "test" else f"predictions_{split}.npz"
 
 
-def fresh(name: str, root: str = "runs") -> pathlib.Path:
-    """Choose a directory that does not exist yet: root/NAME-DATE-TIME."""
+def fresh(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
+    """Make a directory that was not there before, for this process alone: root/NAME-DATE-TIME.
+
+    Raises:
+      UserError: it cannot be made.
+    """
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
-    return next(path for c in candidates if not (path := pathlib.Path(root, c)).exists())
+    for candidate in (stem, *(f"{stem}-{i}" for i in range(2, 1000))):
+        try:
+            path = pathlib.Path(root, candidate)
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not path.is_dir():
+                raise UserError(f"cannot make a run directory under {root}; give a --workdir") from None
+        except OSError as error:
+            raise UserError(f"cannot make a run directory under {root} ({error.strerror}); give a --workdir") from None
+    raise UserError(f"too many runs of this second under {root}; give a --workdir")
 
 
 def create(directory: str | os.PathLike) -> pathlib.Path:
@@ -83,7 +99,8 @@ def discard(directory: pathlib.Path) -> None:
 def locked(directory: pathlib.Path):
     """Hold the directory for this process; the lock goes with the process, however it ends.
 
-    It is advisory and local (`flock`): on network file systems and buckets it may protect nothing.
+    It is advisory and local (`flock`): on network file systems and buckets it may protect nothing, and where
+    there are no locks at all the run goes on without.
 
     Raises:
       UserError: another process holds it.
@@ -91,10 +108,12 @@ def locked(directory: pathlib.Path):
     with open(directory / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(f"{directory} is in use by {holder}; wait for it or give another --workdir") from None
+        except OSError as error:
+            _log.warning("%s cannot be locked (%s): see that no second run uses it", directory, error.strerror)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -140,11 +159,16 @@ def append_metrics(path: pathlib.Path, record: dict) -> None:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Read the lines of metrics.jsonl; a last line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    """Read the lines of metrics.jsonl, up to the first one that a crash left torn."""
+    records = []
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    records.append(json.loads(line if line.endswith("\n") else "torn"))
+                except ValueError:
+                    break
+    return records
 
 
 def cut_metrics(path: pathlib.Path, step: int) -> None:

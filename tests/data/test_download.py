@@ -51,6 +51,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(download, "_PAUSE", 0)
+
+
 @pytest.fixture
 def server():
     with Server() as server:
@@ -170,3 +175,20 @@ def test_cifar_is_fetched_unpacked_and_read(server, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [layout.binary]
     cifar.read("cifar10", str(tmp_path), fetch=True)  # the second time nothing is fetched
     assert len(server.asked) == 1
+
+
+def test_an_archive_that_was_there_is_checked_and_kept(server, tmp_path, monkeypatch):
+    layout = cifar.LAYOUTS["cifar10"]
+    archive_there = tmp_path / layout.archive
+    archive_there.write_bytes(b"my own")
+    with pytest.raises(UserError, match="it is not the official file"):
+        cifar.read("cifar10", str(tmp_path), fetch=True)
+    assert archive_there.read_bytes() == b"my own"
+    content = archive({f"{layout.binary}/data_batch_1.bin": b"x" * 3000})
+    archive_there.write_bytes(content[:-50])
+    changed = layout._replace(md5=hashlib.md5(content[:-50]).hexdigest())
+    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", changed)
+    with pytest.raises(UserError, match="cannot unpack"):
+        cifar.read("cifar10", str(tmp_path), fetch=True)
+    assert [p.name for p in tmp_path.iterdir()] == [layout.archive]
+    assert server.asked == []

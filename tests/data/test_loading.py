@@ -28,8 +28,18 @@ def test_gather_takes_the_named_rows_on_the_host_and_in_a_compiled_function(mixe
 
 def test_prefetch_keeps_the_order_and_runs_ahead():
     made = []
-    items = loading.prefetch(lambda i: made.append(i) or i * i, range(6), depth=2)
+    ahead = threading.Event()
+
+    def make(i):
+        made.append(i)
+        if i == 2:
+            ahead.set()
+        return i * i
+
+    items = loading.prefetch(make, range(6), depth=2)
     assert next(items) == 0
+    assert ahead.wait(10)  # the third is made while the first is used
+    assert made == [0, 1, 2]
     assert list(items) == [1, 4, 9, 16, 25]
     assert made == list(range(6))
 

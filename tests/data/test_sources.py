@@ -98,6 +98,20 @@ def test_arrays_with_colours_names_and_validation(arrays):
     np.testing.assert_allclose(splits.train.std, [1 / 255] * 3)  # flat images divide by no zero
 
 
+def test_arrays_in_any_order_of_memory_and_names_in_bytes(arrays):
+    images = np.asfortranarray(arrays.content["train_images"])
+    splits = arrays(train_images=images, class_names=np.array([b"cat", b"dog", b"fox"]))
+    assert sources.digest(splits.train) == sources.digest(arrays().train)
+    assert splits.train.class_names == ("cat", "dog", "fox")
+
+
+def test_statistics_are_numpys(arrays):
+    images = np.random.default_rng(1).integers(0, 256, (12, 5, 4, 3), np.uint8) // np.array([1, 2, 3], np.uint8)
+    train = arrays(train_images=images, test_images=images[:3]).train
+    np.testing.assert_allclose(train.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(train.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-6)
+
+
 def test_arrays_can_be_cut(arrays):
     np.testing.assert_array_equal(arrays(imbalance=4.0).counts, [4, 2, 1])
 
@@ -114,6 +128,7 @@ def test_arrays_can_be_cut(arrays):
         ({"train_labels": np.zeros(12)}, r"must be int\[12\]"),
         ({"train_labels": np.repeat([0, 1, -1], 4)}, "holds the label -1"),
         ({"train_labels": np.repeat([0, 1, 3], 4)}, "no training image in class 2"),
+        ({"train_labels": np.repeat([0, 1, 10**9], 4)}, "no training image in class 2 .*from 0 to 1000000000"),
         ({"class_names": np.array(["a", "b"])}, r"train_labels in .* label 2 occurs, but with 2 classes"),
         ({"test_labels": np.array([0, 1, 3])}, "no training image in class 3"),
         ({"imbalance": 9.0}, "no training image in class 2"),

@@ -138,6 +138,17 @@ def test_any_loss_goes_with_any_mixer_weight_and_order():
     assert build(change=change).logits_prior is None
 
 
+def test_the_order_of_stages_is_that_of_their_begins():
+    def change(stages):
+        stages["a_last"] = stages.pop("plain")
+
+    row = copy.deepcopy(ROWS["unimix_bayias"])
+    change(row["stages"])
+    row["stages"] = dict(sorted(row["stages"].items()))  # as a config would have them
+    built = method.build(row, COUNTS, name="own", epochs=10, steps_per_epoch=1, rules=RULES, test_prior=TEST_PRIOR)
+    assert [(s.name, s.first, s.last) for s in built.stages] == [("mixed", 0, 6), ("a_last", 6, 10)]
+
+
 def test_a_stage_too_short_for_a_step_is_left_out():
     assert [stage.name for stage in build(epochs=1, steps_per_epoch=1).stages] == ["mixed"]
 
@@ -160,9 +171,15 @@ def with_(path, value):
         (with_("mixed.loss.train_prior", 1.0), "takes no option 'train_prior'"),
         (with_("mixed.partners.seed", 1), "takes no option 'seed'; it takes class_exponent"),
         (with_("plain.mixer.alpha", 1.0), "'none' takes no options"),
-        (with_("plain.begin", 1.5), "stage 'plain' of method 'unimix_bayias' begins at 1.5"),
+        (with_("plain.begin", 1.5), "begin at 0, 1.5 of the run; one must begin at 0"),
+        (with_("plain.begin", 0.0), "begin at 0, 0 of the run"),
         (with_("plain.begin", 1.0), "begins at 1, after the run; give it epochs"),
-        (with_("mixed.begin", 0.1), "the first stage begins at 0"),
+        (with_("mixed.begin", 0.1), "begin at 0.1, 0.6 of the run"),
+        (with_("mixed.mixer.alpha", 0.0), "alpha of mixer 'unimix' is 0.0; it must be in .01..100"),
+        (with_("mixed.mixer.alpha", float("nan")), "must be finite"),
+        (with_("mixed.trains", {"backbone": -1.0}), "the factor of backbone"),
+        (with_("mixed.schedule", {"name": "cosine", "learning_rate": 0.0}), "learning_rate in schedule"),
+        (with_("mixed.schedule", {"name": "cosine"}), "learning_rate in schedule"),
         (with_("plain.mixxer", {"name": "none"}), "unknown entry 'mixxer'"),
         (with_("plain.partners", {"name": "permutation"}), "needs a mixer and partners"),
         (with_("mixed.loss.name", "no_such_module:loss"), "cannot import 'no_such_module:loss'"),

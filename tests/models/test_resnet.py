@@ -114,6 +114,9 @@ def test_relu_is_a_relu_and_hands_nan_on():
     x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.nan])
     np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 2, np.nan])
     np.testing.assert_array_equal(jax.vmap(jax.grad(layers.relu))(x[:4]), [0, 0, 0, 1])
+    text = jax.jit(layers.relu).lower(x).as_text()
+    assert "select" in text  # a maximum costs a third of a CPU step
+    assert "maximum" not in text
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -77,7 +77,16 @@ def test_checkpoints_none_of_which_is_sound_are_an_error_and_not_a_fresh_start(t
     write(tmp_path, 1, 2)
     for step in "12":
         empty(tmp_path / step)
-    with pytest.raises(UserError, match="none of the checkpoints in .* is sound"):
+    for _ in range(2):  # a second try is no fresh start either
+        with pytest.raises(UserError, match="none of the checkpoints in .* is sound"):
+            newest(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"1", "2"}  # left for somebody to look at
+
+
+def test_checkpoints_that_were_moved_aside_by_hand_are_no_fresh_start(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / "1").rename(tmp_path / "1.damaged")
+    with pytest.raises(UserError, match="they were moved aside"):
         newest(tmp_path)
 
 

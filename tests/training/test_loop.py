@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from unimix_jax import main, settings, workdir
-from unimix_jax.errors import RanAway, UserError
+from unimix_jax.errors import Interrupted, RanAway, UserError
 from unimix_jax.measures import metrics
-from unimix_jax.training import checkpoints, loop
+from unimix_jax.training import checkpoints, loop, record, steps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
@@ -36,8 +38,8 @@ def finished(tmp_path_factory):
 def numbers_of(directory):
     """All that must be equal of two equal runs: parameters, predictions, measures, records but for rates."""
     records = workdir.read_metrics(directory / "metrics.jsonl")
-    for record in records:
-        record.pop("images_per_second", None)
+    for line in records:
+        line.pop("images_per_second", None)
     arrays = {}
     for split in ("test", "validation"):
         predictions = workdir.read_predictions(directory / workdir.predictions_file(split))
@@ -56,9 +58,9 @@ def test_a_run_leaves_what_the_house_promises(finished):
     }  # fmt: skip
     about = workdir.read_json(directory / "run.json")
     assert about["state"] == "complete"
-    assert about["resumed"] == []
+    assert len(about["starts"]) == 1
     assert about["data"]["train"]["counts"] == [99, 70, 50, 36, 26, 18, 13, 9, 6, 4]
-    assert about["environment"]["jax"] == jax.__version__
+    assert about["starts"][0]["environment"]["jax"] == jax.__version__
     assert workdir.read_json(directory / "metrics.json") == result
 
 
@@ -155,18 +157,105 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch)
         patch.setattr(loop, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             run("a.npz")
-    with pytest.raises(UserError, match="the train images are not those that this run began with"):
+    with pytest.raises(UserError, match="the train images are not those which this run began with"):
         run("b.npz")
     run("a.npz")
+    assert "there is no validation split" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_another_test_prior_in_the_same_file_is_refused(tmp_path):
+    file = tmp_path / "prior.txt"
+    file.write_text("1\n" * 10)
+    stopped = config(f"--config.test_prior={file}")
+
+    def interrupted(*_):
+        raise Interrupted("now")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", interrupted)
+        with pytest.raises(Interrupted):
+            loop.run(stopped, tmp_path / "run")
+    assert workdir.read_json(tmp_path / "run" / "run.json")["state"] == "stopped"
+    file.write_text("1\n" * 9 + "2\n")
+    with pytest.raises(UserError, match="the test prior is not that which this run began with"):
+        loop.run(stopped, tmp_path / "run")
+
+
+def test_a_resume_on_other_versions_is_told(finished, tmp_path):
+    directory, _ = finished
+    for name in ("config.json", "run.json"):
+        shutil.copy(directory / name, tmp_path / name)
+    about = workdir.read_json(tmp_path / "run.json")
+    about["state"] = "running"
+    about["starts"][0]["environment"] |= {"jax": "0.9.9", "cores": 64}
+    workdir.write_json(tmp_path / "run.json", about)
+    loop.run(config("--config.log_every=1000"), tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert f"began with environment.jax 0.9.9 and goes on with {jax.__version__}" in log
+    assert "environment.cores 64" in log
+    assert "began with another log_every" in log
 
 
 def test_numbers_that_run_away_stop_the_run_and_keep_the_last_sound_checkpoint(tmp_path):
     wild = config("--config.optim.learning_rate=1e12", "--config.optim.warmup_epochs=0", method="erm")
-    with pytest.raises(RanAway, match=r"the loss is .* at step \d+ \(stage 'plain', learning rate 1e\+12\)"):
+    with pytest.raises(RanAway, match=r"is not finite at step \d+ \(stage 'plain', learning rate 1e\+12\)"):
         loop.run(wild, tmp_path)
     assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
     for path in (tmp_path / "checkpoints").iterdir():
         assert not path.name.isdigit()
+
+
+def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(tmp_path):
+    """The loss of a step is that before its update: the state after it is looked at too."""
+    wild = config(
+        "--config.optim.learning_rate=1e38", "--config.optim.warmup_epochs=0", "--config.epochs=1", method="erm"
+    )
+    with wild.unlocked():
+        wild.batch_size = 331  # the first step is the last
+    with pytest.raises(RanAway, match=r"the (state|logits) is not finite at step 1 .*there is no checkpoint yet"):
+        loop.run(wild, tmp_path)
+    assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_seed_reaches_order_partners_and_the_step(tmp_path):
+    first, second = (loop.prepare(config(f"--config.seed={seed}"), tmp_path) for seed in (0, 1))
+    (_, a), (_, b) = loop._batch(first, 0), loop._batch(second, 0)
+    assert (np.asarray(a.label) != b.label).any()
+    assert (np.asarray(a.partner_label) != b.partner_label).any()
+    given, made = [], steps.Numbers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.steps, "Numbers", lambda *args: given.append(args[0]) or made(*args))
+        loop.run(config("--config.seed=5", "--config.epochs=1", method="erm"), tmp_path / "run")
+    assert set(given) == {5}
+
+
+def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
+    """Reading is seen where it happens, not found by its name in the text."""
+    read, given = set(), config("--config.epochs=1", "--config.eval_every=0", method="erm")
+    plain, original = record.plain(given), ConfigDict.__getitem__
+    paths = {id(given): ""} | {id(v): f"{k}." for k, v in given.items() if isinstance(v, ConfigDict)}
+
+    def watched(self, key):
+        read.add(paths.get(id(self), "?.") + key)
+        return original(self, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigDict, "__getitem__", watched)
+        patch.setattr(record, "plain", lambda _: plain)
+        loop.run(given, tmp_path)
+    fields = {key for key in workdir.flat(plain) if not key.startswith("method.")}
+    assert fields - read == set()
+
+
+def test_a_second_signal_leaves_at_once(tmp_path):
+    code = (
+        "import os, signal; from unimix_jax.training import loop\n"
+        "with loop._signals_caught() as stopped:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); assert stopped.is_set(); print('caught', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "caught\n")
 
 
 def command(directory, cache):
@@ -207,7 +296,7 @@ def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path)
     argv, environment = command(broken, cache)
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "resuming at step" in done.stderr
-    assert len(workdir.read_json(broken / "run.json")["resumed"]) == 2
+    assert len(workdir.read_json(broken / "run.json")["starts"]) == 3
     assert numbers_of(broken) == numbers_of(tmp_path / "whole")
 
 
@@ -229,6 +318,6 @@ def test_checkpoints_of_a_run_hold_its_state_and_nothing_else(finished):
     directory, _ = finished
     this = loop.prepare(config(), directory)
     with checkpoints.opened(directory / "checkpoints", keep=2) as manager:
-        state = loop.first_state(this, manager)
+        state = loop.starting_state(this, manager)
     assert int(state.step) == 33
     assert state._fields == ("step", "params", "batch_stats", "opt_state")

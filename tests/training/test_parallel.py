@@ -146,7 +146,8 @@ def test_unknown_wrappings_and_missing_devices_are_refused():
 
 
 def test_the_environment_names_what_bits_depend_on():
-    here = parallel.environment()
+    here = parallel.environment(jax.devices(), "shard_map")
+    assert parallel.environment(jax.devices(), "pmap")["compiler_options"] == {}
     assert here["jax"] == jax.__version__
     assert here["cores"] >= 1
     assert isinstance(here["compiler_options"], dict)
@@ -155,47 +156,3 @@ def test_the_environment_names_what_bits_depend_on():
 def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
         assert parallel.compiler_options() == parallel._CPU_OPTIONS
-
-
-def different_programs():
-    """(row-stage, head, stage), each program of all rows once."""
-    seen, found = set(), []
-    for name, row in ROWS.items():
-        for stage in stages(name):
-            options = str([getattr(f, "keywords", None) for f in (stage.loss, stage.mixer)])
-            functions = tuple(getattr(f, "func", f) for f in (stage.loss, stage.mixer))
-            head = row.get("head", "linear")
-            key = (functions, options, head, stage.reduction, stage.trains, stage.batch_norm)
-            if key not in seen:
-                seen.add(key)
-                found.append(pytest.param(head, stage, id=f"{name}-{stage.name}"))
-    return found
-
-
-@pytest.mark.parametrize(("head", "stage"), different_programs())
-def test_every_row_gives_the_same_update_on_four_devices(head, stage):
-    """On the stem alone: what rows differ in is before and behind it."""
-    network = resnet.CifarResNet(3, blocks=0, head=head, axis=parallel.AXIS)
-    variables = resnet.initialise(network, (8, 8, 1), seed=0)
-    state = steps.first_state(variables, RECIPE.optimiser)
-    numbers = NUMBERS._replace(class_weight=np.float32([0.2, 0.8, 2.0]))
-    this = batch()
-    if stage.partners is None:
-        this = this._replace(partner_image=None, partner_label=None, partner_view=None)
-    else:  # partners of the same batch, so that mixing inside of the network finds them
-        slots = np.random.default_rng(1).permutation(16).astype(np.int32)
-        this = this._replace(partner_image=this.image[slots], partner_label=this.label[slots], partner_view=slots)
-    updates = []
-    for count in (1, 4):
-        devices = jax.devices()[:count]
-        step = parallel.distribute(
-            functools.partial(steps.train_step, stage=stage, network=network, recipe=RECIPE), devices
-        )
-        after, sums = step(parallel.replicate(state, devices), parallel.place(this, devices), numbers)
-        change = jax.tree.map(
-            lambda a, b: np.asarray(b) - a, (state.params, state.batch_stats), (after.params, after.batch_stats)
-        )
-        updates.append((change, jax.device_get(sums)))
-    same_update(updates[1][0], updates[0][0], rtol=5e-6)
-    np.testing.assert_allclose(updates[1][1]["loss"], updates[0][1]["loss"], rtol=1e-6)
-    np.testing.assert_array_equal(updates[1][1]["accuracy"], updates[0][1]["accuracy"])

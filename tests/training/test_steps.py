@@ -12,7 +12,7 @@ from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.method import Stage
 from unimix_jax.models import layers, resnet
-from unimix_jax.training import optim, steps
+from unimix_jax.training import augment, keys, optim, steps
 
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
 RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
@@ -178,3 +178,26 @@ def test_class_weights_are_divided_by_their_sum_or_by_the_count():
         for before, after, _ in (tiny_step(class_weight=weights), tiny_step(class_weight=weights, reduction="count"))
     ]
     np.testing.assert_allclose(moved[1], moved[0] * total / 8, rtol=1e-4, atol=1e-7)
+
+
+def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_own():
+    recipe = RECIPE._replace(pad=2, flip=True, std=np.ones(3, np.float32))
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    view, label = np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32)
+    batch = Batch(image, label, view, image, label, view + 6)
+    seen = {}
+
+    def mixer(mix_keys, image_a, image_b, label_a, label_b):
+        seen.update(keys=mix_keys, a=image_a, b=image_b)
+        return mixing.Mixed(image_a, label_a)
+
+    steps.mixed_batch(batch, np.uint32(1), np.uint32(2), stage(losses.cross_entropy, mixer), recipe)
+    for name, views in (("a", view), ("b", view + 6)):
+        cropped = augment.crop_and_flip(keys.of_views(np.uint32(1), np.uint32(2), views), image, pad=2, flip=True)
+        np.testing.assert_allclose(seen[name] * 255, cropped, atol=1e-3)
+    assert (seen["a"] != seen["b"]).any()
+    used = [jax.random.key_data(keys.use(keys.of_views(1, 2, view)[0], purpose)).tolist() for purpose in keys.Use]
+    own = jax.random.key_data(seen["keys"].view[0]).tolist()
+    assert own == used[keys.Use.MIX]
+    assert used.count(own) == 1
+    assert jax.random.key_data(seen["keys"].step).tolist() not in used

@@ -83,11 +83,15 @@ def read(name: str, directory: str = "", fetch: bool = False):
     folders = root / layout.python, root / layout.binary
     if fetch and not any(folder.exists() for folder in folders):
         archive = root / layout.archive
-        if not archive.exists():
+        theirs = archive.exists()
+        if theirs:
+            download.check(archive, layout.md5)
+        else:
             download.fetch(HOME + layout.archive, archive, layout.md5)
         train, test, names = layout.binary_files
         download.extract(archive, folders[1], (*train, test, names))
-        archive.unlink()
+        if not theirs:
+            archive.unlink()
     for folder, files, read_rows, read_names in (
         (folders[0], layout.python_files, _python_rows, _python_names),
         (folders[1], layout.binary_files, _binary_rows, _binary_names),

@@ -19,7 +19,6 @@ class Stream(enum.IntEnum):
     ORDER = 0
     DRAW = 1
     PARTNERS = 2
-    CROPS = 3
     SPLIT = 4
 
 
@@ -114,7 +113,7 @@ def _draw_by_class(sets: ByClass, exponent: float, random: np.random.Generator, 
 # A partner from the same batch has the view of the slot it stands in, and so the same augmentation.
 
 
-def by_class(sets: ByClass, index: np.ndarray, *, class_exponent: float, seed: int, step: int):
+def by_class(sets: ByClass, index: np.ndarray, *, class_exponent: float = -1.0, seed: int, step: int):
     """The partner rule of UniMix: `partners_by_class`, augmented on their own."""
     size = len(index)
     partner = partners_by_class(sets, class_exponent=class_exponent, seed=seed, step=step, size=size)
@@ -127,7 +126,7 @@ def permutation(sets: ByClass, index: np.ndarray, *, seed: int, step: int):
     return index[slots], slots.astype(np.int32)
 
 
-def in_batch(sets: ByClass, index: np.ndarray, *, image_exponent: float, seed: int, step: int):
+def in_batch(sets: ByClass, index: np.ndarray, *, image_exponent: float = -0.5, seed: int, step: int):
     """The partner rule of UniMix's released code: from the batch, with replacement.
 
     An image weighs count**image_exponent of its class. Over many batches a class is drawn as

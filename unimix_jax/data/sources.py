@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import importlib.util
 import pathlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +20,13 @@ DIGITS_PER_CLASS = {"test": 50, "validation": 25}
 
 
 class Source(NamedTuple):
-    """The images of one split. Exactly one of images, paths, read is there."""
+    """The images of one split."""
 
     labels: np.ndarray  # int32[N]
     class_names: tuple[str, ...]  # K
     mean: np.ndarray  # float32[C], of pixels / 255
     std: np.ndarray  # float32[C]
-    images: np.ndarray | None = None  # uint8[N, H, W, C]
-    paths: tuple[str, ...] | None = None  # N files
-    read: Callable[[int], bytes] | None = None  # encoded image by index
+    images: np.ndarray  # uint8[N, H, W, C]
 
 
 class Splits(NamedTuple):
@@ -72,7 +69,7 @@ def load(data) -> Splits:
 def digest(source: Source) -> str:
     """Return a digest of a split's images and labels in their order: it names a cut exactly."""
     sha = hashlib.sha256(np.ascontiguousarray(source.labels, np.int32))
-    sha.update(source.images)
+    sha.update(np.ascontiguousarray(source.images))
     return sha.hexdigest()[:16]
 
 
@@ -156,9 +153,14 @@ def arrays(data) -> Splits:
                 f"{images['train'].shape[1:]}; all must be of one size"
             )
     if "class_names" in found:
-        names = tuple(str(name) for name in found["class_names"].ravel())
+        names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in found["class_names"].ravel())
     else:
-        names = tuple(str(c) for c in range(1 + max(int(labels[s].max()) for s in splits)))
+        # Asked before a name is made for each: a label may be 10**9 by mistake.
+        classes = 1 + max(int(labels[s].max()) for s in splits)
+        missing = np.setdiff1d(np.arange(min(classes, len(labels["train"]) + 1)), labels["train"])
+        if len(missing):
+            raise UserError(f"no training image in class {missing[0]} in {path}; its labels go from 0 to {classes - 1}")
+        names = tuple(str(c) for c in range(classes))
     for split in splits:
         try:
             priors.class_counts(labels[split], len(names))
@@ -181,8 +183,14 @@ def _cut(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
 
 def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, of pixels / 255; a flat channel counts as one grey level."""
-    pixels = images.reshape(-1, images.shape[-1])
-    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    # By histograms, block by block: exact, and without a copy of all images in floats.
+    histograms = np.zeros((images.shape[-1], 256))
+    for start in range(0, len(images), 1024):
+        for channel, histogram in enumerate(histograms):
+            histogram += np.bincount(images[start : start + 1024, ..., channel].ravel(), minlength=256)
+    values, shares = np.arange(256.0), histograms / histograms.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
     return (mean / 255).astype(np.float32), (np.maximum(std, 1) / 255).astype(np.float32)
 
 

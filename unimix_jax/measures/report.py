@@ -11,6 +11,13 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def markdown_table(rows: list[list[str]]) -> str:
+    """Lay out rows of cells as a Markdown table; the first row is the head, numbers stand to the right."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    rule = f"| --- |{' ---: |' * (len(rows[0]) - 1)}"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
 def closing_table(metrics: dict) -> str:
     """Lay out what metrics.json holds: accuracy by group and calibration in per cent, a column a split.
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from unimix_jax.errors import one_of
 
+SHAPES = ("concave", "linear", "convex", "exp")  # of label_aware_smoothing
+FORMULAS = ("code", "paper")
+
 
 def cross_entropy(logits, labels):
     """Minus the log of the softmax at the label.
@@ -140,8 +143,8 @@ def label_aware_smoothing(
     labels,
     *,
     counts,
-    head: float,
-    tail: float,
+    head: float = 0.3,
+    tail: float = 0.0,
     shape: str = "concave",
     power: float = 2.0,
     formula: str = "code",
@@ -169,7 +172,7 @@ def label_aware_smoothing(
     """
     amounts = smoothing_amounts(counts, head, tail, shape, power)
     classes = len(amounts)
-    if one_of("formula of label_aware_smoothing", formula, ("code", "paper")) == "paper":
+    if one_of("formula of label_aware_smoothing", formula, FORMULAS) == "paper":
         # Spread over all classes, that much on the label too, is the same target.
         amounts = amounts * classes / (classes - 1)
     logits = _centred(logits)

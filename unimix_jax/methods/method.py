@@ -3,7 +3,7 @@
 import functools
 import importlib
 import inspect
-import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +40,25 @@ LOGITS_PRIOR = {
     "balanced_softmax": "uniform",
 }
 # What the run gives to a function at each step; no row sets it.
-_GIVEN = ("seed", "step", "table", "validation")
+_GIVEN = ("seed", "step", "batch_size", "table", "validation")
+# What an option of each name may be, whichever of the project's functions takes it.
+_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "alpha": (lambda v: 0.01 <= v <= 100, "in .01..100"),
+    "beta": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "class_exponent": (lambda v: abs(v) <= 10, "in -10..10"),
+    "image_exponent": (lambda v: abs(v) <= 10, "in -10..10"),
+    "formula": (lambda v: v in losses.FORMULAS, " or ".join(losses.FORMULAS)),
+    "gamma": (lambda v: v >= 0, "at least 0"),
+    "head": (lambda v: 0 <= v <= 1, "in 0..1"),
+    "kappa": (lambda v: v > 1, "above 1"),
+    "max_margin": (lambda v: v >= 0, "at least 0"),
+    "neighbours": (lambda v: v >= 1, "at least 1"),
+    "power": (lambda v: v > 0, "above 0"),
+    "scale": (lambda v: v > 0, "above 0"),
+    "shape": (lambda v: v in losses.SHAPES, " or ".join(losses.SHAPES)),
+    "tail": (lambda v: 0 <= v <= 1, "in 0..1"),
+    "threshold": (lambda v: 0 <= v <= 1, "in 0..1"),
+}
 _REDUCTIONS = ("weights", "count")
 _SCHEDULES = ("run", "cosine")
 _GROUPS = ("backbone", "classifier", "scale")
@@ -77,6 +95,7 @@ class Method(NamedTuple):
     head: str
     stages: tuple[Stage, ...]
     posthoc: Callable | None  # (logits, head's parameters, validation) -> (logits, dict)
+    test_prior: np.ndarray  # float64[K], of the data to predict, for losses that take it
     logits_prior: np.ndarray | None  # float64[K], see LOGITS_PRIOR; None if it stands for none
 
 
@@ -119,21 +138,22 @@ def build(
 
     # Cached, so that stages with equal options hold the same function and share a compiled step.
     @functools.cache
-    def bind(kind: str, options: str):
-        return _bind(kind, json.loads(options), known[kind], context)
+    def bind(kind: str, options: tuple):
+        return _bind(kind, dict(options), known[kind], context)
 
     defaults = ROWS["erm"]["stages"]["plain"]
     options, stages, end = defaults, [], 0
-    begins = _begins(name, row["stages"])
-    for stage, changes in row["stages"].items():
+    ordered = _in_order(name, row["stages"])
+    begins = [changes.get("begin", 0.0) for changes in ordered.values()]
+    for (stage, changes), begin, next_begin in zip(ordered.items(), begins, [*begins[1:], 1.0], strict=True):
         if extra := changes.keys() - defaults.keys():
             raise UserError(f"stage {stage!r} of method {name!r} has the unknown entry {min(extra)!r}")
         options = {k: _inherit(options[k], v) for k, v in {**options, **changes}.items()}
-        first, end = end, end + options["epochs"] * steps_per_epoch
-        if begins[stage] < 1:
-            later = [begin for begin in begins.values() if begin > begins[stage]]
-            first, end = (round(min(1.0, b) * epochs * steps_per_epoch) for b in (begins[stage], min([*later, 1.0])))
-        functions = {kind: bind(kind, json.dumps(options[kind], sort_keys=True)) for kind in known if kind != "posthoc"}
+        if begin < 1:
+            first, end = (round(b * epochs * steps_per_epoch) for b in (begin, next_begin))
+        else:
+            first, end = end, end + options["epochs"] * steps_per_epoch
+        functions = {kind: bind(kind, tuple(sorted(options[kind].items()))) for kind in known if kind != "posthoc"}
         resolved = _stage(stage, first, end, options, functions, counts, name)
         if first < end:
             stages.append(resolved)
@@ -142,7 +162,8 @@ def build(
         name,
         row.get("head", ROWS["erm"]["head"]),
         tuple(stages),
-        bind("posthoc", json.dumps(post, sort_keys=True)),
+        bind("posthoc", tuple(sorted(post.items()))),
+        test_prior,
         _logits_prior(options, post, train_prior, test_prior),
     )
 
@@ -154,8 +175,12 @@ def _stage(stage, first, last, options, functions, counts, method) -> Stage:
         raise UserError(f"stage {stage!r} of method {method!r} needs a mixer and partners, or neither of them")
     weights = functions["class_weight"]
     one_of(f"schedule {where}", options["schedule"]["name"], _SCHEDULES)
-    for group in options["trains"]:
+    for group, factor in options["trains"].items():
         one_of(f"parameter group in trains {where}", group, _GROUPS)
+        if not 0 <= factor < math.inf:
+            raise UserError(f"the factor of {group} in trains {where} is {factor}; it must be 0 (frozen) or above")
+    if options["schedule"]["name"] == "cosine" and not 0 < options["schedule"].get("learning_rate", 0.0) < math.inf:
+        raise UserError(f"learning_rate in schedule {where} must be above 0")
     return Stage(
         stage,
         first,
@@ -197,20 +222,20 @@ def _inherit(before: Any, changes: Any) -> Any:
     return {**before, **changes} if same else dict(changes)
 
 
-def _begins(method: str, stages: dict[str, dict]) -> dict[str, float]:
-    """Return where each stage begins: the first at 0, each later one not before the one before it."""
-    begins, before = {}, 0.0
-    for stage, changes in stages.items():
-        begin = changes.get("begin", 0.0)
-        if not before <= begin <= 1 or (not begins and begin != 0) or (begins and "begin" not in changes):
-            raise UserError(
-                f"stage {stage!r} of method {method!r} begins at {begin:g} of the run; the first stage begins at 0, "
-                "each later one says where, after the one before it and at most 1"
-            )
-        if begin == 1 and changes.get("epochs", 0) < 1:
+def _in_order(method: str, stages: dict[str, dict]) -> dict[str, dict]:
+    """Return the stages by their begin (a config forgets the order of its fields); the first one begins at 0."""
+    ordered = dict(sorted(stages.items(), key=lambda item: item[1].get("begin", 0.0)))
+    begins = [stage.get("begin", 0.0) for stage in ordered.values()]
+    within = [begin for begin in begins if begin != 1]
+    if not begins or begins[0] != 0 or not all(0 <= b <= 1 for b in begins) or len(set(within)) < len(within):
+        raise UserError(
+            f"the stages of method {method!r} begin at {', '.join(f'{b:g}' for b in begins)} of the run; one must "
+            "begin at 0, the others each somewhere else in 0..1"
+        )
+    for stage, changes in ordered.items():
+        if changes.get("begin", 0.0) == 1 and changes.get("epochs", 0) < 1:
             raise UserError(f"stage {stage!r} of method {method!r} begins at 1, after the run; give it epochs")
-        begins[stage] = before = begin
-    return begins
+    return ordered
 
 
 def _bind(kind: str, options: dict[str, Any], known: dict[str, Callable | None], context: dict[str, Any]):
@@ -227,7 +252,20 @@ def _bind(kind: str, options: dict[str, Any], known: dict[str, Callable | None],
     for option in options:
         if option not in own:
             raise UserError(f"{kind} {name!r} takes no option {option!r}; it takes {', '.join(own) or 'none'}")
+        _check_option(f"{option} of {kind} {name!r}", option, options[option])
+    for option in own:
+        if option not in options and takes[option].default is inspect.Parameter.empty:
+            raise UserError(f"{kind} {name!r} needs the option {option!r}")
     return functools.partial(function, **{k: v for k, v in context.items() if k in takes}, **options)
+
+
+def _check_option(what: str, option: str, value: Any) -> None:
+    """Refuse a value that no function with an option of this name takes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what} is {value}; it must be finite")
+    right, words = _OPTIONS.get(option, (None, ""))
+    if right is not None and not right(value):
+        raise UserError(f"{what} is {value!r}; it must be {words}")
 
 
 def _imported(name: str) -> Callable:

@@ -57,9 +57,9 @@ def beta(key, alpha: float):
 
 
 def unimix_factor(key, count_a, count_b, *, alpha: float = 0.5, wrap: bool = True):
-    """Draw the share of image a in a mixed pair: large if a's class is the rarer one.
+    """Draw the share of image a in a mixed pair, by a law around s = count_b / (count_a + count_b).
 
-    With s = count_b / (count_a + count_b) and b ~ Beta(alpha, alpha):
+    With b ~ Beta(alpha, alpha):
     wrapped, as the authors define it, (b + s) mod 1: for alpha < 1 the law peaks at s from both
     sides; un-wrapped, clip(b + s - 1/2, 0, 1): the law is centred at s. Wrapped, the rare image of
     99:1 is favoured with probability .557 only (alpha .5), un-wrapped with .936. At alpha 1 the wrapped

@@ -9,7 +9,7 @@ A row is a nested dict without lists, so that every leaf can be overridden on th
     config          fields of the whole run
     by_data         the same grammar again, by data set ("cifar10"), or data set and imbalance
                     ("cifar10_50"), for what differs there
-    stages          by name, in order; each says what changes and when:
+    stages          by name; each says what changes and when, and goes on from the one that begins before it:
       begin         start as a fraction of the run; 1.0 for a stage after it, of `epochs`
       epochs        length of a stage after the run
       loss          name of a function in methods/losses.py (or "module:function") and its options

@@ -34,36 +34,34 @@ def opened(directory: pathlib.Path, keep: int):
         try:
             manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot write a checkpoint in {directory}: {str(error).splitlines()[0]}") from error
+            raise _not_written(directory, error) from error
         finally:
             manager.close()
 
 
 def save(manager, step: int, state) -> None:
-    """Begin to write the state after `step` steps; it is copied before this returns.
+    """Begin to write the state after `step` steps.
+
+    The state's arrays may be donated at once: what is being written keeps them alive.
 
     Raises:
-      UserError: the one before could not be written (a full disk).
+      UserError: a checkpoint could not be written (a full disk).
       RuntimeError: Orbax refuses the step.
     """
     import orbax.checkpoint as ocp
 
     state = jax.device_get(state)
+    content = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"digest": digest(state)}))
     try:
-        saved = manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"digest": digest(state)})
-            ),
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the checkpoint of step {step}: {str(error).splitlines()[0]}") from error
+        saved = manager.save(step, args=content)
+    except (OSError, ValueError) as error:  # of this one or of the one before
+        raise _not_written(manager.directory, error) from error
     if not saved:  # it does so, silently, for a step at or below its newest
         raise RuntimeError(f"Orbax did not save step {step}; it has {manager.all_steps()}")
 
 
 def restore_newest(manager, directory: pathlib.Path, like):
-    """Return the newest sound state, as numpy arrays, and move damaged ones aside (`STEP.damaged`).
+    """Return the newest sound state, as numpy arrays; move newer, damaged ones aside (`STEP.damaged`).
 
     Args:
       manager: of `opened`.
@@ -71,32 +69,41 @@ def restore_newest(manager, directory: pathlib.Path, like):
       like: a state of the same structure, shapes and types.
 
     Returns:
-      The state; None if there is no checkpoint.
+      The state; None if there never was a checkpoint.
 
     Raises:
-      UserError: there are checkpoints, and none of them is sound.
+      UserError: there are checkpoints, and none of them is sound; they are left as they are.
     """
     import orbax.checkpoint as ocp
 
     like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
+    template = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+    damaged = {}
+    for step in sorted(manager.all_steps(), reverse=True):
         try:
-            restored = manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-            )
+            restored = manager.restore(step, args=template)
             if digest(restored["state"]) == restored["meta"]["digest"]:
-                # Moving a damaged one aside leaves the manager's list as it was, and it would refuse to save it anew.
-                manager.reload()
-                return restored["state"]
-            reason = "its numbers do not have their digest"
+                break
+            damaged[step] = "its numbers do not have their digest"
         except Exception as error:  # damage comes out as nearly any type
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        _log.warning("checkpoint %d is damaged (%s); it is moved aside", step, reason)
+            damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    else:
+        if damaged or list(directory.glob("*.damaged*")):
+            why = next(iter(damaged.values()), "they were moved aside")
+            raise UserError(
+                f"none of the checkpoints in {directory} is sound ({why}); give a new --workdir to start anew"
+            )
+        return None
+    for step, why in damaged.items():
+        _log.warning("checkpoint %d is damaged (%s); it is moved aside", step, why)
         (directory / str(step)).rename(_unused(directory / f"{step}.damaged"))
-    if steps:
-        raise UserError(f"none of the checkpoints in {directory} is sound; give a new --workdir to start anew")
-    return None
+    if damaged:
+        manager.reload()  # else its list is the old one, and it would refuse to save them anew
+    return restored["state"]
+
+
+def _not_written(directory, error: Exception) -> UserError:
+    return UserError(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
 
 
 def digest(state) -> str:

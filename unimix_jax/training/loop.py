@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import math
 import os
 import pathlib
 import signal
@@ -57,27 +56,30 @@ def run(config, directory: str | os.PathLike) -> dict:
       Interrupted: SIGTERM or SIGINT came and the state is saved.
     """
     directory = workdir.create(directory)
-    with workdir.locked(directory), progress.logging_to(directory), _signals_caught() as stopped:
+    with workdir.locked(directory), progress.logging_to(directory):
         about = record.earlier(config, directory)
-        result = workdir.read_json(directory / workdir.METRICS)
-        if about.get("state") == "complete" and result is not None:
+        if about.get("state") == "complete" and (result := workdir.read_json(directory / workdir.METRICS)):
             _log.info("%s is complete", directory)
             return result
-        begun = time.monotonic()
+        begun_at = time.monotonic()
         this = prepare(config, directory)
-        about = record.begin(about, config, this.splits)
+        about = record.begin(about, config, this.splits, this.method.test_prior, this.devices)
+        _log.info("run directory: %s", directory)
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
         workdir.write_json(directory / workdir.RUN, about)
         try:
-            with checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager:
-                _, logits = train(this, first_state(this, manager), manager, stopped)
+            with (
+                _signals_caught() as stopped,
+                checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager,
+            ):
+                _, logits = train(this, starting_state(this, manager), manager, stopped)
+                result = finish(this, logits)
         except (Interrupted, RanAway):
             workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
-        result = finish(this, logits)
         about |= {
             "state": "complete",
-            "seconds": round(time.monotonic() - begun, 1),
+            "seconds": round(time.monotonic() - begun_at, 1),
             "peak_memory_mib": record.peak_memory_mib(),
         }
         workdir.write_json(directory / workdir.RUN, about)
@@ -120,33 +122,37 @@ def prepare(config, directory: pathlib.Path) -> Run:
     return Run(config, directory, splits, sets, method, network, recipe, devices, total, steps_per_epoch)
 
 
-def first_state(this: Run, manager) -> steps.TrainState:
+def starting_state(this: Run, manager) -> steps.TrainState:
     """Return the state to go on from, on the devices: the newest sound checkpoint's, or a fresh one."""
-    network, source = this.network, this.splits.train
-    state = steps.first_state(
-        resnet.initialise(network, source.images.shape[1:], this.config.seed), this.recipe.optimiser
-    )
+    shape, seed = this.splits.train.images.shape[1:], this.config.seed
+    state = steps.first_state(resnet.initialise(this.network, shape, seed), this.recipe.optimiser)
+    _describe(this, sum(leaf.size for leaf in jax.tree.leaves(state.params)))
     restored = checkpoints.restore_newest(manager, this.directory / workdir.CHECKPOINTS, state)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    _log.info(
-        "%s, %d parameters, %d images of %d classes (%d to %d), %d steps, %d device%s",
-        this.config.network,
-        parameters,
-        len(source.labels),
-        len(source.class_names),
-        this.splits.counts.max(),
-        this.splits.counts.min(),
-        this.steps,
-        len(this.devices),
-        "s" if len(this.devices) > 1 else "",
-    )
-    if this.splits.validation is None and this.config.eval_every:
-        _log.info("there is no validation split: evaluations on the way are on the test split")
     if restored is not None:
         state = restored
         _log.info("resuming at step %d of %d", state.step, this.steps)
     workdir.cut_metrics(this.directory / workdir.METRICS_LINES, int(state.step))
     return parallel.replicate(state, this.devices)
+
+
+def _describe(this: Run, parameters: int) -> None:
+    counts, devices = this.splits.counts, len(this.devices)
+    _log.info(
+        "%s by %s: %d parameters; %d images of %d classes (%d to %d); %d steps of %d images on %d device%s",
+        this.config.network,
+        this.method.name,
+        parameters,
+        counts.sum(),
+        len(counts),
+        counts.max(),
+        counts.min(),
+        this.steps,
+        this.config.batch_size,
+        devices,
+        "s" if devices > 1 else "",
+    )
+    if this.splits.validation is None and this.config.eval_every:
+        _log.info("there is no validation split: evaluations on the way are on the test split")
 
 
 def train(
@@ -155,7 +161,7 @@ def train(
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 
     Args:
-      state: on the devices; its memory is taken.
+      state: on the devices; donated: do not use it afterwards.
       manager: of `checkpoints.opened`.
       stopped: set from outside to save after the step that runs, and leave.
 
@@ -189,18 +195,18 @@ def train(
             stopping = stopped.is_set()
             due = _due(this, step, stopping)
             line = {"step": step, "epoch": round(step / this.steps_per_epoch, 4)}
+            where = f"step {step} (stage {stage.name!r}, learning rate {rate(step - 1):g})"
             if any(due):
                 means = {name: float(total) / float(weight) for name, (total, weight) in jax.device_get(sums).items()}
-                if not math.isfinite(means["loss"]):
-                    raise RanAway(
-                        f"the loss is {means['loss']} at step {step} (stage {stage.name!r}, learning rate "
-                        f"{rate(step - 1):g}); the last sound checkpoint is kept in {this.directory}"
-                    )
+                _check_finite(manager, where, loss=means["loss"], state=state if due.evaluate or due.save else ())
             if due.record:
-                per_second = round(config.batch_size * (step - since) / (time.monotonic() - clock), 1)
+                seconds = time.monotonic() - clock
+                per_second = None if fresh else round(config.batch_size * (step - since) / seconds, 1)
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
                 keep(line | means | about)
-            logits = predict(state, due.evaluate)
+            if due.evaluate:
+                logits = predict(state, due.evaluate)
+                _check_finite(manager, where, logits=logits)
             for name in due.evaluate:
                 values = metrics.summary(Predictions(logits[name], this.splits.evaluated[name].labels))
                 keep(line | {"split": name} | {measure: values[measure] for measure in ("accuracy", "ece", "nll")})
@@ -208,7 +214,7 @@ def train(
                 # After the records of this step: a resumed run keeps them and begins behind them.
                 checkpoints.save(manager, step, state)
                 if stopping and step < this.steps:
-                    raise Interrupted(f"at step {step} of {this.steps}, saved; the same command goes on from there")
+                    raise Interrupted(f"at step {step} of {this.steps}, saved; --workdir={this.directory} goes on")
             if fresh or any(due):
                 # The rate is of steps only, without compilation, evaluation and saving.
                 jax.block_until_ready(sums)
@@ -216,6 +222,15 @@ def train(
     if first == this.steps:
         logits = predict(state, tuple(this.splits.evaluated))
     return state, logits
+
+
+def _check_finite(manager, where: str, **named) -> None:
+    """Stop a run whose numbers, trees of arrays by name, are no longer finite."""
+    for name, tree in named.items():
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree))):
+            newest = manager.latest_step()
+            kept = "there is no checkpoint yet" if newest is None else f"the checkpoint of step {newest} is kept"
+            raise RanAway(f"the {name} is not finite at {where}; {kept}")
 
 
 def learning_rate(this: Run, stage: methods.Stage) -> Callable[[int], float]:
@@ -361,6 +376,7 @@ def _signals_caught():
         if stopped.is_set():
             os._exit(128 + number)
         stopped.set()
+        _log.info("stopping after this step; a second signal leaves at once, without saving")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

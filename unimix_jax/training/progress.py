@@ -53,7 +53,9 @@ def steps_bar(first: int, total: int):
             if "split" in line:
                 log.info("epoch %g: %s %s, ECE %.1f %%", line["epoch"], line["split"], accuracy, 100 * line["ece"])
                 return
-            text = f"loss {line['loss']:.3f}, {accuracy}, {line['images_per_second']:.0f} images/s"
+            text = f"loss {line['loss']:.3f}, {accuracy}"
+            if line["images_per_second"] is not None:
+                text += f", {line['images_per_second']:.0f} images/s"
             if not bar.disable:
                 bar.set_postfix_str(text, refresh=False)
             elif now - shown >= _LINES_APART or step == total:

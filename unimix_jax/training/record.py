@@ -1,5 +1,6 @@
 """What the run directory says of its run: the config it began with, and run.json. Touches files."""
 
+import hashlib
 import json
 import logging
 import pathlib
@@ -7,6 +8,8 @@ import resource
 import subprocess
 import sys
 import time
+
+import numpy as np
 
 import unimix_jax
 from unimix_jax import workdir
@@ -40,15 +43,16 @@ def earlier(config, directory: pathlib.Path) -> dict:
             f"{directory} holds a run with another config, differing in {shown}{more}; give another --workdir"
         )
     if neutral:
-        _log.info("this run began with another %s; it changes no number", ", ".join(neutral))
+        _log.info("this run began with another %s", ", ".join(neutral))
     return workdir.read_json(directory / workdir.RUN) or {}
 
 
-def begin(record: dict, config, splits: sources.Splits) -> dict:
+def begin(record: dict, config, splits: sources.Splits, test_prior: np.ndarray, devices: list) -> dict:
     """Return run.json for a run that begins or goes on.
 
     Args:
       record: of `earlier`.
+      config, splits, test_prior, devices: of the run.
 
     Raises:
       UserError: the data is not what the run began with.
@@ -58,25 +62,21 @@ def begin(record: dict, config, splits: sources.Splits) -> dict:
         for name, source in {"train": splits.train, **splits.evaluated}.items()
     }
     data["train"]["counts"] = splits.counts.tolist()
-    here = {
+    data["test_prior"] = {"digest": hashlib.sha256(np.ascontiguousarray(test_prior)).hexdigest()[:16]}
+    for name in data.keys() | record.get("data", data).keys():
+        if record and record["data"].get(name) != data.get(name):
+            what = "test prior is not that" if name == "test_prior" else f"{name} images are not those"
+            raise UserError(f"the {what} which this run began with; restore it or give a new --workdir")
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "version": unimix_jax.__version__,
         "commit": _commit(),
         "command": sys.argv,
-        "seed": config.seed,
-        "environment": parallel.environment(),
-        "devices": len(parallel.local_devices(config.parallel.devices)),
-        "data": data,
+        "environment": parallel.environment(devices, config.parallel.how),
     }
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    if not record:
-        return {**here, "begun": now, "resumed": [], "state": "running"}
-    for name, described in data.items():
-        if record["data"].get(name) != described:
-            raise UserError(
-                f"the {name} images are not those that this run began with; restore them or give a new --workdir"
-            )
-    for key in ("version", "commit", "environment", "devices"):
-        old, new = workdir.flat({key: record[key]}), workdir.flat({key: here[key]})
+    starts = [*record.get("starts", []), start]
+    for key in ("version", "commit", "environment"):
+        old, new = (workdir.flat({key: each[key]}) for each in (starts[0], start))
         for name in sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
             _log.warning(
                 "this run began with %s %s and goes on with %s: the result may differ in its last bits",
@@ -84,7 +84,7 @@ def begin(record: dict, config, splits: sources.Splits) -> dict:
                 old.get(name),
                 new.get(name),
             )
-    return {**record, "resumed": [*record["resumed"], now], "state": "running"}
+    return {"seed": config.seed, "data": data, "starts": starts, "state": "running"}
 
 
 def peak_memory_mib() -> int:

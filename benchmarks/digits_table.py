@@ -1,0 +1,65 @@
+"""Every method on the long-tailed digits over several seeds, and the README's table of them.
+
+    python benchmarks/digits_table.py
+
+runs what is not yet there under runs/digits_table (stop it and start it again as you like), in one
+process, and writes the table between the markers in README.md. Options: --seeds=5, --methods=erm,mixup,
+--epochs=N (for a quick look; the README is then left alone), --workdir=DIR.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+from unimix_jax import settings, workdir
+from unimix_jax.measures import report
+from unimix_jax.methods.rows import ROWS
+from unimix_jax.training import loop, parallel
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- digits table -->", "<!-- end of digits table -->"
+MEASURES = {"accuracy": "accuracy", "few": "rarest third", "ece": "ECE", "mce": "MCE"}
+
+
+def measures(name: str, seed: int, directory: pathlib.Path, epochs: int | None) -> list[float]:
+    """Run a method with a seed, or read the run that is there; return its test measures in per cent."""
+    argv = ["digits_table", f"--config=digits_lt.py:method={name}", f"--config.seed={seed}", "--config.eval_every=0"]
+    argv += [f"--config.epochs={epochs}"] if epochs else []
+    result = loop.run(settings.parse(argv).config, directory / name / str(seed))
+    return [100 * result["test"][measure] for measure in MEASURES]
+
+
+def markdown(values: dict[str, np.ndarray]) -> str:
+    """Lay out [seeds, measures] of each method as mean and standard deviation."""
+    rows = [["method", *MEASURES.values()]]
+    for name, found in values.items():
+        spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(found.shape[1])
+        rows.append([f"`{name}`", *(f"{m:.1f} ± {s:.1f}" for m, s in zip(found.mean(axis=0), spread, strict=True))])
+    return report.markdown_table(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", default=",".join(ROWS))
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "digits_table")
+    given = parser.parse_args()
+    parallel.prepare_runtime()
+    started, values = time.monotonic(), {}
+    for name in given.methods.split(","):
+        values[name] = np.array([measures(name, seed, given.workdir, given.epochs) for seed in range(given.seeds)])
+        print(f"{time.monotonic() - started:6.0f} s  {name:<26}{values[name].mean(axis=0).round(1)}", flush=True)
+    table = markdown(values)
+    print(table)
+    if given.methods == ",".join(ROWS) and not given.epochs:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        before, after = readme.split(BEGIN)[0], readme.split(END)[1]
+        workdir.write_whole(ROOT / "README.md", f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
