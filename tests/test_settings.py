@@ -30,6 +30,19 @@ def test_every_leaf_of_a_row_can_be_overridden():
     assert ROWS["unimix_bayias"]["stages"]["mixed"]["mixer"]["alpha"] == 0.5
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_the_first_stage_of_every_row_shows_every_option(name):
+    stages = parse(f"{DIGITS}:method={name}").config.method.stages
+    first = min(stages, key=lambda stage: stages[stage].get("begin", 0.0))
+    assert set(stages[first]) == set(ROWS["erm"]["stages"]["plain"])
+
+
+def test_any_loss_goes_with_any_mixer_from_the_command_line():
+    stages = parse(f"{DIGITS}:method=mixup", "--config.method.stages.mixed.loss.name=bayias").config.method.stages
+    assert stages.mixed.loss.name == "bayias"
+    assert stages.mixed.mixer.name == "mixup"
+
+
 def test_naming_another_function_drops_the_options_of_the_one_before():
     config = parse(
         DIGITS, "--config.method.stages.mixed.mixer.name=none", "--config.method.stages.mixed.partners.name=none"

@@ -100,7 +100,13 @@ def use_method(config, name: str) -> None:
     for key in (config.data.source, f"{config.data.source}_{config.data.imbalance:g}"):
         row = _merged(row, by_data.get(key, {}))
     shown = {"name": name, "head": ROWS["erm"]["head"], "posthoc": ROWS["erm"]["posthoc"]}
-    shown |= {key: row[key] for key in ("head", "posthoc", "stages") if key in row}
+    shown |= {key: row[key] for key in ("head", "posthoc") if key in row}
+    # The first stage is shown with all it takes from erm, so that every option can be overridden there; the others
+    # go on from it.
+    first = min(row["stages"], key=lambda stage: row["stages"][stage].get("begin", 0.0))
+    defaults, changes = ROWS["erm"]["stages"]["plain"], row["stages"][first]
+    trains = {**defaults["trains"], **changes.get("trains", {})}
+    shown["stages"] = {**row["stages"], first: {**defaults, **changes, "trains": trains}}
     config.method = ConfigDict(copy.deepcopy(shown))
     config.update(copy.deepcopy(row.get("config", {})))
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax.errors import UserError
+
 _TABLE = 4096  # intervals of the quantile table; linear between them it is exact to 1e-7
 
 
@@ -217,6 +219,10 @@ def objective(loss, logits, mixed: Mixed, class_weight=None):
 
     def weighted(labels):
         values = loss(logits, labels)
+        if values.shape != labels.shape:
+            raise UserError(
+                f"the loss returns shape {values.shape}; it must return one value per example, {labels.shape}"
+            )
         return values if class_weight is None else values * jnp.asarray(class_weight, values.dtype)[labels]
 
     return _mean_of_labels(weighted, mixed)
