@@ -149,6 +149,25 @@ def test_the_order_of_stages_is_that_of_their_begins():
     assert [(s.name, s.first, s.last) for s in built.stages] == [("mixed", 0, 6), ("a_last", 6, 10)]
 
 
+def test_a_stage_goes_on_from_the_one_before_but_draws_its_classifier_anew_only_if_it_says_so():
+    def change(stages):
+        stages["longer"] = {"begin": 1.0, "epochs": 3}
+
+    _, retrained, longer = build("crt", change).stages
+    assert (retrained.reinitialise, longer.reinitialise) == (True, False)
+    assert (longer.first, longer.last) == (retrained.last, retrained.last + 3 * 97)
+    assert longer.trains == retrained.trains
+    assert longer.restart
+
+
+def test_mixing_inside_of_the_network_needs_partners_of_the_batch():
+    def change(stages):
+        stages["mixed"]["partners"] = {"name": "by_class"}
+
+    with pytest.raises(UserError, match="partners must be permutation or in_batch"):
+        build("manifold_mixup", change)
+
+
 def test_a_stage_too_short_for_a_step_is_left_out():
     assert [stage.name for stage in build(epochs=1, steps_per_epoch=1).stages] == ["mixed"]
 

@@ -61,6 +61,7 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _REDUCTIONS = ("weights", "count")
 _SCHEDULES = ("run", "cosine")
+_SAME_BATCH = ("permutation", "in_batch")  # partner rules that stay in the batch
 _GROUPS = ("backbone", "classifier", "scale")
 
 
@@ -149,6 +150,7 @@ def build(
         if extra := changes.keys() - defaults.keys():
             raise UserError(f"stage {stage!r} of method {name!r} has the unknown entry {min(extra)!r}")
         options = {k: _inherit(options[k], v) for k, v in {**options, **changes}.items()}
+        options["reinitialise"] = changes.get("reinitialise", False)  # what happens once is not taken over
         if begin < 1:
             first, end = (round(b * epochs * steps_per_epoch) for b in (begin, next_begin))
         else:
@@ -173,6 +175,11 @@ def _stage(stage, first, last, options, functions, counts, method) -> Stage:
     where = f"of stage {stage!r}"
     if (functions["mixer"] is None) != (functions["partners"] is None):
         raise UserError(f"stage {stage!r} of method {method!r} needs a mixer and partners, or neither of them")
+    if options["mixer"]["name"] == "manifold_mixup" and options["partners"]["name"] not in _SAME_BATCH:
+        raise UserError(
+            f"stage {stage!r} of method {method!r} mixes inside of the network, where only partners of the same batch "
+            f"are found: partners must be {' or '.join(_SAME_BATCH)}"
+        )
     weights = functions["class_weight"]
     one_of(f"schedule {where}", options["schedule"]["name"], _SCHEDULES)
     for group, factor in options["trains"].items():
