@@ -43,6 +43,33 @@ def test_any_loss_goes_with_any_mixer_from_the_command_line():
     assert stages.mixed.mixer.name == "mixup"
 
 
+def test_another_function_comes_with_its_options_from_the_command_line():
+    config = parse(
+        DIGITS + ":method=crt",
+        "--config.method.stages.plain.loss.name=focal",
+        "--config.method.stages.plain.loss.gamma=2.",
+        "--config.method.stages.plain.class_weight.name=effective_number_weights",
+        "--config.method.stages.plain.class_weight.beta=.99",
+        "--config.method.stages.retrained.batch_norm=frozen",
+        "--config.method.stages.retrained.trains.classifier=.5",
+        "--config.method.posthoc.name=tau_norm",
+        "--config.method.posthoc.scan=false",
+    ).config
+    assert config.method.stages.plain.loss.to_dict() == {"name": "focal", "gamma": 2.0}
+    assert config.method.stages.plain.class_weight.beta == 0.99
+    assert config.method.stages.retrained.batch_norm == "frozen"
+    assert config.method.stages.retrained.trains.to_dict() == {"backbone": 0.0, "classifier": 0.5}
+    assert config.method.posthoc.to_dict() == {"name": "tau_norm", "scan": False}
+    posthoc = parse(DIGITS + ":method=logit_adjustment_posthoc", "--config.method.posthoc.name=tau_norm").config
+    assert posthoc.method.posthoc.to_dict() == {"name": "tau_norm"}
+
+
+@pytest.mark.parametrize("field", ["plain.reduction.name", "plan.loss.name", "plain.los.name"])
+def test_there_is_no_room_for_what_is_no_option(field):
+    with pytest.raises(UserError, match="unknown config field"):
+        parse(DIGITS + ":method=erm", f"--config.method.stages.{field}=x")
+
+
 def test_naming_another_function_drops_the_options_of_the_one_before():
     config = parse(
         DIGITS, "--config.method.stages.mixed.mixer.name=none", "--config.method.stages.mixed.partners.name=none"

@@ -5,6 +5,7 @@ A config file in `configs/` is a few lines on top of `default()`. It takes argum
 (`--config.optim.learning_rate=.05`). The last wins: config file, method row, arguments, overrides.
 """
 
+import ast
 import copy
 import importlib.util
 import math
@@ -163,6 +164,7 @@ def parse(argv: list[str]) -> Command | str:
     argv, name, text = _without_config(argv)
     path = find_config(name)
     config = _get_config(path, text)
+    _make_room(argv, config)
     _check_fields(argv, config)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -312,19 +314,51 @@ def _get_config(path: pathlib.Path, text: str | None):
 
 def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
     """Where the command line names another function, drop what the row says of the one it had."""
-    rows = ROWS.get(config.method.get("name"), {}).get("stages", {})
-    for stage, entries in config.method.stages.items():
+    row = ROWS.get(config.method.get("name"), {})
+    groups = [("method", config.method, row)]
+    groups += [(f"method.stages.{s}", v, row.get("stages", {}).get(s, {})) for s, v in config.method.stages.items()]
+    for path, entries, said in groups:
         for kind, entry in entries.items():
-            path = f"method.stages.{stage}.{kind}"
-            if (
-                not hasattr(entry, "keys")
-                or f"{path}.name" not in overridden
-                or entry.name == rows.get(stage, {}).get(kind, {}).get("name")
-            ):
+            named = f"{path}.{kind}.name" in overridden
+            if not named or not isinstance(said.get(kind, {}), dict) or entry.name == said.get(kind, {}).get("name"):
                 continue
             with entry.unlocked():
-                for option in [k for k in entry if k != "name" and f"{path}.{k}" not in overridden]:
+                for option in [k for k in entry if k != "name" and f"{path}.{kind}.{k}" not in overridden]:
                     del entry[option]
+
+
+def _make_room(argv: list[str], config) -> None:
+    """Add options of a method that the command line gives and its row does not show.
+
+    A later stage shows only what it changes, and another function has other options; `method.build` refuses what
+    its function does not take.
+    """
+    for argument in argv:
+        field, equals, text = argument.partition("=")
+        path = field.removeprefix("--config.").split(".")
+        stage = path[:2] == ["method", "stages"] and len(path) > 3 and path[2] in config.method.stages
+        if not equals or not (
+            (stage and path[3] in ROWS["erm"]["stages"]["plain"]) or path[:2] == ["method", "posthoc"]
+        ):
+            continue
+        group = config
+        with config.unlocked():
+            for part in path[:-1]:
+                if part not in group:
+                    group[part] = type(config)()
+                group = group[part]
+                if not hasattr(group, "keys"):
+                    break
+            else:
+                if path[-1] not in group:
+                    group[path[-1]] = _literal(text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _check_fields(argv: list[str], config) -> None:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from unimix_jax import settings
 from unimix_jax.data import sampling
 from unimix_jax.errors import UserError
 from unimix_jax.methods import losses, method, mixing
@@ -98,6 +99,9 @@ def test_a_changed_option_reaches_the_stages_after_it():
         ("logit_adjustment", UNIFORM),
         ("balanced_softmax", UNIFORM),
         ("logit_adjustment_posthoc", UNIFORM),
+        ("mixup", PRIOR),
+        ("unimix_bayias_code", None),
+        ("unimix_bayias_las", UNIFORM),
         ("ldam", None),
         ("cdt", None),
         ("focal", None),
@@ -117,10 +121,17 @@ def test_which_prior_the_logits_stand_for(name, prior):
         np.testing.assert_allclose(found, prior)
 
 
+@pytest.mark.parametrize("name", ["crt", "cb", "cb_drw", "smote", "unimix_bayias", "ldam"])
+def test_adjusting_logits_that_do_not_stand_for_the_training_prior_leaves_none(name):
+    row = {**copy.deepcopy(ROWS[name]), "posthoc": {"name": "logit_adjustment", "strength": 1.0}}
+    built = method.build(row, COUNTS, name=name, epochs=10, steps_per_epoch=1, rules=RULES, test_prior=TEST_PRIOR)
+    assert built.logits_prior is None
+
+
 def test_any_loss_goes_with_any_mixer_weight_and_order():
     def change(stages):
         stages["mixed"] |= {
-            "loss": {"name": "ldam", "max_margin": 0.3, "scale": 1.0},
+            "loss": {"name": "ldam", "max_margin": 0.3},
             "class_weight": {"name": "inverse_weights"},
             "reduction": "count",
             "order": {"name": "balanced"},
@@ -129,6 +140,7 @@ def test_any_loss_goes_with_any_mixer_weight_and_order():
 
     mixed = build(change=change).stages[0]
     assert mixed.loss.keywords["max_margin"] == 0.3
+    assert mixed.loss.keywords["scale"] == 1.0  # of the linear head's logits
     np.testing.assert_allclose(mixed.class_weight, 3 * (1 / COUNTS) / (1 / COUNTS).sum(), rtol=1e-6)
     assert (mixed.reduction, mixed.order.func, mixed.partners.func) == (
         "count",
@@ -197,6 +209,12 @@ def with_(path, value):
         (with_("mixed.mixer.alpha", 0.0), "alpha of mixer 'unimix' is 0.0; it must be in .01..100"),
         (with_("mixed.mixer.alpha", float("nan")), "must be finite"),
         (with_("mixed.trains", {"backbone": -1.0}), "the factor of backbone"),
+        (with_("mixed.trains", {"backbone": "x"}), "the factor of backbone"),
+        (with_("mixed.mixer.alpha", "a"), "alpha of mixer 'unimix' is 'a'"),
+        (with_("mixed.loss.name", "math:pi"), "'math:pi' is 3.14.* and no function"),
+        (with_("mixed.loss.name", ":x"), "cannot import ':x'"),
+        (with_("mixed.mixer", {"name": "smote"}), "smote needs the partners nearest"),
+        (with_("plain.epochs", 5), "begins at 0.6 of the run and has epochs"),
         (with_("mixed.schedule", {"name": "cosine", "learning_rate": 0.0}), "learning_rate in schedule"),
         (with_("mixed.schedule", {"name": "cosine"}), "learning_rate in schedule"),
         (with_("plain.mixxer", {"name": "none"}), "unknown entry 'mixxer'"),
@@ -214,6 +232,98 @@ def with_(path, value):
 def test_wrong_rows_get_a_sentence(change, message):
     with pytest.raises(UserError, match=message):
         build(change=change)
+
+
+CE, BAYIAS = ("cross_entropy", {}), ("bayias", {})
+LAS = ("label_aware_smoothing", {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 2.0, "formula": "code"})
+LDAM = ("ldam", {"max_margin": 0.5})
+MIXUP, REMIX = (
+    ("mixup", {"alpha": 1.0, "per_example": False}),
+    ("remix", {"alpha": 1.0, "kappa": 3.0, "threshold": 0.5}),
+)
+UNIMIX, RARE = ("unimix", {"alpha": 0.5, "wrap": True}), ("by_class", {"class_exponent": -1.0})
+PERMUTED = ("permutation", {})
+
+
+def stage_of(end, loss, mixer=None, partners=None, **more):
+    """What a stage of a row is to be: its end in epochs of 200, functions with options, the rest by default."""
+    usual = {"order": "natural", "weighted": False, "backbone": 1.0, "classifier": 1.0, "scale": 0.0}
+    usual |= {"batch_norm": "train", "reinitialise": False, "schedule": "run"}
+    return {"end": end, "loss": loss, "mixer": mixer, "partners": partners, **usual, **more}
+
+
+SECOND = {"order": "balanced", "backbone": 0.0, "schedule": "cosine"}
+SMOOTHED = stage_of(210, LAS, **SECOND, classifier=0.5, scale=1.0, batch_norm="frozen")
+# Each row on CIFAR-10-LT-100, written from the papers and the originals' code: head and stages.
+EXPECTED = {
+    "erm": ("linear", stage_of(200, CE)),
+    "mixup": ("linear", stage_of(120, CE, MIXUP, PERMUTED), stage_of(200, CE)),
+    "manifold_mixup": ("linear", stage_of(120, CE, ("manifold_mixup", {"alpha": 1.0}), PERMUTED), stage_of(200, CE)),
+    "remix": ("linear", stage_of(120, CE, REMIX, PERMUTED), stage_of(200, CE)),
+    "mixup_drw": (
+        "linear", stage_of(120, CE, MIXUP, PERMUTED), stage_of(160, CE), stage_of(200, CE, weighted=True),
+    ),
+    "remix_drw": (
+        "linear", stage_of(120, CE, REMIX, PERMUTED), stage_of(160, CE), stage_of(200, CE, weighted=True),
+    ),
+    "focal": ("linear", stage_of(200, ("focal", {"gamma": 1.0}))),
+    "cb": ("linear", stage_of(200, CE, weighted=True)),
+    "cb_drw": ("linear", stage_of(160, CE), stage_of(200, CE, weighted=True)),
+    "cdt": ("linear", stage_of(200, ("cdt", {"gamma": 0.2}))),
+    "ldam": ("cosine", stage_of(200, LDAM)),
+    "ldam_drw": ("cosine", stage_of(160, LDAM), stage_of(200, LDAM, weighted=True)),
+    "logit_adjustment": ("linear", stage_of(200, ("logit_adjustment", {"strength": 1.0}))),
+    "balanced_softmax": ("linear", stage_of(200, ("balanced_softmax", {}))),
+    "logit_adjustment_posthoc": ("linear", stage_of(200, CE)),
+    "las": ("linear", stage_of(200, LAS)),
+    "smote": ("linear", stage_of(200, CE, ("smote", {}), ("nearest", {"neighbours": 5}), order="balanced")),
+    "unimix": ("linear", stage_of(120, CE, UNIMIX, RARE), stage_of(200, CE)),
+    "bayias": ("linear", stage_of(200, BAYIAS)),
+    "unimix_bayias": ("linear", stage_of(120, BAYIAS, UNIMIX, RARE), stage_of(200, BAYIAS)),
+    "unimix_bayias_code": (
+        "linear",
+        stage_of(200, BAYIAS, ("unimix", {"alpha": 0.8, "wrap": True}), ("in_batch", {"image_exponent": -0.5})),
+    ),
+    "mislas": ("scaled", stage_of(200, CE, MIXUP, PERMUTED), SMOOTHED),
+    "unimix_bayias_las": ("scaled", stage_of(120, BAYIAS, UNIMIX, RARE), stage_of(200, BAYIAS), SMOOTHED),
+    "crt": ("linear", stage_of(200, CE), stage_of(210, CE, **SECOND, reinitialise=True)),
+    "tau_norm": ("linear", stage_of(200, CE)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_what_its_paper_says(name):
+    config = settings.parse(["main", f"--config=cifar_lt.py:method={name}"]).config
+    counts = np.array([5000, 400, 50])
+    built = method.build(
+        config.method.to_dict(), counts, name=name, epochs=200, steps_per_epoch=1, rules=RULES, test_prior=TEST_PRIOR
+    )
+    context = ("counts", "train_prior", "test_prior", "scale", "table")
+
+    def of(function):
+        options = {k: v for k, v in function.keywords.items() if k not in context} if function else None
+        return function and (function.func.__name__, options)
+
+    found = [
+        {
+            "end": stage.last,
+            "loss": of(stage.loss),
+            "mixer": of(stage.mixer),
+            "partners": of(stage.partners),
+            "order": stage.order.func.__name__,
+            "weighted": not (stage.class_weight == 1).all(),
+            **dict(stage.trains),
+            "batch_norm": stage.batch_norm,
+            "reinitialise": stage.reinitialise,
+            "schedule": dict(stage.schedule)["name"],
+        }
+        for stage in built.stages
+    ]
+    head, *expected = EXPECTED[name]
+    assert built.head == head
+    assert found == expected
+    assert all(stage.reduction == "weights" for stage in built.stages)
+    assert config.batch_size == (64 if name == "unimix_bayias_code" else 128)
 
 
 def names_in_rows(kind):

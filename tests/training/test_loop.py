@@ -305,13 +305,17 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main.main(["main", "--config=digits_lt.py", "--config.network=resnet9"]) == 2
     assert not list((tmp_path / "runs").iterdir())
-    monkeypatch.setattr(loop, "train", lambda this, state, manager, stopped: (state, {
-        name: np.zeros((len(s.labels), 10), np.float32) for name, s in this.splits.evaluated.items()
-    }))  # fmt: skip
+
+    def untrained(this, state, manager, stopped):
+        logits = {name: np.zeros((len(s.labels), 10), np.float32) for name, s in this.splits.evaluated.items()}
+        return state, logits, {"norm_exponent": 0.3}
+
+    monkeypatch.setattr(loop, "train", untrained)
     code = main.main(["main", "--config=digits_lt.py", "--config.eval_every=0", "--config.parallel.devices=1"])
     (made,) = (tmp_path / "runs").iterdir()
     assert code == 0
     assert f"run directory: runs/{made.name}" in capsys.readouterr().out
+    assert workdir.read_json(made / "metrics.json")["posthoc"] == {"name": "none", "norm_exponent": 0.3}
 
 
 def test_checkpoints_of_a_run_hold_its_state_and_nothing_else(finished):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax import settings
+from unimix_jax import settings, workdir
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, optim, parallel, steps
@@ -69,6 +69,10 @@ def test_two_steps_of_each_stage_are_the_same_on_one_and_on_four_devices(name, i
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
     assert np.isfinite(largest)
     assert largest > 1e-4
+    factors = dict(prepared(name, 1).method.stages[index].trains)
+    for path, change in jax.tree_util.tree_flatten_with_path(one[0])[0]:
+        # To the bit where the factor is 0, and really moved elsewhere.
+        assert np.any(change) == (factors[steps.group_of(path)] > 0), jax.tree_util.keystr(path)
     # float32 sums in another order, twice; measured up to 2e-6 of the largest entry.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), four, one)
     for a, b in zip(four_sums, one_sums, strict=True):
@@ -76,16 +80,21 @@ def test_two_steps_of_each_stage_are_the_same_on_one_and_on_four_devices(name, i
         np.testing.assert_array_equal(a["accuracy"], b["accuracy"])
 
 
-def test_a_stage_that_only_alters_numbers_compiles_nothing_and_a_second_call_neither(compilations):
-    this = prepared("cb_drw", 1)
-    plain, reweighted = this.method.stages
-    two_steps("cb_drw", 0, 1)
-    assert step_of(this, plain) is step_of(this, reweighted)
-    assert plain.program == reweighted.program
-    step = step_of(this, plain)
-    before = step._cache_size()
-    two_steps("cb_drw", 1, 1)
-    assert step._cache_size() == before
+def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_path):
+    """A run of two stages that differ in class weights compiles as many programs as a run of one."""
+
+    def compiled(name):
+        argv = ["main", f"--config=digits_lt.py:method={name}", "--config.network=stem", "--config.epochs=5"]
+        argv += ["--config.eval_every=0", "--config.log_every=1", "--config.parallel.devices=1"]
+        before = compilations()
+        loop.run(settings.parse(argv).config, tmp_path / name)
+        lines = workdir.read_metrics(tmp_path / name / "metrics.jsonl")
+        return compilations() - before, {line["stage"] for line in lines if "stage" in line}
+
+    compiled("erm")  # what every run compiles once
+    plain, both = compiled("cb"), compiled("cb_drw")
+    assert both[1] == {"plain", "reweighted"}
+    assert both[0] == plain[0]
 
 
 def test_a_retrained_classifier_begins_anew_and_the_backbone_stays():

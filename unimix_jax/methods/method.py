@@ -54,7 +54,6 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_margin": (lambda v: v >= 0, "at least 0"),
     "neighbours": (lambda v: v >= 1, "at least 1"),
     "power": (lambda v: v > 0, "above 0"),
-    "scale": (lambda v: v > 0, "above 0"),
     "shape": (lambda v: v in losses.SHAPES, " or ".join(losses.SHAPES)),
     "tail": (lambda v: 0 <= v <= 1, "in 0..1"),
     "threshold": (lambda v: 0 <= v <= 1, "in 0..1"),
@@ -109,6 +108,7 @@ def build(
     steps_per_epoch: int,
     rules: dict[str, dict[str, Callable]],
     test_prior: np.ndarray,
+    logit_scale: float = 1.0,
 ) -> Method:
     """Resolve a row for a data set.
 
@@ -121,12 +121,14 @@ def build(
       rules: {"order": ..., "partners": ...}, the rules of data/sampling.py by name (the wings do not
         know each other).
       test_prior: float64[K], for losses that take it.
+      logit_scale: of the head's logits, for losses that take it as `scale`.
 
     Raises:
       UserError: an unknown name, an option that its function does not take, stages out of order.
     """
     train_prior = priors.prior(counts)
     context = {"counts": counts, "train_prior": train_prior, "test_prior": test_prior}
+    bound = {}
     none = {"none": None}
     known = {
         "loss": LOSSES,
@@ -137,10 +139,12 @@ def build(
         "posthoc": none | POSTHOCS,
     }
 
-    # Cached, so that stages with equal options hold the same function and share a compiled step.
-    @functools.cache
-    def bind(kind: str, options: tuple):
-        return _bind(kind, dict(options), known[kind], context)
+    def bind(kind: str, options: dict):
+        # Stages with equal options hold the same function, and so share a compiled step.
+        key = kind, repr(sorted(options.items()))
+        if key not in bound:
+            bound[key] = _bind(kind, options, known[kind], context, logit_scale)
+        return bound[key]
 
     defaults = ROWS["erm"]["stages"]["plain"]
     options, stages, end = defaults, [], 0
@@ -152,21 +156,30 @@ def build(
         options = {k: _inherit(options[k], v) for k, v in {**options, **changes}.items()}
         options["reinitialise"] = changes.get("reinitialise", False)  # what happens once is not taken over
         if begin < 1:
+            if changes.get("epochs", 0):
+                raise UserError(
+                    f"stage {stage!r} of method {name!r} begins at {begin:g} of the run and has epochs; only a stage "
+                    "that begins at 1 has them, so set epochs to 0 or begin to 1"
+                )
             first, end = (round(b * epochs * steps_per_epoch) for b in (begin, next_begin))
         else:
             first, end = end, end + options["epochs"] * steps_per_epoch
-        functions = {kind: bind(kind, tuple(sorted(options[kind].items()))) for kind in known if kind != "posthoc"}
+        functions = {kind: bind(kind, options[kind]) for kind in known if kind != "posthoc"}
         resolved = _stage(stage, first, end, options, functions, counts, name)
         if first < end:
             stages.append(resolved)
+            last = options
     post = _inherit({"name": "none"}, row.get("posthoc", {"name": "none"}))
+    head = row.get("head", ROWS["erm"]["head"])
+    if post["name"] == "tau_norm" and head != "linear":
+        raise UserError(f"posthoc tau_norm of method {name!r} needs the linear head, not {head!r}")
     return Method(
         name,
-        row.get("head", ROWS["erm"]["head"]),
+        head,
         tuple(stages),
-        bind("posthoc", tuple(sorted(post.items()))),
+        bind("posthoc", post),
         test_prior,
-        _logits_prior(options, post, train_prior, test_prior),
+        _logits_prior(last, post, train_prior, test_prior),
     )
 
 
@@ -182,9 +195,13 @@ def _stage(stage, first, last, options, functions, counts, method) -> Stage:
         )
     weights = functions["class_weight"]
     one_of(f"schedule {where}", options["schedule"]["name"], _SCHEDULES)
+    if options["mixer"]["name"] == "smote" and options["partners"]["name"] != "nearest":
+        raise UserError(
+            f"stage {stage!r} of method {method!r} keeps one label: the mixer smote needs the partners nearest"
+        )
     for group, factor in options["trains"].items():
         one_of(f"parameter group in trains {where}", group, _GROUPS)
-        if not 0 <= factor < math.inf:
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
             raise UserError(f"the factor of {group} in trains {where} is {factor}; it must be 0 (frozen) or above")
     if options["schedule"]["name"] == "cosine" and not 0 < options["schedule"].get("learning_rate", 0.0) < math.inf:
         raise UserError(f"learning_rate in schedule {where} must be above 0")
@@ -200,25 +217,31 @@ def _stage(stage, first, last, options, functions, counts, method) -> Stage:
         one_of(f"reduction {where}", options["reduction"], _REDUCTIONS),
         tuple(sorted((group, float(factor)) for group, factor in options["trains"].items())),
         one_of(f"batch_norm {where}", options["batch_norm"], ("train", "frozen")),
-        options["begin"] == 1,
+        options["begin"] == 1 or options["reinitialise"],
         bool(options["reinitialise"]),
         tuple(sorted(options["schedule"].items())),
     )
 
 
 def _logits_prior(last: dict, post: dict, train_prior: np.ndarray, test_prior: np.ndarray) -> np.ndarray | None:
-    """Return the prior that the logits of the last stage stand for, None if it is none."""
+    """Return the prior that the logits stand for after the last stage and what is done post hoc, None if none."""
     uniform = np.full(len(train_prior), 1 / len(train_prior))
-    named = {"train": train_prior, "test": test_prior, "uniform": uniform}
-    if post["name"] == "logit_adjustment" and last["loss"]["name"] == "cross_entropy":
-        return uniform if post.get("strength", 1.0) == 1 else None
-    if post["name"] != "none" or last["class_weight"]["name"] != "none":
-        return None
+    loss, named = last["loss"], {"train": train_prior, "test": test_prior, "uniform": uniform}
+    prior = named.get(LOGITS_PRIOR.get(loss["name"]))
     if last["order"]["name"] == "balanced":
-        return uniform if last["loss"]["name"] in ("cross_entropy", "label_aware_smoothing") else None
-    if last["loss"].get("strength", 1.0) != 1:
-        return None
-    return named.get(LOGITS_PRIOR.get(last["loss"]["name"]))
+        # Label-aware smoothing has no prior of its own; its published use is on balanced classes, and it keeps them.
+        prior = uniform if loss["name"] in ("cross_entropy", "label_aware_smoothing") else None
+    if (
+        last["class_weight"]["name"] != "none"
+        or last["partners"]["name"] not in ("none", "permutation", "nearest")  # others change how often a label is seen
+        or ":" in last["mixer"]["name"]
+        or loss.get("strength", 1.0) != 1
+    ):
+        prior = None
+    if post["name"] == "none":
+        return prior
+    adjusted = post["name"] == "logit_adjustment" and post.get("strength", 1.0) == 1
+    return uniform if adjusted and prior is train_prior else None
 
 
 def _inherit(before: Any, changes: Any) -> Any:
@@ -245,11 +268,14 @@ def _in_order(method: str, stages: dict[str, dict]) -> dict[str, dict]:
     return ordered
 
 
-def _bind(kind: str, options: dict[str, Any], known: dict[str, Callable | None], context: dict[str, Any]):
+def _bind(kind: str, options: dict, known: dict[str, Callable | None], context: dict, logit_scale: float):
     """Return the named function with its options, and what it asks of `context`, bound."""
     options = dict(options)
     name = options.pop("name")
-    function = _imported(name) if ":" in name else known[one_of(kind, name, known)]
+    own_function = ":" in name
+    function = _imported(name) if own_function else known[one_of(kind, name, known)]
+    if not own_function:
+        context = {**context, "scale": logit_scale}
     if function is None:
         if options:
             raise UserError(f"{kind} {name!r} takes no options, but {min(options)!r} is given")
@@ -259,25 +285,32 @@ def _bind(kind: str, options: dict[str, Any], known: dict[str, Callable | None],
     for option in options:
         if option not in own:
             raise UserError(f"{kind} {name!r} takes no option {option!r}; it takes {', '.join(own) or 'none'}")
-        _check_option(f"{option} of {kind} {name!r}", option, options[option])
+        _check_option(f"{option} of {kind} {name!r}", option, options[option], known={} if own_function else _OPTIONS)
     for option in own:
         if option not in options and takes[option].default is inspect.Parameter.empty:
             raise UserError(f"{kind} {name!r} needs the option {option!r}")
     return functools.partial(function, **{k: v for k, v in context.items() if k in takes}, **options)
 
 
-def _check_option(what: str, option: str, value: Any) -> None:
+def _check_option(what: str, option: str, value: Any, known: dict) -> None:
     """Refuse a value that no function with an option of this name takes."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{what} is {value}; it must be finite")
-    right, words = _OPTIONS.get(option, (None, ""))
-    if right is not None and not right(value):
+    right, words = known.get(option, (None, ""))
+    try:
+        wrong = right is not None and not right(value)
+    except TypeError:
+        wrong = True
+    if wrong:
         raise UserError(f"{what} is {value!r}; it must be {words}")
 
 
 def _imported(name: str) -> Callable:
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import {name!r}: {error}") from None
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the module is the user's program and may raise anything
+        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from None
+    if not callable(found):
+        raise UserError(f"{name!r} is {found!r} and no function")
+    return found

@@ -37,13 +37,14 @@ _UNIMIX = {
 }
 _MIXUP = {"mixer": {"name": "mixup", "alpha": 1.0, "per_example": False}, **_PERMUTED}
 _REMIX = {"mixer": {"name": "remix", "alpha": 1.0, "kappa": 3.0, "threshold": 0.5}, **_PERMUTED}
-_LDAM = {"loss": {"name": "ldam", "max_margin": 0.5, "scale": 30.0}}
+_LDAM = {"loss": {"name": "ldam", "max_margin": 0.5}}
+_LAS = {"name": "label_aware_smoothing", "head": 0.3, "tail": 0.0, "shape": "concave", "power": 2.0, "formula": "code"}
 
 # MiSLAS: ten epochs of the classifier alone after the run, with label-aware smoothing.
 _SMOOTHED = {
     "begin": 1.0,
     "epochs": 10,
-    "loss": {"name": "label_aware_smoothing", "head": 0.3, "tail": 0.0, "shape": "concave", "formula": "code"},
+    "loss": _LAS,
     **_NO_MIXING,
     "order": {"name": "balanced"},
     "trains": {"backbone": 0.0, "classifier": 0.5, "scale": 1.0},
@@ -149,17 +150,7 @@ ROWS = {
     },
     "las": {
         "about": "label-aware smoothing in one stage: labels of frequent classes are smoothed more",
-        "stages": {
-            "plain": {
-                "loss": {
-                    "name": "label_aware_smoothing",
-                    "head": 0.3,
-                    "tail": 0.0,
-                    "shape": "concave",
-                    "formula": "code",
-                }
-            }
-        },
+        "stages": {"plain": {"loss": _LAS}},
         "by_data": {"cifar100": {"stages": {"plain": {"loss": {"head": 0.4, "tail": 0.1}}}}},
     },
     "smote": {
@@ -185,8 +176,7 @@ ROWS = {
         "stages": {"mixed": {"loss": {"name": "bayias"}, **_UNIMIX}, "plain": _STOP_MIXING},
     },
     "unimix_bayias_code": {
-        "about": "as the authors released it: partners from the batch, alpha .8, batch 64, mixing to the end",
-        "config": {"batch_size": 64},
+        "about": "as the authors released it: partners from the batch, alpha .8, batch 64 on CIFAR, mixing to the end",
         "stages": {
             "mixed": {
                 "loss": {"name": "bayias"},
@@ -194,7 +184,13 @@ ROWS = {
                 "partners": {"name": "in_batch", "image_exponent": -0.5},
             },
         },
-        "by_data": {"cifar100": {"stages": {"mixed": {"partners": {"image_exponent": -0.1}}}}},
+        "by_data": {
+            "cifar10": {"config": {"batch_size": 64}},
+            "cifar100": {
+                "config": {"batch_size": 64},
+                "stages": {"mixed": {"partners": {"image_exponent": -0.1}}},
+            },
+        },
     },
     "mislas": {
         "about": "mixup to the end, then ten epochs of the classifier with label-aware smoothing",
@@ -217,7 +213,8 @@ ROWS = {
                 "begin": 1.0,
                 "epochs": 10,
                 "order": {"name": "balanced"},
-                "trains": {"backbone": 0.0},
+                "trains": {"backbone": 0.0, "classifier": 1.0},
+                "batch_norm": "train",
                 "reinitialise": True,
                 "schedule": {"name": "cosine", "learning_rate": 0.1},
             },

@@ -69,6 +69,9 @@ class BatchNorm(nn.Module):
         return (x * factor + (bias - mean * factor)).astype(out)
 
 
+COSINE_SCALE = 30.0  # of the cosine head's logits; LDAM-DRW's s
+
+
 class LinearHead(nn.Module):
     """Logits W f + b."""
 
@@ -100,7 +103,7 @@ class CosineHead(nn.Module):
     """
 
     num_classes: int
-    scale: float = 30.0
+    scale: float = COSINE_SCALE
 
     @nn.compact
     def __call__(self, x):
@@ -114,4 +117,5 @@ def _unit(x, axis: int):
     return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
+LOGIT_SCALES = {"linear": 1.0, "scaled": 1.0, "cosine": COSINE_SCALE}  # for losses that must know it
 HEADS = {"linear": LinearHead, "scaled": ScaledHead, "cosine": CosineHead}

@@ -19,10 +19,10 @@ import numpy as np
 from unimix_jax import priors, workdir
 from unimix_jax.batch import Predictions
 from unimix_jax.data import loading, sampling, sources
-from unimix_jax.errors import Interrupted, RanAway, UserError
+from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
-from unimix_jax.models import resnet
+from unimix_jax.models import layers, resnet
 from unimix_jax.training import checkpoints, optim, parallel, progress, record, steps
 
 _log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def run(config, directory: str | os.PathLike) -> dict:
                 _signals_caught() as stopped,
                 checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager,
             ):
-                _, logits = train(this, starting_state(this, manager), manager, stopped)
-                result = finish(this, logits)
+                _, logits, chosen = train(this, starting_state(this, manager), manager, stopped)
+                result = finish(this, logits, chosen)
         except (Interrupted, RanAway):
             workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
@@ -101,6 +101,7 @@ def prepare(config, directory: pathlib.Path) -> Run:
         steps_per_epoch=steps_per_epoch,
         rules={"order": sampling.ORDERS, "partners": {**sampling.PARTNERS, "nearest": nearest}},
         test_prior=priors.read_test_prior(config.test_prior, counts),
+        logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
     devices = parallel.local_devices(config.parallel.devices)
     for field in ("batch_size", "eval_batch_size"):
@@ -157,7 +158,7 @@ def _describe(this: Run, parameters: int) -> None:
 
 def train(
     this: Run, state: steps.TrainState, manager, stopped: threading.Event
-) -> tuple[steps.TrainState, dict[str, np.ndarray]]:
+) -> tuple[steps.TrainState, dict[str, np.ndarray], dict]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 
     Args:
@@ -166,10 +167,10 @@ def train(
       stopped: set from outside to save after the step that runs, and leave.
 
     Returns:
-      The last state, and the logits of each evaluated split after it.
+      The last state, the logits of each evaluated split after it, and what was chosen post hoc.
     """
     config, first = this.config, int(state.step)
-    predict, logits, programs, stage = predictor(this), {}, {}, None
+    predict, programs, stage = predictor(this), {}, None
     resident = _resident(this)
     batches = loading.prefetch(functools.partial(_batch, this), range(first, this.steps))
     with progress.steps_bar(first, this.steps) as (bar, show), contextlib.closing(batches):
@@ -205,7 +206,7 @@ def train(
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
                 keep(line | means | about)
             if due.evaluate:
-                logits = predict(state, due.evaluate)
+                logits, chosen = predict(state, due.evaluate)
                 _check_finite(manager, where, logits=logits)
             for name in due.evaluate:
                 values = metrics.summary(Predictions(logits[name], this.splits.evaluated[name].labels))
@@ -220,8 +221,8 @@ def train(
                 jax.block_until_ready(sums)
                 since, clock = step, time.monotonic()
     if first == this.steps:
-        logits = predict(state, tuple(this.splits.evaluated))
-    return state, logits
+        logits, chosen = predict(state, tuple(this.splits.evaluated))
+    return state, logits, chosen
 
 
 def _check_finite(manager, where: str, **named) -> None:
@@ -288,8 +289,8 @@ def compiled_step(this: Run, stage: methods.Stage) -> Callable:
     )
 
 
-def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], dict[str, np.ndarray]]:
-    """Return predict(state, names of splits) -> {name: logits float32[N, K]}, what is done post hoc included."""
+def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], tuple[dict[str, np.ndarray], dict]]:
+    """Return predict(state, names of splits) -> {name: logits float32[N, K]}, and what was chosen post hoc."""
     size, devices, how = this.config.eval_batch_size, this.devices, this.config.parallel.how
 
     def step(variables, images, *, axis):
@@ -310,16 +311,13 @@ def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], dict[s
     def predict(state, names):
         logits = {name: logits_of(state, this.splits.evaluated[name].images) for name in names}
         if this.method.posthoc is None:
-            return logits
+            return logits, {}
         validation = None
         if "validation" in logits:
             validation = logits["validation"], this.splits.validation.labels
         head = jax.device_get(state.params["head"])
         changed = {name: this.method.posthoc(values, head, validation=validation) for name, values in logits.items()}
-        for name, (_, chosen) in changed.items():
-            if chosen:
-                _log.info("%s of %s: %s", this.config.method.posthoc.name, name, chosen)
-        return {name: values for name, (values, _) in changed.items()}
+        return {name: values for name, (values, _) in changed.items()}, changed[names[0]][1]
 
     return predict
 
@@ -347,9 +345,9 @@ def _resident(this: Run) -> tuple:
     return parallel.replicate((this.splits.train.images, this.splits.train.labels), this.devices)
 
 
-def finish(this: Run, logits: dict[str, np.ndarray]) -> dict:
-    """Write the predictions and measures of the last state; return the measures."""
-    result = {}
+def finish(this: Run, logits: dict[str, np.ndarray], chosen: dict) -> dict:
+    """Write the predictions and measures of the last state, and what was chosen post hoc; return the measures."""
+    result = {"posthoc": {"name": this.config.method.posthoc.name, **chosen}} if chosen else {}
     for name, source in this.splits.evaluated.items():
         predictions = Predictions(
             logits[name], source.labels, this.splits.counts, this.method.logits_prior, source.class_names
