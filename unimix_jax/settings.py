@@ -307,8 +307,11 @@ def _get_config(path: pathlib.Path, text: str | None):
         raise UserError(f"{path} is not Python: {' '.join(str(error).split())}") from None
     except Exception as error:  # a config is the user's program and may raise anything
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from None
-    if not isinstance(config, ConfigDict) or "method" not in config:
-        raise UserError(f"get_config() in {path} must return a config made by unimix_jax.settings.default()")
+    if not isinstance(config, ConfigDict) or "stages" not in config.get("method", {}):
+        raise UserError(
+            f"get_config() in {path} must return a config made by unimix_jax.settings.default() and given a method by "
+            "settings.use_method()"
+        )
     return config
 
 

@@ -71,6 +71,8 @@ def test_both_versions_come_back_as_written(tmp_path, name, write):
         np.testing.assert_array_equal(read[0], written[0])
         np.testing.assert_array_equal(read[1], written[1])
     assert read_names == names
+    folder = next(tmp_path.iterdir())
+    assert cifar.read(name, str(folder))[2] == names  # the official folder itself may be named
 
 
 def test_rows_are_three_planes():

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -112,6 +114,13 @@ def test_statistics_are_numpys(arrays):
     np.testing.assert_allclose(train.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-6)
 
 
+def test_arrays_with_other_names_are_ignored_aloud(arrays, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    arrays(val_images=np.zeros((2, 5, 4), np.uint8))
+    assert "val_images in" in caplog.text
+    assert "is ignored (did you mean '" in caplog.text
+
+
 def test_arrays_can_be_cut(arrays):
     np.testing.assert_array_equal(arrays(imbalance=4.0).counts, [4, 2, 1])
 
@@ -131,7 +140,9 @@ def test_arrays_can_be_cut(arrays):
         ({"train_labels": np.repeat([0, 1, 10**9], 4)}, "no training image in class 2 .*from 0 to 1000000000"),
         ({"class_names": np.array(["a", "b"])}, r"train_labels in .* label 2 occurs, but with 2 classes"),
         ({"test_labels": np.array([0, 1, 3])}, "no training image in class 3"),
-        ({"imbalance": 9.0}, "no training image in class 2"),
+        ({"imbalance": 9.0}, "imbalance of 9 leaves no training image in class 2: .* smallest class, 4"),
+        ({"validation_images": np.zeros((2, 5, 4), np.uint8)}, "holds no array 'validation_labels'"),
+        ({"validation_labels": np.zeros(2, int)}, "holds no array 'validation_images'"),
     ],
 )
 def test_wrong_arrays_get_a_sentence(arrays, changes, message):

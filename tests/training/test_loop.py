@@ -1,12 +1,14 @@
 """Whole runs on the digits: what they leave behind, and that stopping and killing them changes nothing."""
 
 import json
+import logging
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict
 from unimix_jax import main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
 from unimix_jax.measures import metrics
-from unimix_jax.training import checkpoints, loop, record, steps
+from unimix_jax.training import checkpoints, loop, progress, record, steps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
@@ -247,15 +249,37 @@ def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
     assert fields - read == set()
 
 
-def test_a_second_signal_leaves_at_once(tmp_path):
+def test_a_second_signal_leaves_at_once():
     code = (
-        "import os, signal; from unimix_jax.training import loop\n"
-        "with loop._signals_caught() as stopped:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); assert stopped.is_set(); print('caught', flush=True)\n"
+        "import os, signal; from unimix_jax import interrupts\n"
+        "with interrupts.caught() as stopped:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); assert stopped.is_set(); print('caught', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (143, "caught\n")
+
+
+def test_a_signal_before_the_first_step_stops_the_run(tmp_path):
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(Interrupted, match="before the first step"):
+        loop.run(config(), tmp_path, stopped)
+    assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
+
+
+def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with progress.logging_to(tmp_path):
+        for _ in range(2):
+            logging.getLogger("unimix_jax.test").info("still here")
+    assert (tmp_path / "log.txt").read_text().count("still here") == 2
 
 
 def command(directory, cache):

@@ -80,6 +80,8 @@ def read(name: str, directory: str = "", fetch: bool = False):
       UserError: files are missing, damaged, or hold what CIFAR's files never do.
     """
     layout, root = LAYOUTS[name], search_path(directory)
+    if root.name in (layout.python, layout.binary):
+        root = root.parent  # the official folder itself was named
     folders = root / layout.python, root / layout.binary
     if fetch and not any(folder.exists() for folder in folders):
         archive = root / layout.archive

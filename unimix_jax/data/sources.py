@@ -6,6 +6,7 @@ A new data set is a function here, its name in `SOURCES`, and a config.
 import gzip
 import hashlib
 import importlib.util
+import logging
 import pathlib
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ import numpy as np
 from unimix_jax import priors
 from unimix_jax.data import cifar
 from unimix_jax.data.sampling import Stream, generator
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.errors import UserError, did_you_mean, one_of
+
+_log = logging.getLogger(__name__)
 
 DIGITS_PER_CLASS = {"test": 50, "validation": 25}
 
@@ -57,7 +60,11 @@ def load(data) -> Splits:
     Raises:
       UserError: the data is missing, damaged, or a class has no training image.
     """
-    splits = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)](data)
+    source = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)]
+    for field in _FIELDS.get(data.source, ()):
+        if field not in data:
+            raise UserError(f"config.data has no field {field!r}, which the source {data.source!r} reads; see configs/")
+    splits = source(data)
     empty = np.flatnonzero(splits.counts == 0)
     if len(empty):
         names = ", ".join(f"{c} ({splits.train.class_names[c]})" for c in empty[:3])
@@ -140,7 +147,11 @@ def arrays(data) -> Splits:
             found = {name: file[name] for name in file.files}
     except Exception as error:  # zip, OS and format errors of many types
         raise UserError(f"cannot read the arrays in {path}: {error}") from None
-    splits = [s for s in ("train", "validation", "test") if s != "validation" or f"{s}_images" in found]
+    known = {f"{s}_{what}" for s in ("train", "validation", "test") for what in ("images", "labels")} | {"class_names"}
+    for name in sorted(found.keys() - known):
+        _log.warning("%s in %s is ignored%s", name, path, did_you_mean(name, sorted(known)))
+    given = [name for name in ("validation_images", "validation_labels") if name in found]
+    splits = [s for s in ("train", "validation", "test") if s != "validation" or given]
     for name in (f"{split}_{what}" for split in splits for what in ("images", "labels")):
         if name not in found:
             raise UserError(f"{path} holds no array {name!r}; it must hold train_, test_ images and labels")
@@ -153,7 +164,9 @@ def arrays(data) -> Splits:
                 f"{images['train'].shape[1:]}; all must be of one size"
             )
     if "class_names" in found:
-        names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in found["class_names"].ravel())
+        names = tuple(
+            n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in found["class_names"].ravel()
+        )
     else:
         # Asked before a name is made for each: a label may be 10**9 by mistake.
         classes = 1 + max(int(labels[s].max()) for s in splits)
@@ -178,6 +191,12 @@ def _cut(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
     """Positions of the long-tailed training set; its largest class has the size of the smallest full one."""
     full = priors.class_counts(labels, num_classes)
     counts = priors.profile(data.profile, int(full.min()), num_classes, data.imbalance)
+    if full.min() > 0 and not counts.all():
+        first = np.flatnonzero(counts == 0)[0]
+        raise UserError(
+            f"an imbalance of {data.imbalance:g} leaves no training image in class {first}: the cut starts from the size "
+            f"of the smallest class, {full.min()}; take a smaller imbalance, or 1 for all images"
+        )
     return priors.long_tailed_subset(labels, counts, data.cut_seed)
 
 
@@ -210,4 +229,5 @@ def _as_labels(array: np.ndarray, length: int, what: str) -> np.ndarray:
     return array.astype(np.int32)
 
 
+_FIELDS = {"cifar10": ("dir", "download"), "cifar100": ("dir", "download"), "arrays": ("file",)}  # beside the usual
 SOURCES = {"digits": digits, "cifar10": cifar_lt, "cifar100": cifar_lt, "arrays": arrays}

@@ -83,8 +83,8 @@ def summary(predictions: Predictions) -> dict:
     """Measure predictions: what `metrics.json` holds of one split.
 
     Args:
-      predictions: logits and labels; with counts, also the groups of classes, by shots, or by thirds
-        where the shot rule leaves one empty.
+      predictions: logits and labels; with counts that differ, of three classes or more, also the groups of
+        classes, by shots, or by thirds where the shot rule leaves one empty.
 
     Returns:
       images, accuracy, ece, mce, nll, bins, class_accuracy (a list), and with counts many, medium,
@@ -96,8 +96,9 @@ def summary(predictions: Predictions) -> dict:
     values = {name: measure(probabilities, labels) for name, measure in MEASURES.items()}
     values |= {"images": len(labels), "bins": BINS}
     values["class_accuracy"] = [_none_if_nan(v) for v in class_accuracy(probabilities, labels)]
-    if predictions.counts is not None:
-        by, groups = choose_groups(predictions.counts)
+    counts = predictions.counts
+    if counts is not None and len(counts) > 2 and np.min(counts) < np.max(counts):
+        by, groups = choose_groups(counts)
         values["groups"] = by
         values |= {g: _none_if_nan(group_accuracy(probabilities, labels, m)) for g, m in groups.items()}
     return values

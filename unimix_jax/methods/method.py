@@ -153,6 +153,11 @@ def build(
     for (stage, changes), begin, next_begin in zip(ordered.items(), begins, [*begins[1:], 1.0], strict=True):
         if extra := changes.keys() - defaults.keys():
             raise UserError(f"stage {stage!r} of method {name!r} has the unknown entry {min(extra)!r}")
+        for entry, value in changes.items():
+            if isinstance(defaults[entry], dict) and not isinstance(value, dict):
+                raise UserError(
+                    f"{entry} of stage {stage!r} is {value!r}; it has a name and options: write {entry}.name"
+                )
         options = {k: _inherit(options[k], v) for k, v in {**options, **changes}.items()}
         options["reinitialise"] = changes.get("reinitialise", False)  # what happens once is not taken over
         if begin < 1:

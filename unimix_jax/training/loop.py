@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 import pathlib
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -43,19 +42,20 @@ class Run(NamedTuple):
     steps_per_epoch: int
 
 
-def run(config, directory: str | os.PathLike) -> dict:
+def run(config, directory: str | os.PathLike, stopped: threading.Event | None = None) -> dict:
     """Train as the config says, or go on where an earlier call stopped; return what metrics.json holds.
 
     Args:
       config: of `settings.default()`, checked by `settings.check`.
       directory: the run directory; made if needed.
+      stopped: of `interrupts.caught`; once set, the run saves and leaves.
 
     Raises:
       UserError: a mistake in config or data, or a directory of another run; nothing is compiled before.
       RanAway: the loss is not finite; the last sound checkpoint stays.
-      Interrupted: SIGTERM or SIGINT came and the state is saved.
+      Interrupted: `stopped` was set, and the state is saved.
     """
-    directory = workdir.create(directory)
+    directory, stopped = workdir.create(directory), stopped or threading.Event()
     with workdir.locked(directory), progress.logging_to(directory):
         about = record.earlier(config, directory)
         if about.get("state") == "complete" and (result := workdir.read_json(directory / workdir.METRICS)):
@@ -68,10 +68,9 @@ def run(config, directory: str | os.PathLike) -> dict:
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
         workdir.write_json(directory / workdir.RUN, about)
         try:
-            with (
-                _signals_caught() as stopped,
-                checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager,
-            ):
+            if stopped.is_set():
+                raise Interrupted(f"before the first step; --workdir={directory} goes on")
+            with checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager:
                 _, logits, chosen = train(this, starting_state(this, manager), manager, stopped)
                 result = finish(this, logits, chosen)
         except (Interrupted, RanAway):
@@ -360,25 +359,3 @@ def finish(this: Run, logits: dict[str, np.ndarray], chosen: dict) -> dict:
         result["best"] = max(watched, key=lambda r: r["accuracy"]) | {"evaluations": len(watched)}
     workdir.write_json(this.directory / workdir.METRICS, result)
     return result
-
-
-@contextlib.contextmanager
-def _signals_caught():
-    """Turn the first SIGTERM or SIGINT into an event; the second one leaves at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # Python hands signals to the main thread only
-        return
-
-    def handle(number, _):
-        if stopped.is_set():
-            os._exit(128 + number)
-        stopped.set()
-        _log.info("stopping after this step; a second signal leaves at once, without saving")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

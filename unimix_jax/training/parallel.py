@@ -101,7 +101,10 @@ def local_devices(count: int = 0) -> list:
     Raises:
       UserError: there are fewer.
     """
-    devices = jax.local_devices()
+    try:
+        devices = jax.local_devices()
+    except Exception as error:  # a backend that is asked for and not there raises what it likes
+        raise UserError(f"JAX finds no device: {type(error).__name__} {str(error).partition(chr(10))[0]}") from None
     if count > len(devices):
         raise UserError(f"parallel.devices is {count}, but this process has {len(devices)} devices")
     return devices[: count or None]

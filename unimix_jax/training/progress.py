@@ -1,6 +1,7 @@
 """What a run shows while it goes on: a bar in a terminal, plain lines elsewhere, all lines in log.txt."""
 
 import contextlib
+import datetime
 import logging
 import pathlib
 import sys
@@ -20,7 +21,14 @@ def logging_to(directory: pathlib.Path):
     file = logging.FileHandler(directory / LOG, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     console = logging.Handler()
-    console.emit = lambda record: tqdm.write(console.format(record), file=sys.stderr)
+
+    def emit(record):
+        try:
+            tqdm.write(console.format(record), file=sys.stderr)
+        except OSError:  # nobody reads any more: training goes on, log.txt has it all
+            logger.removeHandler(console)
+
+    console.emit = emit
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for handler in (file, console):
@@ -43,11 +51,11 @@ def steps_bar(first: int, total: int):
     """
     from tqdm import tqdm
 
-    log, started, shown = logging.getLogger(__name__), time.monotonic(), -_LINES_APART
+    log, shown, since = logging.getLogger(__name__), -_LINES_APART, None
     with tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5, disable=None) as bar:
 
         def show(line: dict) -> None:
-            nonlocal shown
+            nonlocal shown, since
             step, now = line["step"], time.monotonic()
             accuracy = f"accuracy {100 * line['accuracy']:.1f} %"
             if "split" in line:
@@ -60,7 +68,10 @@ def steps_bar(first: int, total: int):
                 bar.set_postfix_str(text, refresh=False)
             elif now - shown >= _LINES_APART or step == total:
                 shown = now
-                minutes, seconds = divmod(round((now - started) / (step - first) * (total - step)), 60)
-                log.info("step %d/%d, epoch %.2f: %s, %d:%02d left", step, total, line["epoch"], text, minutes, seconds)
+                # Compilation lies before the first line: it says nothing of what is left.
+                since = since or (now, step)
+                pace = (now - since[0]) / max(step - since[1], 1)
+                left = f", {datetime.timedelta(seconds=round(pace * (total - step)))} left" if step > since[1] else ""
+                log.info("step %d/%d, epoch %.2f: %s%s", step, total, line["epoch"], text, left)
 
         yield bar, show
