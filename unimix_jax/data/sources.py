@@ -194,8 +194,8 @@ def _cut(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
     if full.min() > 0 and not counts.all():
         first = np.flatnonzero(counts == 0)[0]
         raise UserError(
-            f"an imbalance of {data.imbalance:g} leaves no training image in class {first}: the cut starts from the size "
-            f"of the smallest class, {full.min()}; take a smaller imbalance, or 1 for all images"
+            f"an imbalance of {data.imbalance:g} leaves no training image in class {first}: the cut starts from the "
+            f"size of the smallest class, {full.min()}; take a smaller imbalance, or 1 for all images"
         )
     return priors.long_tailed_subset(labels, counts, data.cut_seed)
 
