@@ -15,9 +15,11 @@ import socket
 import tempfile
 import time
 import zipfile
+import zlib
 
 import numpy as np
 
+from unimix_jax import batch
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
 
@@ -213,18 +215,55 @@ def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: str | os.PathLike) -> Predictions:
-    """Read what `write_predictions` wrote, or the same arrays from elsewhere.
+    """Read what `write_predictions` wrote, or the same arrays from elsewhere, and check them.
+
+    `probabilities` float[N, K] may stand in the place of `logits`: their logarithm is taken, 0 as the smallest
+    positive float.
 
     Raises:
-      UserError: no such file, no .npz, or no `logits` in it.
+      UserError: no such file, no .npz, pickled objects in it, neither logits nor probabilities, or arrays that are
+        no predictions.
+    """
+    arrays = read_arrays(path, (*Predictions._fields, "probabilities"))
+    if ("logits" in arrays) == ("probabilities" in arrays):
+        which = "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
+        raise UserError(f"{path} holds {which}" + ("" if "logits" in arrays else " and no 'probabilities'"))
+    if "probabilities" in arrays:
+        probabilities = batch.checked_scores(arrays.pop("probabilities"), f"probabilities of {path}")
+        batch.check_probabilities(probabilities, f"probabilities of {path}")
+        logits = np.maximum(probabilities, np.finfo(np.float64).tiny, dtype=np.float64)
+        arrays["logits"] = np.log(logits, out=logits)
+    if "class_names" in arrays:
+        arrays["class_names"] = tuple(
+            name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+            for name in arrays["class_names"].ravel()
+        )
+    return batch.checked(Predictions(**arrays), str(path))
+
+
+def read_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read those of some arrays that an .npz holds.
+
+    Raises:
+      UserError: no such file, no whole .npz, or pickled objects in one of them.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in Predictions._fields}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read predictions from {path}: {error}") from None
-    if "logits" not in arrays:
-        raise UserError(f"{path} holds no array 'logits'")
-    if "class_names" in arrays:
-        arrays["class_names"] = tuple(str(name) for name in arrays["class_names"])
-    return Predictions(**arrays)
+        file = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path} is no .npz file of arrays, or is cut short; numpy.savez writes one") from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f"{path} holds one array without a name; numpy.savez writes an .npz with named ones")
+    found = {}
+    with file:
+        for name in (name for name in names if name in file.files):
+            try:
+                found[name] = file[name]
+            except (OSError, EOFError, zlib.error, zipfile.BadZipFile):
+                raise UserError(f"{path} is damaged: its array {name!r} cannot be read") from None
+            except ValueError as error:
+                pickled = "pickle" in str(error) or "Object arrays" in str(error)
+                why = "holds pickled objects, which are not loaded" if pickled else "cannot be read"
+                raise UserError(f"{path}: array {name!r} {why}; store plain numbers") from None
+    return found

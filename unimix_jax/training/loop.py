@@ -208,8 +208,9 @@ def train(
                 logits, chosen = predict(state, due.evaluate)
                 _check_finite(manager, where, logits=logits)
             for name in due.evaluate:
-                values = metrics.summary(Predictions(logits[name], this.splits.evaluated[name].labels))
-                keep(line | {"split": name} | {measure: values[measure] for measure in ("accuracy", "ece", "nll")})
+                watched = ("accuracy", "ece", "nll")
+                values = metrics.summary(Predictions(logits[name], this.splits.evaluated[name].labels), names=watched)
+                keep(line | {"split": name} | {measure: values[measure] for measure in watched})
             if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
                 checkpoints.save(manager, step, state)
