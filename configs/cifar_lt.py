@@ -17,5 +17,6 @@ def get_config(text=None):
     config.data.imbalance = given["imbalance"]
     config.data.dir = ""  # folder of the official folder; "" for $UNIMIX_DATA_DIR or ~/data
     config.data.download = False  # fetch the binary version (170 MB) if it is not there
+    config.data.validation_per_class = 0  # test images of each class to set apart for validation: no part of the test
     settings.use_method(config, given["method"])
     return config

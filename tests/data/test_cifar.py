@@ -154,7 +154,7 @@ def config(tmp_path):
     train[0][np.flatnonzero(train[1] == 9)[:]] = 0
     write_binary(tmp_path, "cifar10", train, test, "abcdefghij")
     data = {"source": "cifar10", "dir": str(tmp_path), "download": False, "profile": "exp", "cut_seed": 0}
-    return ConfigDict({**data, "imbalance": 5.0})
+    return ConfigDict({**data, "imbalance": 5.0, "validation_per_class": 0, "split_seed": 0})
 
 
 def test_a_cut_with_a_black_image_is_refused(config):
@@ -162,10 +162,41 @@ def test_a_cut_with_a_black_image_is_refused(config):
         sources.load(config)
 
 
+@pytest.fixture
+def whole(tmp_path, config):
+    """The config of a data set without black images: 50 training and 4 test images a class."""
+    config.dir = str(tmp_path / "whole")
+    (tmp_path / "whole").mkdir()
+    write_binary(tmp_path / "whole", "cifar10", rows_and_labels(500, 10), rows_and_labels(40, 10), "abcdefghij")
+    return config
+
+
+def test_a_balanced_part_of_the_test_images_is_set_apart(whole):
+    assert sources.load(whole).validation is None
+    parts = {}
+    for seed in (0, 0, 1):
+        whole.validation_per_class, whole.split_seed = 3, seed
+        splits = sources.load(whole)
+        np.testing.assert_array_equal(np.bincount(splits.validation.labels), [3] * 10)
+        np.testing.assert_array_equal(np.bincount(splits.test.labels), [1] * 10)
+        images = [image.tobytes() for split in (splits.validation, splits.test) for image in split.images]
+        assert len(set(images)) == 40
+        parts.setdefault(seed, []).append(splits.validation.images)
+    np.testing.assert_array_equal(*parts[0])
+    assert (parts[0][0] != parts[1][0]).any()
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_the_test_set_cannot_be_set_apart_wholly(whole, number):
+    whole.validation_per_class = number
+    with pytest.raises(UserError, match="smallest class has 4 test images, of which 0 to 3"):
+        sources.load(whole)
+
+
 @pytest.mark.skipif("UNIMIX_DATA_DIR" not in os.environ, reason="$UNIMIX_DATA_DIR does not name the real files")
 def test_the_real_cut_is_the_published_one(golden):
     data = {"source": "cifar10", "dir": "", "download": False, "profile": "exp", "cut_seed": 0, "imbalance": 100.0}
-    splits = sources.load(ConfigDict(data))
+    splits = sources.load(ConfigDict({**data, "validation_per_class": 0, "split_seed": 0}))
     (rows, _), _, _ = cifar.read("cifar10")
     np.testing.assert_array_equal(
         splits.train.images, cifar.to_images(rows[golden("subset_official")["indices_c10_exp_100"]])

@@ -114,7 +114,11 @@ def digits(data) -> Splits:
 
 
 def cifar_lt(data) -> Splits:
-    """CIFAR-10 or CIFAR-100, cut as LDAM-DRW cuts it; the test set stays whole, no validation split."""
+    """CIFAR-10 or CIFAR-100, cut as LDAM-DRW cuts it.
+
+    The test set stays whole, unless `data.validation_per_class` images of each class are set apart from it for
+    validation: they are then no part of the test.
+    """
     (rows, labels), (test_rows, test_labels), names = cifar.read(data.source, data.dir, data.download)
     chosen = _cut(labels, len(names), data)
     rows, labels = rows[chosen], labels[chosen]
@@ -125,11 +129,16 @@ def cifar_lt(data) -> Splits:
             f"{chosen[black[0]]}): the files under {cifar.search_path(data.dir)} are not complete for "
             f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
         )
+    held = _held_out(test_labels, len(names), data.validation_per_class, data.split_seed)
     mean, std = np.float32(cifar.MEAN), np.float32(cifar.STD)
+
+    def source(rows, labels):
+        return Source(labels, names, mean, std, cifar.to_images(rows))
+
     return Splits(
-        train=Source(labels, names, mean, std, cifar.to_images(rows)),
-        validation=None,
-        test=Source(test_labels, names, mean, std, cifar.to_images(test_rows)),
+        train=source(rows, labels),
+        validation=source(test_rows[held], test_labels[held]) if held.any() else None,
+        test=source(test_rows[~held], test_labels[~held]),
     )
 
 
@@ -200,6 +209,20 @@ def _cut(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
     return priors.long_tailed_subset(labels, counts, data.cut_seed)
 
 
+def _held_out(labels: np.ndarray, num_classes: int, per_class: int, seed: int) -> np.ndarray:
+    """Choose the same number of each class's images at random, by `seed`: bool[N]."""
+    smallest = int(priors.class_counts(labels, num_classes).min())
+    if not 0 <= per_class < smallest:
+        raise UserError(
+            f"config.data.validation_per_class is {per_class}; the smallest class has {smallest} test images, of which "
+            f"0 to {smallest - 1} can be set apart"
+        )
+    random, held = generator(seed, Stream.SPLIT, 0), np.zeros(len(labels), bool)
+    for c in range(num_classes):
+        held[random.permutation(np.flatnonzero(labels == c))[:per_class]] = True
+    return held
+
+
 def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, of pixels / 255; a flat channel counts as one grey level."""
     # By histograms, block by block: exact, and without a copy of all images in floats.
@@ -229,5 +252,9 @@ def _as_labels(array: np.ndarray, length: int, what: str) -> np.ndarray:
     return array.astype(np.int32)
 
 
-_FIELDS = {"cifar10": ("dir", "download"), "cifar100": ("dir", "download"), "arrays": ("file",)}  # beside the usual
+_FIELDS = {  # beside the usual
+    "cifar10": ("dir", "download", "validation_per_class"),
+    "cifar100": ("dir", "download", "validation_per_class"),
+    "arrays": ("file",),
+}
 SOURCES = {"digits": digits, "cifar10": cifar_lt, "cifar100": cifar_lt, "arrays": arrays}
