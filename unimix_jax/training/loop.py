@@ -102,6 +102,12 @@ def prepare(config, directory: pathlib.Path) -> Run:
         test_prior=priors.read_test_prior(config.test_prior, counts),
         logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
+    if config.test_prior != "uniform" and not any("test_prior" in stage.loss.keywords for stage in method.stages):
+        _log.warning(
+            "no loss of %s takes a test prior: training is as without; evaluate --test_prior=%s corrects predictions",
+            method.name,
+            config.test_prior,
+        )
     devices = parallel.local_devices(config.parallel.devices)
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % len(devices):
