@@ -50,9 +50,7 @@ def checked(predictions: Predictions, name: str = "the predictions") -> Predicti
     Raises:
       UserError: one sentence about the first array that is wrong.
     """
-    logits = checked_scores(predictions.logits, f"logits of {name}")
-    if not np.isfinite(logits.min()) or not np.isfinite(logits.max()):  # nan comes through min and max
-        raise UserError(f"logits of {name} hold nan or infinity; each must be a finite number")
+    logits = checked_logits(predictions.logits, f"logits of {name}")
     classes = logits.shape[1]
     labels, counts, prior, names = predictions.labels, None, None, None
     if labels is not None:
@@ -66,14 +64,34 @@ def checked(predictions: Predictions, name: str = "the predictions") -> Predicti
             )
         counts = counts.astype(np.int64)
     if predictions.logits_prior is not None:
-        prior = np.asarray(predictions.logits_prior, np.float64)
-        if prior.shape != (classes,) or not (prior > 0).all() or not abs(prior.sum() - 1) < 1e-5:
+        prior = np.asarray(predictions.logits_prior)
+        if (
+            prior.dtype.kind not in "fiu"
+            or prior.shape != (classes,)
+            or not (prior > 0).all()
+            or not abs(prior.sum() - 1) < 1e-5
+        ):
             raise UserError(f"logits_prior of {name} must be {classes} positive numbers that sum to 1")
+        prior = prior.astype(np.float64)
     if predictions.class_names is not None:
-        names = tuple(str(class_name) for class_name in predictions.class_names)
+        # Half characters of a broken encoding could be written nowhere.
+        names = tuple(str(name).encode(errors="replace").decode() for name in predictions.class_names)
         if len(names) != classes:
             raise UserError(f"class_names of {name} are {len(names)}, but its logits have {classes} classes")
     return Predictions(logits, labels, counts, prior, names)
+
+
+def checked_logits(logits, what: str) -> np.ndarray:
+    """Return logits as float32 or float64 [N, K], N > 0, K > 1, finite and of a size that differences stay finite.
+
+    Raises:
+      UserError: another shape, no numbers, nan, infinity, or an entry beyond 1e300.
+    """
+    logits = checked_scores(logits, what)
+    lowest, highest = float(logits.min()), float(logits.max())  # nan comes through both
+    if not (lowest >= -1e300 and highest <= 1e300):
+        raise UserError(f"{what} hold nan, infinity or numbers beyond 1e300; each must be a finite number")
+    return logits
 
 
 def checked_scores(scores, what: str) -> np.ndarray:
@@ -122,4 +140,7 @@ def check_probabilities(probabilities: np.ndarray, what: str = "probabilities") 
     if off.max() > 1e-5:
         row = int(off.argmax())
         total = probabilities[row].sum(dtype=np.float64)
-        raise UserError(f"{what} of example {row} sum to {total:.6g}; each row must sum to 1 within 1e-5")
+        raise UserError(
+            f"{what} of example {row} sum to {total:.6g}; each row must sum to 1 within 1e-5 (where half precision is "
+            "too coarse for that, give the logits)"
+        )

@@ -3,7 +3,7 @@ import pytest
 
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
-from unimix_jax.measures import intervals, metrics
+from unimix_jax.measures import intervals, metrics, parts
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,36 @@ def test_nothing_is_said_of_groups_and_top5_that_are_none():
 def test_wrong_options(predictions, options, message):
     with pytest.raises(UserError, match=message):
         intervals.bootstrap(predictions, **options)
+
+
+def test_the_interval_of_a_calibrated_model_holds_its_value_and_chance_explains_it():
+    random = np.random.default_rng(2)
+    logits = random.normal(0, 1.5, (500, 4))
+    probabilities = parts.softmax(logits)
+    labels = (random.random((500, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
+    predictions = Predictions(logits, labels)
+    values = metrics.summary(predictions)
+    found = intervals.bootstrap(predictions, samples=200)
+    low, high = found["ece"]
+    # Samples have a larger ECE than the examples: their quantiles alone would lie above the value.
+    assert low < values["ece"] < high
+    assert abs((low + high) / 2 - values["ece"]) < (high - low) / 4
+    chance = intervals.by_chance(predictions)
+    for name in ("ece", "smooth_ece", "mce"):
+        assert chance[name] == pytest.approx(values[name], rel=0.5)
+
+
+def test_chance_is_what_relabelling_by_the_confidence_gives():
+    logits = np.log(np.array([[0.8, 0.2]] * 50))
+    chance = intervals.by_chance(Predictions(logits), samples=2000)
+    # One bin: the mean of |share of hits - .8| of 50 draws, nearly Gaussian.
+    expected = np.sqrt(2 / np.pi * 0.8 * 0.2 / 50)
+    assert chance["ece"] == pytest.approx(expected, rel=0.05)
+    assert chance["mce"] == pytest.approx(chance["ece"])
+
+
+def test_intervals_stay_within_what_a_measure_can_be():
+    logits = np.array([[9.0, 0], [0, 9]] * 20)
+    found = intervals.bootstrap(Predictions(logits, np.array([0, 1] * 19 + [0, 0])), samples=50)
+    assert all(low >= 0 for low, _ in found.values())
+    assert found["accuracy"][1] <= 1

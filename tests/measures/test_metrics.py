@@ -4,7 +4,7 @@ import pytest
 from unimix_jax import batch
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
-from unimix_jax.measures import metrics, report
+from unimix_jax.measures import metrics, parts
 
 
 def slow_ece(probabilities, labels, bins):
@@ -106,14 +106,14 @@ def test_calibration_by_hand(probabilities, labels, ece, mce):
 
 def test_ece_is_its_definition():
     random = np.random.default_rng(0)
-    probabilities, labels = metrics.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 4, 300)
+    probabilities, labels = parts.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 4, 300)
     for bins in (1, 7, 15):
         np.testing.assert_allclose(metrics.ece(probabilities, labels, bins), slow_ece(probabilities, labels, bins))
 
 
 def test_softmax_of_large_logits():
-    np.testing.assert_allclose(metrics.softmax(np.array([[1e4, 1e4, -1e4]])), [[0.5, 0.5, 0]])
-    np.testing.assert_allclose(metrics.log_softmax(np.array([[0, -1e4]])), [[0, -1e4]])
+    np.testing.assert_allclose(parts.softmax(np.array([[1e4, 1e4, -1e4]])), [[0.5, 0.5, 0]])
+    np.testing.assert_allclose(parts.log_softmax(np.array([[0, -1e4]])), [[0, -1e4]])
 
 
 def test_accuracies_by_class_and_group():
@@ -173,9 +173,15 @@ def test_measures_by_hand(measure, options, expected):
     np.testing.assert_allclose(getattr(metrics, measure)(THREE, THREE_LABELS, **options), expected, rtol=1e-12)
 
 
+def test_a_probability_on_an_edge_is_in_the_bin_below():
+    # Class 0: .5 with its label is in (0, .5], .6 without it above; the same of class 1, whose .4 lies below.
+    probabilities, labels = np.array([[0.5, 0.5], [0.6, 0.4]]), np.array([0, 1])
+    np.testing.assert_allclose(metrics.class_ece(probabilities, labels, 2), [(0.5 + 0.6) / 2, (1 - 0.9) / 2])
+
+
 def test_of_tied_classes_the_first_ones_are_on_top():
     rows = np.array([[0.1, 0.1, 0.8]] * 2)
-    np.testing.assert_array_equal(metrics.top_hits(rows, np.array([0, 1]), 2), [True, False])
+    np.testing.assert_array_equal(parts.top_hits(rows, np.array([0, 1]), 2), [True, False])
 
 
 def test_ties_are_ranked_in_the_order_of_the_examples():
@@ -202,7 +208,7 @@ def sorted_ranges(probabilities, labels, ranges, threshold, weighting):
 def test_adaptive_errors_are_their_definition(weighting, threshold, decimals):
     random = np.random.default_rng(1)
     # 40 classes: more than one block of them; two decimals: nearly all values are tied, many are 0.
-    probabilities = np.round(metrics.softmax(random.normal(0, 2, (230, 40))), decimals)
+    probabilities = np.round(parts.softmax(random.normal(0, 2, (230, 40))), decimals)
     probabilities[:, -1] += 1 - probabilities.sum(axis=1)
     probabilities = np.abs(probabilities) / np.abs(probabilities).sum(axis=1, keepdims=True)
     labels = random.integers(0, 40, 230)
@@ -212,10 +218,17 @@ def test_adaptive_errors_are_their_definition(weighting, threshold, decimals):
 
 def test_class_errors_are_the_ece_of_a_class_against_the_rest():
     random = np.random.default_rng(2)
-    probabilities, labels = metrics.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 3, 300)
+    probabilities, labels = parts.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 3, 300)
     for c, value in enumerate(metrics.class_ece(probabilities, labels, 7)):
-        np.testing.assert_allclose(value, metrics.ece_of(probabilities[:, c], labels == c, 7), rtol=1e-12)
+        np.testing.assert_allclose(value, parts.ece_of(probabilities[:, c], labels == c, 7), rtol=1e-12)
     assert metrics.sce(probabilities, labels, 7) == metrics.class_ece(probabilities, labels, 7).mean()
+
+
+def test_smooth_ece_of_one_confidence_is_its_gap():
+    # All mass of the kernel has one sign, so the integral is |.75 - .8| at any width, and the width that equals it too.
+    probabilities, labels = np.array([[0.8, 0.2]] * 4), np.array([0, 0, 0, 1])
+    np.testing.assert_allclose(metrics.smooth_ece(probabilities, labels), 0.05, atol=1e-6)
+    np.testing.assert_allclose(metrics.smooth_ece(probabilities, 1 - labels), 0.8 - 0.25, atol=1e-6)
 
 
 def reflected_kernel_error(confidence, hits, width):
@@ -241,7 +254,7 @@ def test_smooth_ece_is_the_width_that_equals_its_error(power, truth, relplot):
         f = random.random(40) ** p
         cases[p] = f, random.random(40) < t(f)
     confidence, hits = cases[power]
-    value = metrics.smooth_ece_of(confidence, hits)
+    value = parts.smooth_ece_of(confidence, hits)
     # Two grids: 1,024 cells here, 2,000 points there.
     assert reflected_kernel_error(confidence, hits, value) == pytest.approx(value, abs=2e-6)
     # relplot 1.0.3 on the same numbers; it searches the width on a grid of its own.
@@ -252,7 +265,7 @@ def test_labels_drawn_from_the_probabilities_leave_no_calibration_error():
     random = np.random.default_rng(3)
     errors = []
     for size in (1_000, 100_000):
-        probabilities = metrics.softmax(random.normal(0, 1.5, (size, 4)))
+        probabilities = parts.softmax(random.normal(0, 1.5, (size, 4)))
         labels = (random.random((size, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
         errors.append([metrics.MEASURES[name](probabilities, labels) for name in ("ece", "smooth_ece", "sce", "ace")])
     few, many = np.array(errors)
@@ -264,7 +277,7 @@ def test_labels_drawn_from_the_probabilities_leave_no_calibration_error():
 def predicted():
     """240 examples of 6 classes, all probabilities of a class distinct."""
     random = np.random.default_rng(4)
-    return metrics.softmax(random.normal(0, 1, (240, 6))), random.integers(0, 6, 240)
+    return parts.softmax(random.normal(0, 1, (240, 6))), random.integers(0, 6, 240)
 
 
 @pytest.mark.parametrize("name", metrics.MEASURES)
@@ -351,8 +364,8 @@ def test_no_bins_are_refused(measure, options, predicted):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"logits": np.array([[0.0, np.inf]])}, "hold nan or infinity"),
-        ({"logits": np.array([[0.0, np.nan]])}, "hold nan or infinity"),
+        ({"logits": np.array([[0.0, np.inf]])}, "hold nan, infinity"),
+        ({"logits": np.array([[0.0, np.nan]])}, "hold nan, infinity"),
         ({"logits": np.zeros(2)}, r"must be numbers \[N, K\]"),
         ({"labels": np.array([5])}, r"labels of F hold 5; with 2 classes"),
         ({"counts": np.array([1, 2, 3])}, "counts of F"),
@@ -383,6 +396,24 @@ def test_a_summary_groups_by_shots_where_it_can(counts, by, few):
     assert values["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_a_summary_leaves_out_what_says_nothing():
+    logits, labels = np.array([[9.0, 0], [0, 9]]), np.array([0, 1])
+    values = metrics.summary(Predictions(logits, labels, np.array([5, 3])))
+    assert not {"top5", "many"} & values.keys()  # two classes
+    logits = np.eye(6)
+    assert "many" not in metrics.summary(Predictions(logits, np.arange(6), np.full(6, 7)))
+    values = metrics.summary(Predictions(logits, np.arange(6), np.arange(6)), by="thirds", names=("top5", "ece"))
+    assert (values["groups"], values["top5"], "accuracy" in values) == ("thirds", 1.0, False)
+    assert metrics.summary(Predictions(logits, np.arange(6), np.arange(6)), by="shots")["many"] is None
+    with pytest.raises(UserError, match="unknown measure"):
+        metrics.summary(Predictions(logits, np.arange(6)), names=("acc",))
+
+
+def test_a_summary_takes_nll_from_the_logits():
+    values = metrics.summary(Predictions(np.array([[0.0, -1000.0]]), np.array([1])), names=("nll",))
+    assert values["nll"] == 1000  # not 708, where probabilities end
+
+
 def test_a_summary_without_counts_or_with_an_absent_class():
     logits = np.array([[9, 0, 0], [0, 9, 0]], np.float32)
     assert "many" not in metrics.summary(Predictions(logits, np.array([0, 1])))
@@ -393,19 +424,8 @@ def test_a_summary_without_counts_or_with_an_absent_class():
         metrics.summary(Predictions(logits))
 
 
-def test_the_closing_table():
-    test = {"accuracy": 0.5, "many": 1.0, "medium": 0.25, "few": None, "groups": "shots", "ece": 0.123, "mce": 1.0}
-    text = report.closing_table(
-        {"test": test | {"images": 10}, "best": {"split": "test", "epoch": 3.0, "accuracy": 0.6}}
-    )
-    assert text.splitlines() == [
-        "per cent           test  best test (epoch 3)",
-        "--------------------------------------------",
-        "accuracy           50.0                 60.0",
-        "  many (shots)    100.0                    -",
-        "  medium (shots)   25.0                    -",
-        "  few (shots)         -                    -",
-        "ECE                12.3                    -",
-        "MCE               100.0                    -",
-        "images               10                     ",
-    ]
+def test_a_confusion_matrix():
+    labels, predicted = np.array([0, 1, 1, 2], np.uint8), np.array([0, 0, 1, 1])
+    np.testing.assert_array_equal(parts.confusion_matrix(labels, predicted, 3), [[1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    many = np.arange(200, dtype=np.uint8) % 40  # cells are counted beyond what the labels' type holds
+    assert parts.confusion_matrix(many, many, 40).trace() == 200

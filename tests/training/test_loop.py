@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from unimix_jax import main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
-from unimix_jax.measures import metrics
+from unimix_jax.measures import metrics, parts
 from unimix_jax.training import checkpoints, loop, progress, record, steps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_the_measures_are_those_of_the_written_predictions(finished):
         hits = predictions.logits.argmax(axis=1) == predictions.labels
         assert result[split]["accuracy"] == hits.mean()
         assert result[split]["few"] == pytest.approx(np.mean([hits[predictions.labels == c].mean() for c in (7, 8, 9)]))
-        confidence = metrics.softmax(predictions.logits)
+        confidence = parts.softmax(predictions.logits)
         assert result[split]["ece"] == metrics.ece(confidence, predictions.labels)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 from unimix_jax import batch
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.measures import metrics
+from unimix_jax.measures import metrics, parts
 
 SAMPLES = 1000
 LEVEL = 0.95
-CLASSWISE = ("sce", "ace", "tace")  # each sample of these costs a whole measurement
-DEFAULT = tuple(name for name in metrics.MEASURES if name not in CLASSWISE)
+# Each sample of the class-wise measures costs a whole measurement.
+DEFAULT = tuple(name for name in metrics.MEASURES if name not in metrics.CLASSWISE)
 
 
 def bootstrap(
@@ -29,7 +29,9 @@ def bootstrap(
 
     The examples are drawn again with replacement. The quantiles of the measure over the samples, less their mean,
     are laid around its value on the examples as they are: calibration errors of samples lie above that value (a
-    sample holds doubles, so its bins are noisier), which would put the value outside of the plain quantiles.
+    sample holds doubles, so its bins are noisier), which would put the value outside of the plain quantiles. The
+    value itself lies above what endless examples would give, see `by_chance`: for a well-calibrated model the
+    interval of a calibration error speaks of this many examples, and does not hold the limit.
 
     Args:
       predictions: logits and labels; with counts that differ, also the groups of `metrics.summary`.
@@ -68,13 +70,37 @@ def bootstrap(
     return result
 
 
+def by_chance(predictions: Predictions, *, samples: int = 200, seed: int = 0, bins: int = metrics.BINS) -> dict:
+    """ECE, smooth ECE and MCE that a perfectly calibrated model with these confidences shows on average.
+
+    None of the three is 0 for it: bins of few images differ from their confidence by chance. Hits are drawn from the
+    confidences.
+
+    Returns:
+      {"ece": ..., "smooth_ece": ..., "mce": ...}.
+
+    Source: consistency resampling, Broecker and Smith, Weather and Forecasting 2007.
+    """
+    confidence = np.minimum(parts.softmax(batch.checked(predictions).logits).max(axis=1), 1.0)
+    random = np.random.Generator(np.random.Philox(key=seed))
+    drawn = np.empty((samples, 3))
+    for row in drawn:
+        hits = random.random(len(confidence)) < confidence
+        row[:] = [
+            parts.ece_of(confidence, hits, bins),
+            parts.smooth_ece_of(confidence, hits),
+            parts.mce_of(confidence, hits, bins),
+        ]
+    return dict(zip(("ece", "smooth_ece", "mce"), drawn.mean(axis=0).tolist(), strict=True))
+
+
 def _measures(
     predictions: Predictions, names: tuple[str, ...], bins: int, by: str
 ) -> dict[str, Callable[[np.ndarray], float]]:
     """Each measure as a function of the positions of examples; what does not change is worked out once."""
-    probabilities, labels = metrics.softmax(predictions.logits), predictions.labels
+    probabilities, labels = parts.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
-    confidence, hits = metrics.top_label(probabilities, labels)
+    confidence, hits = parts.top_label(probabilities, labels)
 
     def mean(per_example):
         return lambda index: per_example[index].mean()
@@ -83,29 +109,27 @@ def _measures(
         return lambda index: measure(confidence[index], hits[index], **options)
 
     def recalls(index):
-        return metrics.class_means(hits[index], labels[index], num_classes)
+        return parts.class_means(hits[index], labels[index], num_classes)
 
-    def whole(name, **options):
-        return lambda index: metrics.MEASURES[name](probabilities[index], labels[index], **options)
+    def whole(name):
+        return lambda index: metrics.measured((name,), probabilities[index], labels[index], bins)[name]
 
     def group(members):
-        return lambda index: metrics.mean_of(recalls(index), members)
+        return lambda index: parts.mean_of(recalls(index), members)
 
+    # What looks at every class is measured anew for each sample; these need less.
     known = {
         "accuracy": lambda: mean(hits),
-        "top5": lambda: mean(metrics.top_hits(probabilities, labels)),
-        "brier": lambda: mean(metrics.squared_distance(probabilities, labels)),
-        "nll": lambda: mean(metrics.surprise_of_logits(predictions.logits, labels)),
+        "top5": lambda: mean(parts.top_hits(probabilities, labels)),
+        "brier": lambda: mean(parts.squared_distance(probabilities, labels)),
+        "nll": lambda: mean(parts.surprise_of_logits(predictions.logits, labels)),
         "balanced_accuracy": lambda: lambda index: np.nanmean(recalls(index)),
-        "geometric_mean": lambda: lambda index: metrics.geometric(recalls(index)),
-        "ece": lambda: of_top_label(metrics.ece_of, bins=bins),
-        "mce": lambda: of_top_label(metrics.mce_of, bins=bins),
-        "smooth_ece": lambda: of_top_label(metrics.smooth_ece_of),
-        "sce": lambda: whole("sce", bins=bins),
-        "ace": lambda: whole("ace", ranges=bins),
-        "tace": lambda: whole("tace", ranges=bins),
+        "geometric_mean": lambda: lambda index: parts.geometric(recalls(index)),
+        "ece": lambda: of_top_label(parts.ece_of, bins=bins),
+        "mce": lambda: of_top_label(parts.mce_of, bins=bins),
+        "smooth_ece": lambda: of_top_label(parts.smooth_ece_of),
     }
-    measures = {name: known[name]() for name in names}
+    measures = {name: known[name]() if name in known else whole(name) for name in names}
     counts = predictions.counts
     if counts is not None and num_classes > 2 and counts.min() < counts.max():
         _, groups = metrics.choose_groups(counts, by)

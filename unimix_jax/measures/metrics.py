@@ -16,29 +16,12 @@ import numpy as np
 from unimix_jax import batch, priors
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError, one_of
+from unimix_jax.measures import parts
+from unimix_jax.measures.parts import BINS
 
-BINS = 15
 THRESHOLD = 1e-3  # of TACE
 WEIGHTINGS = ("count", "range")
-_ROWS = 4096  # examples at once where a block of them is copied
 _COLUMNS = 32  # classes at once
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits float[N, K] into probabilities float64[N, K]."""
-    values = np.array(logits, np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    np.exp(values, out=values)
-    values /= values.sum(axis=1, keepdims=True)
-    return values
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits float[N, K] into log probabilities float64[N, K]."""
-    values = np.array(logits, np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
-    return values
 
 
 # --- Right or wrong
@@ -46,19 +29,19 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of examples whose most probable class is the label (the first one of ties)."""
-    _, hits = top_label(probabilities, labels)
+    _, hits = parts.top_label(probabilities, labels)
     return float(hits.mean())
 
 
 def top_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     """Share of examples whose label is among the k most probable classes (of ties the first ones)."""
-    return float(top_hits(probabilities, labels, k).mean())
+    return float(parts.top_hits(probabilities, labels, k).mean())
 
 
 def class_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Accuracy on the examples of each class (its recall), float64[K]; nan for a class without examples."""
-    _, hits = top_label(probabilities, labels)
-    return class_means(hits, labels, np.shape(probabilities)[1])
+    _, hits = parts.top_label(probabilities, labels)
+    return parts.class_means(hits, labels, np.shape(probabilities)[1])
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -68,12 +51,12 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def geometric_mean(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Geometric mean of the accuracies of the classes that have examples; 0 if one of them is never right."""
-    return geometric(class_accuracy(probabilities, labels))
+    return parts.geometric(class_accuracy(probabilities, labels))
 
 
 def group_accuracy(probabilities: np.ndarray, labels: np.ndarray, members: np.ndarray) -> float:
     """Mean of the accuracies of the classes in a group, bool[K]; nan for a group without examples."""
-    return mean_of(class_accuracy(probabilities, labels), members)
+    return parts.mean_of(class_accuracy(probabilities, labels), members)
 
 
 # --- Confidence of the most probable class
@@ -93,8 +76,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
 
     A confidence of exactly 0 counts in the first bin, one above 1 by rounding in the last.
     """
-    confidence, hits = top_label(probabilities, labels)
-    place = bin_of(confidence, bins)
+    confidence, hits = parts.top_label(probabilities, labels)
+    place = parts.bin_of(confidence, bins)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = [np.bincount(place, weights=values, minlength=bins) / count for values in (confidence, hits)]
@@ -108,7 +91,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
 
     Source: Eq. D.2 of the paper's supplement; Naeini et al., AAAI 2015.
     """
-    return ece_of(*top_label(probabilities, labels), bins)
+    return parts.ece_of(*parts.top_label(probabilities, labels), bins)
 
 
 def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -118,7 +101,7 @@ def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
 
     Source: Eq. D.3 of the paper's supplement.
     """
-    return mce_of(*top_label(probabilities, labels), bins)
+    return parts.mce_of(*parts.top_label(probabilities, labels), bins)
 
 
 def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -129,7 +112,7 @@ def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Blasiok, Nakkiran, "Smooth ECE", ICLR 2024.
     """
-    return smooth_ece_of(*top_label(probabilities, labels))
+    return parts.smooth_ece_of(*parts.top_label(probabilities, labels))
 
 
 # --- Probabilities of all classes
@@ -143,13 +126,9 @@ def class_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -
 
     Source: one term of Eq. D.5 of the paper's supplement; class-wise ECE of Kull et al., NeurIPS 2019.
     """
-    probabilities, labels = _checked(probabilities, labels)
-    inner = np.linspace(0, 1, _at_least_one(bins) + 1)[1:-1]
-
-    def edges(values):
-        return np.concatenate([[0], np.searchsorted(values, inner, side="right"), [len(values)]])
-
-    return np.array([np.abs(gaps).sum() for gaps, _ in _class_ranges(probabilities, labels, edges)]) / len(labels)
+    probabilities, labels = parts.checked(probabilities, labels)
+    ranges = _class_ranges(probabilities, labels, [_equal_widths(bins)])
+    return np.array([np.abs(gaps).sum() for ((gaps, _),) in ranges]) / len(labels)
 
 
 def sce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -188,18 +167,10 @@ def tace(
 
     Source: Eq. D.4 of the paper's supplement; Nixon et al., CVPR workshops 2019.
     """
-    probabilities, labels = _checked(probabilities, labels)
+    probabilities, labels = parts.checked(probabilities, labels)
     one_of("weighting of ranges", weighting, WEIGHTINGS)
-    _at_least_one(ranges, "ranges")
-
-    def edges(values):
-        first = np.searchsorted(values, threshold, side="left")
-        kept, rest = divmod(len(values) - first, ranges)
-        lengths = np.full(ranges, kept) + (np.arange(ranges) < rest)
-        return first + np.concatenate([[0], np.cumsum(lengths)])
-
     total = 0.0
-    for gaps, sizes in _class_ranges(probabilities, labels, edges):
+    for ((gaps, sizes),) in _class_ranges(probabilities, labels, [_equal_counts(ranges, threshold)]):
         weights = 1 / len(labels) if weighting == "count" else 1 / (ranges * np.maximum(sizes, 1))
         total += (np.abs(gaps) * weights).sum()
     return float(total / probabilities.shape[1])
@@ -217,18 +188,18 @@ def brier(probabilities: np.ndarray, labels: np.ndarray, normalize: bool = False
 
     Source: Brier, 1950; Eq. D.6 of the paper's supplement.
     """
-    value = float(squared_distance(probabilities, labels).mean())
+    value = float(parts.squared_distance(probabilities, labels).mean())
     return value / np.shape(probabilities)[1] if normalize else value
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood in nats; a probability of 0 counts as the smallest positive float."""
-    return float(surprise(probabilities, labels).mean())
+    return float(parts.surprise(probabilities, labels).mean())
 
 
 def nll_of_logits(logits: np.ndarray, labels: np.ndarray) -> float:
-    """`nll` of softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
-    return float(surprise_of_logits(logits, labels).mean())
+    """`nll` of parts.softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
+    return float(parts.surprise_of_logits(logits, labels).mean())
 
 
 MEASURES: dict[str, Callable[..., float]] = {
@@ -245,7 +216,30 @@ MEASURES: dict[str, Callable[..., float]] = {
     "brier": brier,
     "nll": nll,
 }
-BINNED = ("ece", "mce", "sce", "ace", "tace")  # those that take a number of bins
+CLASSWISE = ("sce", "ace", "tace")  # those that look at the probability of every class
+
+
+def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict:
+    """Return measures of `MEASURES` by name, with a number of bins or ranges where they have some.
+
+    With SCE, ACE or TACE comes `class_ece`, float64[K]; all of them look at the sorted columns once, together.
+
+    Raises:
+      UserError: an unknown name, or arrays that are no predictions.
+    """
+    values = {}
+    for name in names:
+        options = {"bins": bins} if name in ("ece", "mce") else {}
+        if one_of("measure", name, MEASURES) not in CLASSWISE:
+            values[name] = MEASURES[name](probabilities, labels, **options)
+    if set(names) & set(CLASSWISE):
+        probabilities, labels = parts.checked(probabilities, labels)
+        edges = [_equal_widths(bins), _equal_counts(bins, 0.0), _equal_counts(bins, THRESHOLD)]
+        ranges = _class_ranges(probabilities, labels, edges)
+        gaps = np.array([[np.abs(gaps).sum() for gaps, _ in of_class] for of_class in ranges]) / len(labels)
+        values |= {name: float(gaps[:, i].mean()) for i, name in enumerate(CLASSWISE) if name in names}
+        values["class_ece"] = gaps[:, 0]
+    return values
 
 
 def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS, by: str = "auto") -> dict:
@@ -268,24 +262,21 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
     predictions = batch.checked(predictions)
     if predictions.labels is None:
         raise UserError("these predictions have no labels, so they cannot be measured")
-    probabilities, labels = softmax(predictions.logits), predictions.labels
+    probabilities, labels = parts.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
-    values: dict = {}
-    for name in names:
-        if name == "nll":
-            values[name] = nll_of_logits(predictions.logits, labels)
-        elif name != "top5" or num_classes > 5:
-            options = {"ranges" if name in ("ace", "tace") else "bins": bins} if name in BINNED else {}
-            values[name] = MEASURES[name](probabilities, labels, **options)
+    shown = tuple(name for name in names if name != "nll" and (name != "top5" or num_classes > 5))
+    values = measured(shown, probabilities, labels, bins)
+    if "nll" in names:
+        values["nll"] = nll_of_logits(predictions.logits, labels)
     values |= {"images": len(labels), "bins": bins}
     accuracies = class_accuracy(probabilities, labels)
     values["class_accuracy"] = [_none_if_nan(v) for v in accuracies]
-    if "sce" in names:
-        values["class_ece"] = class_ece(probabilities, labels, bins).tolist()
+    if "class_ece" in values:
+        values["class_ece"] = values["class_ece"].tolist()
     counts = predictions.counts
     if counts is not None and num_classes > 2 and np.min(counts) < np.max(counts):
         values["groups"], groups = choose_groups(counts, by)
-        values |= {g: _none_if_nan(mean_of(accuracies, members)) for g, members in groups.items()}
+        values |= {g: _none_if_nan(parts.mean_of(accuracies, members)) for g, members in groups.items()}
     return values
 
 
@@ -299,124 +290,31 @@ def choose_groups(counts: np.ndarray, by: str = "auto") -> tuple[str, dict[str, 
     return "thirds", priors.groups(counts, "thirds")
 
 
-# --- Parts of measures, a value an example or a class: for intervals and pictures
+def _equal_widths(bins: int) -> Callable:
+    """Edges of equally wide bins (a, b] in sorted probabilities: (sorted float64[N]) -> int[bins + 1]."""
+    inner = np.linspace(0, 1, parts.at_least_one(bins) + 1)[1:-1]
+    return lambda values: np.concatenate([[0], np.searchsorted(values, inner, side="right"), [len(values)]])
 
 
-def top_label(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the confidence float64[N] and whether the most probable class is the label, bool[N]."""
-    probabilities, labels = _checked(probabilities, labels)
-    chosen = probabilities.argmax(axis=1)
-    return probabilities[np.arange(len(labels)), chosen].astype(np.float64), chosen == labels
+def _equal_counts(ranges: int, threshold: float) -> Callable:
+    """Edges of ranges of equal count in the sorted probabilities from `threshold` on."""
+    parts.at_least_one(ranges, "ranges")
+
+    def edges(values):
+        first = np.searchsorted(values, threshold, side="left")
+        kept, rest = divmod(len(values) - first, ranges)
+        lengths = np.full(ranges, kept) + (np.arange(ranges) < rest)
+        return first + np.concatenate([[0], np.cumsum(lengths)])
+
+    return edges
 
 
-def top_hits(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> np.ndarray:
-    """Whether the label is among the k most probable classes, bool[N]."""
-    probabilities, labels = _checked(probabilities, labels)
-    _at_least_one(k, "k")
-    rank = np.empty(len(labels), np.int64)
-    for start in range(0, len(labels), _ROWS):
-        rows, true = probabilities[start : start + _ROWS], labels[start : start + _ROWS, None]
-        own = np.take_along_axis(rows, true, axis=1)
-        earlier = (rows == own) & (np.arange(rows.shape[1]) < true)
-        rank[start : start + _ROWS] = ((rows > own) | earlier).sum(axis=1)
-    return rank < k
-
-
-def squared_distance(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Squared distance of each row from its one-hot label, float64[N]."""
-    probabilities, labels = _checked(probabilities, labels)
-    squares = np.einsum("nk,nk->n", probabilities, probabilities, dtype=np.float64)
-    return squares - 2 * _of_label(probabilities, labels) + 1
-
-
-def surprise(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log of each label's probability in nats, float64[N]."""
-    probabilities, labels = _checked(probabilities, labels)
-    return -np.log(np.maximum(_of_label(probabilities, labels), np.finfo(np.float64).tiny))
-
-
-def surprise_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`surprise` of softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
-    logits = batch.checked_scores(logits, "logits")
-    labels = batch.checked_labels(labels, logits.shape, "labels")
-    values = np.empty(len(labels))
-    for start in range(0, len(labels), _ROWS):
-        rows = log_softmax(logits[start : start + _ROWS])
-        values[start : start + _ROWS] = -rows[np.arange(len(rows)), labels[start : start + _ROWS]]
-    return values
-
-
-def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Mean of values[N] over the examples of each class, float64[K]; nan for a class without examples."""
-    sizes = np.bincount(labels, minlength=num_classes)
-    with np.errstate(invalid="ignore"):
-        return np.bincount(labels, weights=values, minlength=num_classes) / sizes
-
-
-def mean_of(values: np.ndarray, members: np.ndarray) -> float:
-    """Mean of the values of a group that are not nan; nan if there are none."""
-    values = values[members & ~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def geometric(values: np.ndarray) -> float:
-    """Geometric mean of the values that are not nan."""
-    with np.errstate(divide="ignore"):
-        return float(np.exp(np.log(values[~np.isnan(values)]).mean()))
-
-
-def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin (a, b] of each confidence, int[N]; what lies at or below 0 is in the first, above 1 in the last."""
-    edges = np.linspace(0, 1, _at_least_one(bins) + 1)
-    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-
-
-def ece_of(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> float:
-    """`ece` from confidences and hits."""
-    return float(np.abs(_gaps(bin_of(confidence, bins), confidence, hits, bins)).sum() / len(hits))
-
-
-def mce_of(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> float:
-    """`mce` from confidences and hits."""
-    place = bin_of(confidence, bins)
-    sizes = np.maximum(np.bincount(place, minlength=bins), 1)
-    return float((np.abs(_gaps(place, confidence, hits, bins)) / sizes).max())
-
-
-def smooth_ece_of(confidence: np.ndarray, hits: np.ndarray) -> float:
-    """`smooth_ece` from confidences and hits, on a grid of 1,024 cells: within 1e-4 of the integral."""
-    cells = 1024
-    # Each residual is shared between the two nearest cell centres; those outside of the last centres go there whole.
-    place = np.clip(np.asarray(confidence, np.float64) * cells - 0.5, 0, cells - 1)
-    left = np.minimum(place.astype(np.int64), cells - 2)
-    share, residual = place - left, hits - confidence
-    density = np.bincount(left, weights=(1 - share) * residual, minlength=cells)
-    density += np.bincount(left + 1, weights=share * residual, minlength=cells)
-    # On the even extension, a Gaussian reflected at both ends is a product in Fourier space.
-    spectrum = np.fft.rfft(np.concatenate([density, density[::-1]])) / len(hits)
-    decay = -0.5 * (np.pi * np.arange(cells + 1)) ** 2
-
-    def at(width):
-        return np.abs(np.fft.irfft(spectrum * np.exp(decay * width**2))[:cells]).sum()
-
-    low, high = 0.0, 1.0  # at(s) falls with s, so that it meets s once
-    while high - low > 1e-7:
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle) > middle else (low, middle)
-    return (low + high) / 2
-
-
-def _gaps(place: np.ndarray, confidence: np.ndarray, hits: np.ndarray, bins: int) -> np.ndarray:
-    """Sum of hits less sum of confidences in each bin, float64[bins]."""
-    return np.bincount(place, weights=hits - confidence, minlength=bins)
-
-
-def _class_ranges(probabilities, labels, edges: Callable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each class: sum of (label is c) less sum of p_c in each range of its sorted values, and the ranges' sizes.
+def _class_ranges(probabilities, labels, edges: list[Callable]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Of each class, for each way to cut: sum of (label is c) less sum of p_c in each range, and the ranges' sizes.
 
     Args:
       probabilities, labels: checked.
-      edges: sorted float64[N] -> int[R + 1], where ranges begin and end, the last one at N.
+      edges: functions sorted float64[N] -> int[R + 1], where ranges begin and end, the last one at N.
     """
     order = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=probabilities.shape[1]))
@@ -425,18 +323,18 @@ def _class_ranges(probabilities, labels, edges: Callable) -> Iterator[tuple[np.n
             block = np.ascontiguousarray(probabilities[:, c : c + _COLUMNS].T, np.float64)
         column = block[c % _COLUMNS]
         values = np.sort(column)
-        borders = edges(values)
-        sizes = np.diff(borders)
-        # Ranges that hold something end where the next of them begins.
-        held = sizes > 0
-        sums = np.zeros(len(sizes))
-        if held.any():
-            sums[held] = np.add.reduceat(values, borders[:-1][held])
-        positives = order[ends[c - 1] if c else 0 : ends[c]]
-        rank = _ranks(column, values, positives)
-        inside = np.searchsorted(borders, rank, side="right") - 1
-        found = np.bincount(inside[inside >= 0], minlength=len(sizes))
-        yield found - sums, sizes
+        rank = _ranks(column, values, order[ends[c - 1] if c else 0 : ends[c]])
+        yield [_range_gaps(values, rank, borders(values)) for borders in edges]
+
+
+def _range_gaps(values: np.ndarray, rank: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of members (by their ranks) less sum of sorted values in each range, and the ranges' sizes."""
+    sizes = np.diff(borders)
+    held, sums = sizes > 0, np.zeros(len(sizes))  # ranges that hold something end where the next of them begins
+    if held.any():
+        sums[held] = np.add.reduceat(values, borders[:-1][held])
+    inside = np.searchsorted(borders, rank, side="right") - 1
+    return np.bincount(inside[inside >= 0], minlength=len(sizes)) - sums, sizes
 
 
 def _ranks(column: np.ndarray, values: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -448,23 +346,6 @@ def _ranks(column: np.ndarray, values: np.ndarray, members: np.ndarray) -> np.nd
         same = own == value
         rank[same] += np.searchsorted(np.flatnonzero(column == value), members[same])
     return rank
-
-
-def _of_label(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return probabilities[np.arange(len(labels)), labels].astype(np.float64)
-
-
-def _at_least_one(number: int, what: str = "bins") -> int:
-    if number < 1:
-        raise UserError(f"{what} is {number}; there must be at least 1")
-    return number
-
-
-def _checked(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
-    probabilities = batch.checked_scores(probabilities, "probabilities")
-    labels = batch.checked_labels(labels, probabilities.shape, "labels")
-    batch.check_probabilities(probabilities)
-    return probabilities, labels
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -1,0 +1,446 @@
+"""Logits for another prior: shifting to a known one, temperature, and estimating one that nobody knows. numpy.
+
+"Prior" is that of the labels in the data to predict. All that is estimated here rests on *label shift*: between
+the data the model was calibrated on and the data to predict only the shares of the classes differ, not what the
+images of a class look like.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax import batch, priors
+from unimix_jax.errors import UserError, one_of
+from unimix_jax.measures import parts
+from unimix_jax.measures.parts import log_softmax, softmax
+
+METHODS = ("em", "bbse")
+IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
+_TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
+_LEAST = 1e-6  # what an estimated share is at least, times 1/K: a prior must be positive to be shifted to
+_SPREAD = 0.1  # total variation between an estimate and those of other samples, above which that is said
+_MISFIT = 4.0  # standard errors of the mean confidence, beyond which label shift is in doubt
+_MISFIT_LEAST = 0.03  # and by this much at least: the calibration is not exact either
+_FEW = 10  # validation images of a class, below which an estimate from them is not to be trusted
+
+
+def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray) -> np.ndarray:
+    """Turn logits that stand for one prior of the labels into logits that stand for another.
+
+    Args:
+      logits: float[N, K]; softmax(logits) estimates the posterior under `from_prior`.
+      from_prior: float[K], positive; such as `Predictions.logits_prior`.
+      to_prior: float[K], positive; both are normalised here.
+
+    Returns:
+      float64[N, K]: logits + log(to) - log(from).
+
+    Raises:
+      UserError: a prior of another length, or one that is not positive.
+
+    Source: Bayes' rule; Eq. B.17 of the paper's supplement.
+    """
+    logits = batch.checked_logits(logits, "logits")
+    shift = np.log(_prior(to_prior, logits.shape[1], "to_prior"))
+    return logits + (shift - np.log(_prior(from_prior, logits.shape[1], "from_prior")))
+
+
+def cut(labels: np.ndarray, counts: np.ndarray, imbalance: float, seed: int = 0) -> np.ndarray:
+    """Choose a test set of another imbalance: an exponential profile, of which images are discarded to fit.
+
+    The largest class keeps as many images as the smallest class has.
+
+    Args:
+      labels: int[N] of a test set.
+      counts: int[K], training images: the class with the most is the first of the profile.
+      imbalance: > 0, largest class / smallest; below 1 the order is turned round, so that the rarest class in
+        training has the most images. A profile can leave a class without images.
+      seed: of which images stay.
+
+    Returns:
+      int64[M], positions, rising.
+
+    Raises:
+      UserError: an imbalance that is not positive, or a class without test images.
+
+    Source: D.2 of the paper's supplement; which images stay is not said there.
+    """
+    if not (np.isfinite(imbalance) and imbalance > 0):
+        raise UserError(f"imbalance is {imbalance:g}; that of a test set must be a positive number")
+    sizes = priors.class_counts(labels, len(counts))
+    if not sizes.all():
+        raise UserError(f"class {np.flatnonzero(sizes == 0)[0]} has no test image, so no test set of all can be cut")
+    profile = priors.profile("exp", int(sizes.min()), len(counts), max(imbalance, 1 / imbalance))
+    kept = np.empty_like(sizes)
+    kept[np.argsort(-np.asarray(counts), kind="stable")] = profile if imbalance >= 1 else profile[::-1]
+    return np.sort(priors.long_tailed_subset(np.asarray(labels), kept, seed))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Find the temperature T for which softmax(logits / T) has the least NLL, between .01 and 100.
+
+    In 1 / T the NLL is convex: the zero of its slope is bracketed and found by Newton's steps, or by bisection where
+    these leave the bracket. Fit it on validation data only.
+
+    Args:
+      logits: float[N, K].
+      labels: int[N].
+
+    Returns:
+      T > 0; never one whose NLL is above that of T = 1.
+
+    Source: Guo et al., ICML 2017.
+    """
+    logits = np.asarray(batch.checked_logits(logits, "logits"), np.float64)
+    labels = batch.checked_labels(labels, logits.shape, "labels")
+    own = logits[np.arange(len(labels)), labels].mean()
+
+    def slopes(inverse):
+        """First and second derivative of the NLL by 1 / T."""
+        probabilities = softmax(logits * inverse)
+        mean = np.einsum("nk,nk->n", probabilities, logits)
+        return mean.mean() - own, (np.einsum("nk,nk,nk->n", probabilities, logits, logits) - mean**2).mean()
+
+    low, high = (1 / bound for bound in reversed(_TEMPERATURES))
+    inverse = 1.0
+    for _ in range(200):
+        slope, curvature = slopes(inverse)
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        newton = inverse - slope / curvature if curvature > 0 else 0.0
+        # The bracket's middle is that of its ends' logarithms.
+        following = newton if low < newton < high else np.sqrt(low * high)
+        if abs(following - inverse) <= 1e-9 * inverse:
+            break
+        inverse = following
+
+    def value(scale):
+        return parts.surprise_of_logits(logits * scale, labels).mean()
+
+    return float(1 / inverse) if value(inverse) < value(1.0) else 1.0
+
+
+class Calibration(NamedTuple):
+    """What `calibrated` does to logits: divide by a temperature, add a bias a class."""
+
+    temperature: float
+    bias: np.ndarray  # float64[K], mean 0
+
+
+def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibration | None = None) -> Calibration:
+    """Fit a temperature and a bias a class by NLL: calibrated probabilities of the labels' own prior.
+
+    The biases are kept small by the pull of one image (of all classes in equal parts), so that a class without
+    validation images gets a finite one.
+
+    Args:
+      logits: float[N, K] of validation data.
+      labels: int[N].
+      start: where to begin; None for a fitted temperature and no bias.
+
+    Returns:
+      The `Calibration`; its NLL with the pull is never above that of `start`.
+
+    Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling).
+    """
+    from scipy.optimize import minimize
+
+    logits = np.asarray(batch.checked_logits(logits, "logits"), np.float64)
+    labels = batch.checked_labels(labels, logits.shape, "labels")
+    size, classes = logits.shape
+    rows = np.arange(size)
+
+    def loss(theta):
+        inverse, bias = np.exp(theta[0]), theta[1:]
+        shifted = log_softmax(inverse * logits + bias)
+        value = -shifted[rows, labels].sum()
+        probabilities = np.exp(shifted)
+        probabilities[rows, labels] -= 1
+        gradient = np.concatenate([[inverse * (probabilities * logits).sum()], probabilities.sum(axis=0)])
+        # One image of every class in equal parts, at logits 0: convex, and its least at equal biases.
+        prior = log_softmax(bias[None])[0]
+        value -= prior.mean()
+        gradient[1:] += np.exp(prior) - 1 / classes
+        return value / size, gradient / size
+
+    start = start or Calibration(fit_temperature(logits, labels), np.zeros(classes))
+    first = np.concatenate([[-np.log(start.temperature)], start.bias])
+    bounds = [(-np.log(_TEMPERATURES[1]), -np.log(_TEMPERATURES[0]))] + [(None, None)] * classes
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
+    theta = found.x if found.fun < loss(first)[0] else first
+    return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean())
+
+
+def calibrated(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Apply a `Calibration` to logits float[N, K]; float64[N, K]."""
+    return np.asarray(logits, np.float64) / calibration.temperature + calibration.bias
+
+
+class Estimate(NamedTuple):
+    """A prior estimated from unlabelled predictions."""
+
+    prior: np.ndarray  # float64[K], positive, sums to 1
+    low: np.ndarray  # float64[K], of a bootstrap interval
+    high: np.ndarray  # float64[K]
+    method: str  # "em" or "bbse"
+    warnings: tuple[str, ...]  # why the estimate should not be trusted; () if nothing speaks against it
+
+
+def em(
+    probabilities: np.ndarray,
+    source_prior: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    steps: int = 1000,
+    tolerance: float = 1e-4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the prior of unlabelled data by expectation-maximisation: its maximum likelihood.
+
+    The likelihood sum_n log sum_c q_c p_nc / source_c is concave in q and never falls from step to step.
+
+    Args:
+      probabilities: float64[N, K], calibrated for `source_prior`.
+      source_prior: float64[K], positive.
+      weights: float64[N, S], how often each example counts in each of S samples; None for one sample of all.
+      start: float64[K], the first guess; None for `source_prior`.
+      steps: at most; it ends sooner when no share moves by `tolerance` times itself and 1/K any more.
+      tolerance: see `steps`.
+
+    Returns:
+      float64[K], or [K, S] with weights; and the mean log-likelihood of each step, float64[steps taken (, S)],
+      each less the constant of the shares of `source_prior`.
+
+    Source: Saerens, Latinne, Decaestecker, Neural Computation 2002.
+    """
+    source = _prior(source_prior, probabilities.shape[1], "source_prior")[:, None]
+    ratios = probabilities / source.T
+    # Only the direction of a row matters: the largest ratio of each is 1, so that none overflows.
+    largest = ratios.max(axis=1, keepdims=True)
+    ratios /= largest
+    shares = np.full((len(ratios), 1), 1.0) if weights is None else np.asarray(weights, np.float64)
+    totals = shares.sum(axis=0)
+    prior = source if start is None else _prior(start, len(source), "start")[:, None]
+    prior = np.repeat(prior, shares.shape[1], axis=1)
+    likelihoods = []
+    for _ in range(steps):
+        mixture = ratios @ prior  # [N, S]
+        likelihoods.append(((np.log(mixture) + np.log(largest)) * shares).sum(axis=0) / totals)
+        new = prior * (ratios.T @ (shares / mixture)) / totals
+        moved, prior = (np.abs(new - prior) / (prior + 1 / len(source))).max(), new
+        if moved < tolerance:
+            break
+    likelihoods = np.array(likelihoods)
+    return (prior[:, 0], likelihoods[:, 0]) if weights is None else (prior, likelihoods)
+
+
+def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Covariance of the shares that `em` finds, from the curvature of the likelihood: float64[K, K].
+
+    It is large in directions that the predictions do not tell apart, where a bootstrap of `em` stays at its start.
+
+    Args:
+      probabilities, source_prior: as for `em`.
+      prior: float64[K] that it found.
+    """
+    source = _prior(source_prior, probabilities.shape[1], "source_prior")
+    scores = probabilities / source
+    scores /= (scores @ prior)[:, None]
+    # A share is known to 1 at worst; shares sum to 1.
+    inverse = np.linalg.inv(scores.T @ scores + np.eye(len(prior)))
+    row = inverse.sum(axis=0)
+    return inverse - np.outer(row, row) / row.sum()
+
+
+def bbse(
+    confusion: np.ndarray, predicted: np.ndarray, validation_size: int, test_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the prior of unlabelled data from a confusion matrix and how often each class is predicted.
+
+    With C[i, j] the share of validation images predicted as i with label j, and m[i] that of test images predicted
+    as i, label shift says C w = m for the weights w = test prior / validation prior. The weights are the
+    non-negative ones of highest posterior: each row's error is Gaussian with the variance of its counts, each share
+    w_j * (validation prior)_j is Gaussian around the validation prior, with a standard deviation of that or of 1/K,
+    whichever is more. Without that pull tail classes with few validation images get any weight.
+
+    Args:
+      confusion: float64[K, K], sums to 1.
+      predicted: float64[K], sums to 1.
+      validation_size, test_size: how many images stand behind the two.
+
+    Returns:
+      The prior float64[K], sums to 1, and the posterior's standard deviation of each share, float64[K].
+
+    Source: Lipton, Wang, Smola, ICML 2018; regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
+    """
+    from scipy.optimize import nnls
+
+    classes, held = len(predicted), confusion.sum(axis=0)
+    row = confusion.sum(axis=1)
+    # Half an image where a class is never predicted: its count is uncertain too.
+    variance = (predicted + 0.5 / test_size) / test_size + (row + 0.5 / validation_size) / validation_size
+    scaled, target = confusion / np.sqrt(variance)[:, None], predicted / np.sqrt(variance)
+    pull = np.minimum(1, classes * held)
+    system = scaled.T @ scaled + np.diag(np.maximum(pull, 1e-6) ** 2)
+    weights = np.linalg.solve(system, scaled.T @ target + pull**2)
+    if weights.min() < 0:
+        stacked = np.concatenate([scaled, np.diag(pull)])
+        weights, _ = nnls(stacked, np.concatenate([target, pull]))
+    errors = held * np.sqrt(np.diag(np.linalg.inv(system)))
+    return priors.prior(np.maximum(weights * held, _LEAST / classes)), errors
+
+
+def estimate_prior(
+    logits: np.ndarray,
+    *,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    logits_prior: np.ndarray | None = None,
+    method: str = "em",
+    calibration: Calibration | None = None,
+    samples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the prior of unlabelled data from a model's logits on it.
+
+    Args:
+      logits: float[N, K] of the data to predict.
+      validation: logits float[V, K] and labels int[V] of the same model, for the calibration and BBSE; its prior
+        may be any.
+      logits_prior: float[K], what softmax(logits) stands for; EM falls back to it without validation data.
+      method: "em" or "bbse".
+      calibration: of `fit_bias_corrected` on the validation data, if it is already there.
+      samples: of the bootstrap; 0 for no interval (nan). Both test and validation images are drawn again; the
+        calibration is fitted anew for every tenth sample, and for BBSE not at all. An interval reaches at least as
+        far as the standard errors of the method itself do, which see what no resampling moves.
+      level: of the interval.
+      seed: of the draws.
+
+    Returns:
+      An `Estimate`, with warnings in plain words.
+
+    Raises:
+      UserError: neither validation data nor a prior that the logits stand for; BBSE without validation data.
+    """
+    from scipy.stats import norm
+
+    one_of("method", method, METHODS)
+    if samples < 0 or not 0 < level < 1:
+        raise UserError(f"{samples} samples at level {level:g}: give 0 samples or more, and a level in 0..1")
+    logits = batch.checked_logits(logits, "logits")
+    size, classes = logits.shape
+    warnings = []
+    if validation is None:
+        if method == "bbse":
+            raise UserError("BBSE needs labelled validation predictions: its confusion matrix is theirs")
+        if logits_prior is None:
+            raise UserError(
+                "to estimate the test prior, give labelled validation predictions, or the prior that the logits "
+                "stand for (logits_prior)"
+            )
+        source, probabilities = _prior(logits_prior, classes, "logits_prior"), softmax(logits)
+        warnings.append("the probabilities were not calibrated first, for there are no validation predictions")
+    else:
+        held_logits, held_labels = validation
+        held_logits = batch.checked_logits(held_logits, "logits of the validation predictions")
+        held_labels = batch.checked_labels(held_labels, held_logits.shape, "labels of the validation predictions")
+        if held_logits.shape[1] != classes:
+            raise UserError(
+                f"the validation predictions have {held_logits.shape[1]} classes, those to predict {classes}; both "
+                "must come from one model"
+            )
+        calibration = calibration or fit_bias_corrected(held_logits, held_labels)
+        held = softmax(calibrated(held_logits, calibration))
+        source = held.mean(axis=0)
+        probabilities = softmax(calibrated(logits, calibration))
+        sizes = np.bincount(held_labels, minlength=classes)
+        if sizes.min() < _FEW:
+            few = int((sizes < _FEW).sum())
+            warnings.append(
+                f"{few} of {classes} classes have fewer than {_FEW} validation images, so that what is learnt from "
+                "them is uncertain"
+            )
+    random = np.random.Generator(np.random.Philox(key=seed))
+
+    def by_em():
+        prior, _ = em(probabilities, source)
+        covariance = em_covariance(probabilities, source, prior)
+        start, drawn = np.maximum(prior, _LEAST / classes), [np.empty((0, classes))]
+        for first in range(0, samples, 10):
+            resampled = probabilities, source
+            if validation is not None:
+                index = random.integers(len(held_labels), size=len(held_labels))
+                again = fit_bias_corrected(held_logits[index], held_labels[index], calibration)
+                resampled = (
+                    softmax(calibrated(logits, again)),
+                    softmax(calibrated(held_logits[index], again)).mean(axis=0),
+                )
+            many = min(10, samples - first)
+            weights = random.multinomial(size, np.full(size, 1 / size), size=many).T
+            drawn.append(em(*resampled, weights=weights, start=start, steps=100)[0].T)
+        if validation is not None:
+            warnings.extend(_misfit(prior, covariance, held, held_labels, probabilities))
+        return prior, np.sqrt(np.maximum(np.diag(covariance), 0)), np.concatenate(drawn)
+
+    def by_bbse():
+        chosen, held_chosen = probabilities.argmax(axis=1), held.argmax(axis=1)
+
+        def estimate(test, index):
+            confusion = parts.confusion_matrix(held_labels[index], held_chosen[index], classes).T
+            sizes = len(index), len(test)
+            return bbse(confusion / sizes[0], np.bincount(chosen[test], minlength=classes) / sizes[1], *sizes)
+
+        def resampled(number):
+            return random.integers(number, size=number)
+
+        drawn = [estimate(resampled(size), resampled(len(held_labels)))[0] for _ in range(samples)]
+        return *estimate(np.arange(size), np.arange(len(held_labels))), np.array(drawn).reshape(-1, classes)
+
+    prior, errors, drawn = by_em() if method == "em" else by_bbse()
+    prior = priors.prior(np.maximum(prior, _LEAST / classes))
+    if not samples:
+        return Estimate(prior, *np.full((2, classes), np.nan), method, tuple(warnings))
+    tail = 50 * (1 - level)
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    half = norm.ppf((1 + level) / 2) * errors
+    low, high = np.clip([np.minimum(low, prior - half), np.maximum(high, prior + half)], 0, 1)
+    # Half the sum of the shares' mean deviations, that of a Gaussian being .8 of its standard deviation.
+    spread = min(max(np.abs(drawn - prior).sum(axis=1).mean() / 2, 0.4 * errors.sum()), 1.0)
+    if spread > _SPREAD:
+        warnings.append(
+            f"the shares are uncertain: other images of the same kind would move {100 * spread:.0f} % of them"
+        )
+    return Estimate(prior, low, high, method, tuple(warnings))
+
+
+def _misfit(
+    prior: np.ndarray, covariance: np.ndarray, held: np.ndarray, held_labels: np.ndarray, probabilities: np.ndarray
+) -> list[str]:
+    """Say if test images are less or more certain than label shift explains.
+
+    Under label shift the mean of anything that is computed of an image is that of the validation images, class by
+    class, weighted by the new prior. Here it is the confidence.
+    """
+    confidence, held_confidence = probabilities.max(axis=1), held.max(axis=1)
+    sizes = np.bincount(held_labels, minlength=len(prior))
+    # A class with few validation images takes the mean and variance of all of them in part.
+    weight = sizes / (sizes + 2)
+    known = sizes > 0
+    means = np.full(len(prior), held_confidence.mean())
+    means[known] = parts.class_means(held_confidence, held_labels, len(prior))[known]
+    means = weight * means + (1 - weight) * held_confidence.mean()
+    variances = held_confidence.var() / (sizes + 2)
+    expected = prior @ means
+    variance = confidence.var() / len(confidence) + prior**2 @ variances + means @ covariance @ means
+    if abs(confidence.mean() - expected) <= max(_MISFIT * np.sqrt(variance), _MISFIT_LEAST):
+        return []
+    return [
+        f"the model is {100 * confidence.mean():.1f} % confident of these images, where other shares of the validation "
+        f"images' classes would make it {100 * expected:.1f} %: the images themselves seem to differ"
+    ]
+
+
+def _prior(prior: np.ndarray, classes: int, name: str) -> np.ndarray:
+    prior = np.asarray(prior, np.float64)
+    if prior.shape != (classes,) or not np.isfinite(prior).all() or not (prior > 0).all():
+        raise UserError(f"{name} has shape {list(prior.shape)}; it must hold {classes} positive numbers, one a class")
+    return prior / prior.sum()
