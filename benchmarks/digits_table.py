@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from unimix_jax import errors, settings, workdir
-from unimix_jax.measures import report
+from unimix_jax.measures import tables
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.training import loop, parallel
 
@@ -43,7 +43,7 @@ def markdown(values: dict[str, np.ndarray]) -> str:
     for name, found in values.items():
         spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(found.shape[1])
         rows.append([f"`{name}`", *(f"{m:.1f} ± {s:.1f}" for m, s in zip(found.mean(axis=0), spread, strict=True))])
-    return report.markdown_table(rows)
+    return tables.markdown_table(rows)
 
 
 def main() -> None:

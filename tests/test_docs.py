@@ -5,10 +5,12 @@ import re
 import shlex
 import sys
 
+import numpy as np
 import pytest
 
-from unimix_jax import main, settings, workdir
+from unimix_jax import evaluate, main, settings, workdir
 from unimix_jax.errors import UserError
+from unimix_jax.measures import metrics
 from unimix_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -36,7 +38,8 @@ def test_the_loss_of_the_document_trains_by_its_command(own_losses, capsys):
     assert main.main(["main", *argv]) == 0
     stages = workdir.read_json(own_losses / "run" / "config.json")["method"]["stages"]
     assert stages["mixed"]["loss"] == {"name": "my_losses:rare_first"}
-    assert "run directory: run" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("run directory: run\nreport: run/report.html\n")
+    assert workdir.read_json(own_losses / "run" / "report.json")["models"][0]["missing"] == []
 
 
 def test_the_document_s_line_of_a_config_sets_the_option(own_losses):
@@ -52,6 +55,24 @@ def test_a_loss_that_averages_is_refused(own_losses):
     argv = ["main", "--config=digits_lt.py:method=erm", "--config.method.stages.plain.loss.name=my_losses:mean"]
     with pytest.raises(UserError, match=r"returns shape \(\)"):
         loop.run(settings.parse([*argv, "--config.parallel.devices=1"]).config, own_losses / "run")
+
+
+def test_the_measures_of_the_document_are_measured(capsys):
+    code = blocks("docs/measures.md", "python")[0]
+    exec(compile(code, "docs/measures.md", "exec"), {})
+    assert "'tace'" in capsys.readouterr().out
+
+
+def test_the_document_s_commands_are_commands(tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", logits=random.normal(size=(60, 3)), labels=random.integers(0, 3, 60))
+    monkeypatch.chdir(tmp_path)
+    _, _, module, *argv = shlex.split(blocks("docs/measures.md", "sh")[0])
+    assert module == "unimix_jax.evaluate"
+    assert evaluate.main(["evaluate", *argv]) == 0
+    assert (tmp_path / "report.html").exists()
+    for name in re.findall(r"^\| `(\w+)`", (ROOT / "docs/measures.md").read_text(), flags=re.M):
+        assert hasattr(metrics, name), name
 
 
 def test_the_readme_names_what_there_is():

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unimix_jax"
 ROOMS = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
-GROUND = {"errors", "priors", "batch", "workdir", "interrupts"}
+GROUND = {"errors", "priors", "batch", "workdir", "interrupts", "doors"}
+DOORS = {"main", "evaluate"}
 WINGS = {"data", "models", "methods", "measures"}
 LATE = {
     "matplotlib",
@@ -66,7 +67,7 @@ def test_imports_run_downwards():
             elif here == "settings":
                 assert module.startswith("unimix_jax.methods.rows."), f"{room} imports {module}"
             else:
-                assert here == "main", f"{room} imports {module}"
+                assert here in DOORS, f"{room} imports {module}"
 
 
 def test_rows_are_pure_data():
@@ -77,7 +78,7 @@ def test_rows_are_pure_data():
 def test_heavy_packages_are_imported_where_they_are_used(room):
     at_top = {module.split(".")[0] for module in imports(room, top_level_only=True)}
     assert not at_top & LATE
-    if room in ("main.py", "settings.py"):
+    if room in ("settings.py", *(f"{door}.py" for door in DOORS)):
         assert not at_top & {"jax", "flax", "optax", "numpy"}
 
 
@@ -102,8 +103,8 @@ def test_no_room_uses_the_global_generator_or_touches_what_is_not_its_own(room):
 def test_rooms_are_of_a_size_to_be_read():
     sizes = {room: len((PACKAGE / room).read_text().splitlines()) for room in ROOMS}
     assert max(sizes.values()) <= 500, sizes
-    assert sum(sizes.values()) <= 7000
-    assert sizes["main.py"] <= 150
+    assert sum(sizes.values()) <= 8500  # of which the measures, which serve other projects' predictions too, are 3,000
+    assert max(sizes[f"{door}.py"] for door in DOORS) <= 180  # of which a usage text is 30
 
 
 @pytest.mark.parametrize("room", ROOMS)

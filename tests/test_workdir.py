@@ -21,18 +21,58 @@ def test_predictions_come_back_as_written(tmp_path):
     assert read.class_names == written.class_names
 
 
-def test_predictions_are_read_without_pickles(tmp_path):
-    np.savez(tmp_path / "p.npz", logits=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="cannot read predictions"):
+def test_probabilities_may_stand_in_the_place_of_logits(tmp_path):
+    probabilities = np.array([[1.0, 0.0], [0.25, 0.75]])
+    np.savez(tmp_path / "p.npz", probabilities=probabilities, labels=np.array([0, 1]))
+    read = workdir.read_predictions(tmp_path / "p.npz")
+    np.testing.assert_allclose(np.exp(read.logits), probabilities, atol=1e-300)
+    assert np.isfinite(read.logits).all()
+
+
+ROWS = np.array([[0.5, 0.5], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"logits": np.array([{}], dtype=object)}, "array 'logits' holds pickled objects, which are not loaded"),
+        ({"labels": np.array([0])}, "holds no array 'logits' and no 'probabilities'"),
+        ({"logits": ROWS, "probabilities": ROWS}, "both 'logits' and 'probabilities'"),
+        ({"probabilities": ROWS - 1}, "probabilities of .* hold -0.8"),
+        ({"probabilities": 2 * ROWS}, "hold 1.6; they must lie in 0..1"),
+        ({"probabilities": 0.9 * ROWS}, "example 0 sum to 0.9"),
+        ({"probabilities": np.full((2, 2), np.nan)}, "hold nan"),
+        ({"logits": ROWS[0]}, r"are float64\[2\]; they must be numbers \[N, K\]"),
+        ({"logits": np.zeros((0, 2))}, "N > 0"),
+        ({"logits": ROWS, "labels": np.array([0])}, r"labels of .* are int64\[1\]; they must be integers \[2\]"),
+        ({"logits": ROWS, "labels": np.array([0.0, 1])}, "must be integers"),
+        ({"logits": ROWS, "labels": np.array([0, 2])}, "hold 2; with 2 classes"),
+        ({"logits": ROWS, "counts": np.array([5, 4, 3])}, "counts of"),
+    ],
+)
+def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, arrays, message):
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(UserError, match=message):
         workdir.read_predictions(tmp_path / "p.npz")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no zip"])
-def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, content):
-    if content is not None:
-        (tmp_path / "p.npz").write_bytes(content)
-    with pytest.raises(UserError, match="cannot read predictions"):
-        workdir.read_predictions(tmp_path / "p.npz")
+def test_files_that_are_not_whole_get_a_sentence(tmp_path):
+    path = tmp_path / "p.npz"
+    with pytest.raises(UserError, match="cannot read .*: No such file"):
+        workdir.read_predictions(path)
+    np.savez(path, logits=np.random.default_rng(0).normal(size=(200, 10)))
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[5000] ^= 255
+    damages = {"cut short": content[:-100], "empty": b"", "no zip": b"no zip", "a flipped bit": bytes(damaged)}
+    for data in damages.values():
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cut short|is damaged"):
+            workdir.read_predictions(path)
+    with open(path, "wb") as file:
+        np.save(file, ROWS)
+    with pytest.raises(UserError, match="one array without a name"):
+        workdir.read_predictions(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -1,7 +1,7 @@
 """The run directory: its names, its lock, files written whole or not at all. numpy only; touches files.
 
 config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
-predictions.npz  predictions_validation.npz
+predictions.npz  predictions_validation.npz  report.html (.md .csv .json)  figures/
 """
 
 import contextlib
@@ -260,10 +260,12 @@ def read_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np
         for name in (name for name in names if name in file.files):
             try:
                 found[name] = file[name]
-            except (OSError, EOFError, zlib.error, zipfile.BadZipFile):
+            except (OSError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile):  # encrypted, too
                 raise UserError(f"{path} is damaged: its array {name!r} cannot be read") from None
             except ValueError as error:
                 pickled = "pickle" in str(error) or "Object arrays" in str(error)
                 why = "holds pickled objects, which are not loaded" if pickled else "cannot be read"
                 raise UserError(f"{path}: array {name!r} {why}; store plain numbers") from None
+            if not isinstance(found[name], np.ndarray):
+                raise UserError(f"{path} holds {name!r}, but not as an array; numpy.savez writes arrays")
     return found

@@ -1,48 +1,292 @@
-"""Tables from measures. Text in, text out; no files."""
+"""What a report says: sections of sentences, tables and pictures, made of results. No files; see `page` for HTML."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax.measures import metrics, parts, plots, tables
+from unimix_jax.measures.evaluation import Given
+from unimix_jax.measures.tables import Table
+
+_PANELS = 9  # reliability diagrams side by side at most
 
 
-def table(rows: list[list[str]]) -> str:
-    """Lay out rows of cells in columns, the first to the left, the others to the right; the first row is a head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+PICTURES = (
+    "reliability",
+    "density",
+    "confusion",
+    "log_confusion",
+    "accuracy_by_count",
+    "training_curves",
+    "class_distributions",
+    "test_errors",
+)
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    """Lay out rows of cells as a Markdown table; the first row is the head, numbers stand to the right."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    rule = f"| --- |{' ---: |' * (len(rows[0]) - 1)}"
-    return "\n".join([lines[0], rule, *lines[1:]])
+class Picture(NamedTuple):
+    """A figure and what is to be said of it."""
+
+    name: str  # of its files, one of PICTURES
+    caption: str
+    figure: object  # matplotlib's
 
 
-def closing_table(metrics: dict) -> str:
-    """Lay out what metrics.json holds: accuracy by group and calibration in per cent, a column a split.
+class Section(NamedTuple):
+    """A part of a report."""
 
-    Splits are measured at the last step; the best evaluation, if there were any, is a column of its own.
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+# --- Reports
+
+
+def of_one(given: Given, result: dict, laws: tuple[list[dict], dict] | None = None) -> list[Section]:
+    """Return the sections of a report on one model.
+
+    Args:
+      given: what was evaluated.
+      result: of `evaluation.evaluate`.
+      laws: what `laws_section` takes; None leaves the class distributions out.
     """
-    splits = [name for name in ("test", "validation") if name in metrics]
-    columns = [(f"{name}", metrics[name]) for name in splits]
-    best = metrics.get("best")
-    if best:
-        columns.append((f"best {best['split']} (epoch {best['epoch']:g})", best))
-    groups = metrics[splits[0]].get("groups")
-    rows = [["per cent", *(name for name, _ in columns)]]
-    for label, key in (
-        ("accuracy", "accuracy"),
-        (f"  many ({groups})", "many"),
-        (f"  medium ({groups})", "medium"),
-        (f"  few ({groups})", "few"),
-        ("ECE", "ece"),
-        ("MCE", "mce"),
-    ):
-        if any(key in values for _, values in columns):
-            rows.append([label, *(_per_cent(values.get(key)) for _, values in columns)])
-    rows.append(["images", *(str(values.get("images", "")) for _, values in columns)])
-    return table(rows)
+    sections = [Section("What was run", tables=tables.run_tables(given))] if given.about else []
+    numbers = [tables.measures_table(result)] if "test" in result else []
+    if "best" in ((given.about or {}).get("metrics") or {}):
+        numbers.append(tables.best_table(given.about["metrics"]["best"]))
+    if numbers:
+        sections.append(Section("Measures", _measures_text(result), tuple(numbers)))
+    if "test" in result:
+        sections.append(Section("Calibration", (), (), _calibration_pictures(given, result)))
+    classes = [tables.classes_table(result)] if "test" in result or result["estimates"] else []
+    pictures = _class_pictures(given, result) if "test" in result else ()
+    if classes:
+        sections.append(Section("Classes", (), tuple(classes), pictures))
+    priors_tables = (*tables.cut_tables(result), *tables.estimates_table(result))
+    if priors_tables:
+        sections.append(Section("The test prior", (), priors_tables))
+    if lines := (given.about or {}).get("lines"):
+        picture = Picture("training_curves", "Training and evaluation on the way.", plots.training_curves({"": lines}))
+        sections.append(Section("Training", pictures=(picture,)))
+    if laws:
+        sections.append(laws_section(*laws))
+    return [*sections, *_remarks([result])]
 
 
-def _per_cent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def facts(given: Given) -> list[Table]:
+    """Return the tables of what a run directory says of its run; they fail where its records are no run's."""
+    about = given.about
+    best = (about["metrics"] or {}).get("best")
+    if not all(isinstance(line["epoch"], int | float) for line in about["lines"]):
+        raise ValueError("an epoch that is no number")
+    return [*tables.run_tables(given), *([tables.best_table(best)] if best else [])]
+
+
+def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
+    """Return the sections of a report on several models side by side."""
+    measured = [(g, r) for g, r in zip(givens, results, strict=True) if "test" in r]
+    ran = [g for g in givens if g.about]
+    sections = [Section("What was run", tables=tables.runs_tables(ran))] if ran else []
+    found = []
+    if measured:
+        found.append(tables.side_by_side("Test measures", [(r["name"], r["test"]) for _, r in measured]))
+        if any("test_at_temperature" in r for _, r in measured):
+            cooled = [
+                (f"{r['name']} (T = {r['temperature']:.2f})", r["test_at_temperature"])
+                for _, r in measured
+                if "test_at_temperature" in r
+            ]
+            found.append(tables.side_by_side("The same at the temperature fitted on validation", cooled))
+        found += tables.seeds_tables(measured)
+        found += tables.cut_tables_side_by_side(measured)
+        corrected = [
+            (f"{r['name']}, corrected for {r['corrected']['for']}", r["corrected"])
+            for _, r in measured
+            if "corrected" in r
+        ]
+        found += [tables.side_by_side("The same with corrected logits", corrected)] if corrected else []
+        last = "; measures of the last step" if len(ran) == len(givens) else ""
+        text = (f"On the test images of each model, {_images(measured)}{last}.",)
+        sections.append(Section("Measures", text, tuple(found)))
+        sections.append(Section("Pictures", pictures=_side_pictures(measured)))
+    if lines := {g.name: g.about["lines"] for g in ran if g.about.get("lines")}:
+        picture = Picture("training_curves", "Training and evaluation on the way.", plots.training_curves(lines))
+        sections.append(Section("Training", pictures=(picture,)))
+    return [*sections, *_remarks(results)]
+
+
+def remarks(results: list[dict], kind: str) -> list[str]:
+    """Return the `warnings` or the `missing` of models, with their names in front where they are several.
+
+    What is said of all of them is said once.
+    """
+    lines: dict[str, list[str]] = {}
+    for result in results:
+        for line in result[kind]:
+            lines.setdefault(line, []).append(result["name"])
+    every = len(results)
+    return [line if len(names) == every else f"{', '.join(names)}: {line}" for line, names in lines.items()]
+
+
+def _remarks(results: list[dict]) -> list[Section]:
+    titles = {"warnings": "Read with care", "missing": "What is missing, and what would give it"}
+    found = [Section(title, tuple(remarks(results, kind))) for kind, title in titles.items()]
+    return [section for section in found if section.text]
+
+
+def csv_rows(results: list[dict]) -> list[list]:
+    """Return every number as a row: run, part, class, measure, value, low, high; values in fractions and nats."""
+    rows = [["run", "part", "class", "measure", "value", "low", "high"]]
+    for result in results:
+        name, names = result["name"], result["class_names"]
+        for part in ("test", "validation", "test_at_temperature", "corrected"):
+            values = result.get(part, {})
+            ends = values.get("intervals", {})
+            for key, *_ in tables.MEASURES:
+                if key in values:
+                    rows.append([name, part, "", key, values[key], *ends.get(key, ["", ""])])
+            for key in ("class_accuracy", "class_ece"):
+                if key in values:
+                    rows += [[name, part, c, key, v, "", ""] for c, v in zip(names, values[key], strict=True)]
+            rows += [[name, f"{part}, by chance", "", key, v, "", ""] for key, v in values.get("by_chance", {}).items()]
+        if "temperature" in result:
+            rows.append([name, "validation", "", "temperature", result["temperature"], "", ""])
+        for row in result.get("cut_tests", ()):
+            for variant, values in row["variants"].items():
+                part = f"test cut to imbalance {row['imbalance']:g}, {variant}"
+                rows += [[name, part, "", measure, value, "", ""] for measure, value in values.items()]
+        for method, estimate in result["estimates"].items():
+            ends = [estimate.get(end, [""] * len(names)) for end in ("low", "high")]
+            columns = zip(names, estimate["prior"], *ends, strict=True)
+            rows += [[name, f"test prior by {method.upper()}", c, "share", *rest] for c, *rest in columns]
+    return rows
+
+
+def printed(results: list[dict]) -> list[Table]:
+    """Return the tables that a terminal shows."""
+    if len(results) > 1:
+        shown = {"Test measures": "test", "The same with corrected logits": "corrected"}
+        found = {title: [(r["name"], r[k]) for r in results if "ece" in r.get(k, {})] for title, k in shown.items()}
+        return [tables.side_by_side(title, rows, tables.PRINTED) for title, rows in found.items() if rows]
+    found = [tables.measures_table(results[0])] if "test" in results[0] else []
+    return [*found, *tables.cut_tables(results[0])[:1], *tables.estimates_table(results[0])]
+
+
+def laws_section(laws: list[dict], factor: dict) -> Section:
+    """Return the section on the class distributions of Corollaries 1 to 3.
+
+    Args:
+      laws: panels of `plots.class_distributions`; the last is UniMix's.
+      factor: alpha, class_exponent and wrap of UniMix.
+    """
+    text = (
+        "The red lines are the paper's closed forms, scaled to sum to 1 over the classes. Those of mixup and UniMix "
+        "are masses rather than laws: they count only pairs whose natural first image is the rarer one, and take its "
+        "weight for constant.",
+        "The bars are the exact law of the class that dominates a mixed image under the sampler and factor that train, "
+        "the dots what these drew.",
+        f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
+        f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}.",
+    )
+    rows = [
+        ["class, most frequent first", *(f"{p['title']}, {kind}" for p in laws for kind in ("exact, %", "drawn, %"))]
+    ]
+    columns = [p[kind] for p in laws for kind in ("exact", "drawn")]
+    rows += [[str(c), *(f"{100 * share:.2f}" for share in row)] for c, row in enumerate(zip(*columns, strict=True), 1)]
+    caption = "Class distributions of Corollaries 1 to 3."
+    picture = Picture("class_distributions", caption, plots.class_distributions(laws))
+    return Section("Class distributions of mixed images", text, (Table("Laws", rows, folded=True),), (picture,))
+
+
+def _measures_text(result: dict) -> tuple[str, ...]:
+    if "test" not in result:
+        return ()
+    options, lines = result["options"], []
+    lines.append(
+        f"Calibration errors have {result['test']['bins']} bins or ranges; ACE and TACE weight ranges by count, TACE "
+        f"from {metrics.THRESHOLD:g} on."
+    )
+    if "intervals" in result["test"]:
+        lines.append(
+            f"Intervals: bootstrap over the images, {options['samples']} samples. By chance: what a perfectly "
+            "calibrated model with these confidences shows on so many images; a calibration error near that says "
+            "nothing against the model."
+        )
+    if "temperature" in result:
+        lines.append(
+            f"The temperature T = {result['temperature']:.3f} was fitted on the {result['validation']['images']} "
+            "validation images, and on nothing else."
+        )
+    if "groups" in result["test"]:
+        by = {
+            "shots": "many: more than 100 training images, few: fewer than 20",
+            "thirds": "thirds of the classes by training images",
+        }
+        lines.append(f"Groups by {result['test']['groups']} ({by[result['test']['groups']]}).")
+    return tuple(lines)
+
+
+def _calibration_pictures(given: Given, result: dict) -> tuple[Picture, ...]:
+    bins, labels = result["test"]["bins"], given.test.labels
+    probabilities = parts.softmax(given.test.logits)
+    panels = {"test": metrics.reliability(probabilities, labels, bins)}
+    confidence, hits = parts.top_label(probabilities, labels)
+    if "temperature" in result:
+        cooled = parts.softmax(given.test.logits / result["temperature"])
+        panels[f"test, T = {result['temperature']:.2f}"] = metrics.reliability(cooled, labels, bins)
+    batch = min(int(np.clip(len(hits) // 20, 10, 100)), len(hits))
+    return (
+        Picture(
+            "reliability",
+            "Accuracy in each bin of confidence, and how many images it holds.",
+            plots.reliability(panels),
+        ),
+        Picture(
+            "density",
+            f"Accuracy against confidence of mini-batches of {batch} test images drawn at random.",
+            plots.density(confidence, hits, batch=batch),
+        ),
+    )
+
+
+def _class_pictures(given: Given, result: dict) -> tuple[Picture, ...]:
+    logits, labels, names = np.asarray(given.test.logits), given.test.labels, result["class_names"]
+    counts = None if "counts" not in result else np.array(result["counts"])
+    pictures = []
+    if counts is not None:
+        accuracy = np.array([np.nan if v is None else v for v in result["test"]["class_accuracy"]])
+        figure = plots.accuracy_by_count({"": (counts, accuracy)}, names)
+        pictures.append(Picture("accuracy_by_count", "Accuracy of each class against its training images.", figure))
+    matrix = parts.confusion_matrix(labels, logits.argmax(axis=1), len(names))
+    for log in (False, True):
+        name = "log_confusion" if log else "confusion"
+        caption = "The same on a logarithmic scale." if log else "Which class is taken for which."
+        pictures.append(Picture(name, caption, plots.confusion(matrix, counts, names, log=log)))
+    return tuple(pictures)
+
+
+def _side_pictures(measured: list[tuple[Given, dict]]) -> tuple[Picture, ...]:
+    errors = {r["name"]: (r["test"]["accuracy"], r["test"].get("intervals", {}).get("accuracy")) for _, r in measured}
+    intervals = ", with 95 % intervals over images" if any(ends for _, ends in errors.values()) else ""
+    pictures = [Picture("test_errors", f"Test error{intervals}.", plots.error_bars(errors))]
+    panels = {}
+    for given, result in measured[:_PANELS]:
+        probabilities = parts.softmax(given.test.logits)
+        panels[result["name"]] = metrics.reliability(probabilities, given.test.labels, result["test"]["bins"])
+    more = f" (the first {_PANELS} runs)" if len(measured) > _PANELS else ""
+    pictures.append(Picture("reliability", f"Accuracy in each bin of confidence{more}.", plots.reliability(panels)))
+    by_count = {}
+    for _, result in measured:
+        if "counts" in result:
+            accuracy = np.array([np.nan if v is None else v for v in result["test"]["class_accuracy"]])
+            by_count[result["name"]] = np.array(result["counts"]), accuracy
+    if by_count:
+        figure = plots.accuracy_by_count(by_count)
+        pictures.append(Picture("accuracy_by_count", "Accuracy of each class against its training images.", figure))
+    return tuple(pictures)
+
+
+def _images(measured: list[tuple[Given, dict]]) -> str:
+    sizes = sorted({r["test"]["images"] for _, r in measured})
+    return f"{sizes[0]} each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"

@@ -1,0 +1,123 @@
+"""Each picture is drawn, and shows the numbers that it was given."""
+
+import numpy as np
+import pytest
+
+from unimix_jax.measures import metrics, parts, plots
+
+
+@pytest.fixture(scope="module")
+def predicted():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, 300)
+    logits = random.normal(0, 1, (300, 5))
+    logits[np.arange(300), labels] += 1.5
+    return parts.softmax(logits), labels
+
+
+def heights(axis):
+    return [patch.get_height() for patch in axis.patches]
+
+
+def test_a_reliability_diagram_shows_accuracy_gap_and_images(predicted):
+    bins = metrics.reliability(*predicted)
+    figure = plots.reliability({"test": bins})
+    upper, lower = figure.axes
+    held = bins.count > 0
+    accuracy, over, under = np.split(np.array(heights(upper)), 3)
+    np.testing.assert_allclose(accuracy, bins.accuracy[held])
+    np.testing.assert_allclose(accuracy + over + under, bins.confidence[held])
+    assert (over >= 0).all()
+    assert (under <= 0).all()
+    np.testing.assert_allclose(heights(lower), bins.count)
+    assert upper.get_title(loc="left") == f"test\nECE {100 * metrics.ece(*predicted):.1f} %"
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5])
+def test_diagrams_side_by_side(predicted, number):
+    bins = metrics.reliability(*predicted)
+    figure = plots.reliability({f"run {i}": bins for i in range(number)})
+    assert sum(axis.get_visible() for axis in figure.axes) == 2 * number
+
+
+def test_the_density_of_mini_batches_lies_around_the_means(predicted):
+    confidence, hits = parts.top_label(*predicted)
+    axis = plots.density(confidence, hits, batch=50).axes[0]
+    mark = axis.lines[-1]
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (confidence.mean(), hits.mean())
+    assert axis.get_xlim()[0] < confidence.mean() < axis.get_xlim()[1]
+    plots.density(np.ones(3), np.ones(3, bool), batch=50)  # fewer images than a batch, all certain and right
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_confusion_matrix_is_sorted_by_training_images(predicted, log):
+    probabilities, labels = predicted
+    matrix = parts.confusion_matrix(labels, probabilities.argmax(axis=1), 5)
+    order = [3, 0, 4, 1, 2]
+    axis = plots.confusion(matrix, np.array([40, 20, 10, 50, 30]), list("abcde"), log=log).axes[0]
+    shares = matrix[np.ix_(order, order)] / matrix.sum(axis=1)[order][:, None]
+    shown = axis.images[0].get_array()
+    np.testing.assert_allclose(10**shown if log else shown, shares)  # none is 0 here
+    assert [text.get_text() for text in axis.get_yticklabels()] == list("daebc")
+
+
+def test_a_confusion_matrix_of_many_classes_is_drawn_in_blocks():
+    matrix = np.eye(1000, dtype=int) * 7
+    shown = plots.confusion(matrix, None, [str(c) for c in range(1000)]).axes[0].images[0].get_array()
+    assert shown.shape == (300, 300)
+    np.testing.assert_allclose(shown, np.eye(300))
+
+
+def test_accuracy_against_training_images_leaves_out_absent_classes():
+    accuracy = np.array([0.9, np.nan, 0.5])
+    axis = plots.accuracy_by_count({"run": (np.array([100, 10, 1]), accuracy)}, ["a", "b", "$x_1$"]).axes[0]
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), [50, 90])
+    assert [text.get_text() for text in axis.texts] == [r"\$x_1\$", "a"]
+
+
+@pytest.mark.parametrize("counts", [[7, 7, 7], [5, 0, 0]], ids=["equal counts", "classes without images"])
+def test_accuracy_against_training_images_at_its_edges(counts, recwarn):
+    axis = plots.accuracy_by_count({"_run": (np.array(counts), np.array([0.9, 0.7, 0.5]))}, ["a", "b", "c"]).axes[0]
+    assert len(axis.lines[0].get_xdata()) == len(axis.texts) == np.count_nonzero(counts)
+    assert axis.get_legend_handles_labels()[1] == [" _run"]
+    assert not recwarn.list
+
+
+def test_training_curves_show_the_lines_of_a_run():
+    lines = [
+        {"step": 1, "epoch": 1.0, "loss": 2.0, "accuracy": 0.1},
+        {"step": 1, "epoch": 1.0, "split": "test", "accuracy": 0.2, "ece": 0.3},
+        {"step": 2, "epoch": 2.0, "loss": None, "accuracy": 0.4},
+        {"step": 2, "epoch": 2.0, "split": "test", "accuracy": 0.5, "ece": 0.1},
+    ]
+    loss, accuracy, error = plots.training_curves({"": lines}).axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [2.0])
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [20, 50])
+    np.testing.assert_allclose(error.lines[0].get_ydata(), [30, 10])
+
+
+def test_test_errors_have_their_intervals():
+    axis = plots.error_bars({"a": (0.9, (0.8, 0.95)), "b": (0.5, None)}).axes[0]
+    np.testing.assert_allclose([patch.get_width() for patch in axis.patches], [10, 50])
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [5, 20])
+
+
+def test_class_distributions_show_closed_exact_and_drawn():
+    panel = {"title": "t", "closed": ("closed", np.arange(3), np.ones(3) / 3), "exact": [0.5, 0.3, 0.2]}
+    axis = plots.class_distributions([panel | {"drawn": [0.4, 0.4, 0.2]}]).axes[0]
+    np.testing.assert_allclose(heights(axis), [0.5, 0.3, 0.2])
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), [0.4, 0.4, 0.2])
+
+
+def test_files_are_whole_the_same_each_time_and_the_users_settings_stay(predicted):
+    import matplotlib
+
+    bins = metrics.reliability(*predicted)
+    with matplotlib.rc_context({"font.size": 31.0, "figure.facecolor": "red"}):
+        before = dict(matplotlib.rcParams)
+        first, again = (plots.image(plots.reliability({"test": bins}), kind) for kind in ("png", "png"))
+        document = plots.image(plots.reliability({"test": bins}), "pdf")
+        assert dict(matplotlib.rcParams) == before
+    assert first == again == plots.image(plots.reliability({"test": bins}), "png")
+    assert first.startswith(b"\x89PNG")
+    assert document.startswith(b"%PDF")

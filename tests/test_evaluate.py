@@ -1,0 +1,427 @@
+"""The door to the measures: what it makes of runs and files, and what it says when it cannot."""
+
+import base64
+import csv
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from unimix_jax import evaluate, workdir
+from unimix_jax.batch import Predictions
+from unimix_jax.measures import metrics, parts
+
+COUNTS = np.array([120, 60, 30, 12, 6, 3])
+NAMES = ("<b>cat</b>", "dog & co", "a|b", "$x_1$", "e\u00e4", "\"f'")
+
+
+def predicted(size, seed=0):
+    """Logits and labels of a model that is right often, and over-confident."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(size) % 6
+    logits = random.normal(0, 2, (size, 6)).astype(np.float32)
+    logits[np.arange(size), labels] += 3
+    return logits, labels
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return make(name, seed, **changes): a finished run's directory, without its checkpoints."""
+
+    def make(name, seed=0, validation=True, **config):
+        directory = tmp_path / name
+        directory.mkdir()
+        about = {"seed": seed, "epochs": 2, "batch_size": 8, "network": "resnet8", "method": {"name": "erm"}, **config}
+        about |= {"data": {"source": "digits", "imbalance": 40.0}, "optim": {"learning_rate": 0.1}}
+        workdir.write_json(directory / "config.json", about)
+        data = {"train": {"images": 231, "digest": "abc", "counts": COUNTS.tolist()}}
+        start = {
+            "version": "0.1.0",
+            "commit": None,
+            "command": ["main.py", "--x=<i>"],
+            "time": "2026",
+            "environment": {},
+        }
+        workdir.write_json(
+            directory / "run.json", {"seed": seed, "data": data, "starts": [start], "state": "complete", "seconds": 3.0}
+        )
+        for line in (
+            {"step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.3, "stage": "plain"},
+            {"step": 2, "epoch": 2.0, "split": "validation", "accuracy": 0.5, "ece": 0.1, "nll": 1.0},
+        ):
+            workdir.append_metrics(directory / "metrics.jsonl", line)
+        for split, size in (("test", 240), ("validation", 120)):
+            if split == "test" or validation:
+                logits, labels = predicted(size, seed + len(split))
+                predictions = Predictions(logits, labels, COUNTS, COUNTS / COUNTS.sum(), NAMES)
+                workdir.write_predictions(directory / workdir.predictions_file(split), predictions)
+        best = {"split": "validation", "epoch": 2.0, "accuracy": 0.5, "ece": 0.1, "evaluations": 1}
+        workdir.write_json(directory / "metrics.json", {"best": best})
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def door(capsys):
+    """Return run(*argv) -> (exit code, standard output, standard error)."""
+
+    def run(*argv):
+        code = evaluate.main(["evaluate", *map(str, argv)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags nest, and gathers the texts of elements and what is linked."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.texts, self.ids = [], [], {}, []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+def test_a_run_gives_every_number_and_picture(door, run):
+    directory = run("first")
+    code, out, err = door(f"--workdir={directory}", "--samples=40")
+    assert (code, err) == (0, "")
+    assert out.endswith(f"report: {directory}/report.html\n")
+    assert "warning: do not trust the test prior by BBSE: the shares are uncertain" in out
+    result = json.loads((directory / "report.json").read_text())["models"][0]
+    test = result["test"]
+    predictions = workdir.read_predictions(directory / "predictions.npz")
+    probabilities = parts.softmax(predictions.logits)
+    for name, measure in metrics.MEASURES.items():
+        assert test[name] == pytest.approx(measure(probabilities, predictions.labels), rel=1e-12), name
+    assert set(test["intervals"]) == {*metrics.MEASURES, "many", "medium", "few"} - {"sce", "ace", "tace"}
+    assert result["temperature"] > 1
+    assert result["test_at_temperature"]["nll"] < test["nll"]
+    assert [row["imbalance"] for row in result["cut_tests"]] == [100, 10, 1, 0.1, 0.01]
+    assert set(result["cut_tests"][0]["variants"]) == {"as it is", "known prior", "EM", "BBSE"}
+    assert set(result["estimates"]) == {"em", "bbse"}
+    assert result["missing"] == []
+
+    pictures = {"reliability", "density", "confusion", "log_confusion", "accuracy_by_count", "training_curves"}
+    pictures |= {"class_distributions"}
+    assert {p.name for p in (directory / "figures").iterdir()} == {f"{p}.{k}" for p in pictures for k in ("png", "pdf")}
+    text = (directory / "report.html").read_text()
+    page = Page(text)
+    assert page.texts["h2"] == [
+        "What was run",
+        "Measures",
+        "Calibration",
+        "Classes",
+        "The test prior",
+        "Training",
+        "Class distributions of mixed images",
+        "Read with care",
+    ]
+    assert page.texts["a"] == page.texts["h2"]
+    assert [link[1:] for link in page.links if link.startswith("#")] == page.ids
+    images = [link for link in page.links if not link.startswith("#")]
+    assert len(images) == len(pictures)
+    for image in images:
+        head, data = image.split(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+    assert not re.search(r"https?://|@import|<script", text)
+    for name in NAMES:
+        assert name in page.texts["th"]
+    assert "<b>cat" not in text
+    for fact in ("erm", "digits, imbalance 40", "the last step, epoch 2", "drawn at random, seed 0", "0.1.0", "3"):
+        assert fact in page.texts["td"], fact
+
+    rows = list(csv.DictReader((directory / "report.csv").open()))
+    values = {(row["part"], row["class"], row["measure"]): row["value"] for row in rows}
+    assert float(values["test", "", "ece"]) == test["ece"]
+    assert float(values["test", "dog & co", "class_accuracy"]) == test["class_accuracy"][1]
+    assert float(values["test cut to imbalance 0.1, EM", "", "accuracy"]) >= 0
+    markdown = (directory / "report.md").read_text()
+    assert f"| accuracy | % | {100 * test['accuracy']:.1f} |" in markdown
+    assert "&lt;b&gt;cat&lt;/b&gt;" in markdown
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("| a\\|b")}
+    assert columns == {8}  # seven cells: the stroke in a name makes none
+
+
+def test_nothing_but_logits_and_labels(door, tmp_path):
+    logits, labels = predicted(200)
+    np.savez(tmp_path / "mine.npz", logits=logits, labels=labels)
+    code, out, err = door(f"--predictions={tmp_path}/mine.npz", f"--output={tmp_path}/out/mine.html", "--samples=20")
+    assert (code, err) == (0, "")
+    missing = [line for line in out.splitlines() if line.startswith("missing: ")]
+    for word in ("--counts=FILE", "--validation=FILE.npz", "--workdir=RUN", "logits_prior"):
+        assert sum(word in line for line in missing) == 1, word
+    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    pictures = ("reliability", "density", "confusion", "log_confusion")
+    expected = {f"mine.{kind}" for kind in ("html", "md", "csv", "json")}
+    assert made == expected | {f"mine_figures/{p}.{kind}" for p in pictures for kind in ("png", "pdf")}
+    page = Page((tmp_path / "out" / "mine.html").read_text())
+    assert page.texts["h2"][-1] == "What is missing, and what would give it"
+    assert sum(line.removeprefix("missing: ") in page.texts["p"] for line in missing) == len(missing)
+
+
+def test_what_is_supplied_beside_the_predictions(door, tmp_path):
+    logits, labels = predicted(200)
+    np.savez(tmp_path / "test.npz", probabilities=parts.softmax(logits), labels=labels)
+    np.savez(tmp_path / "held.npz", logits=predicted(150, 1)[0], labels=predicted(150, 1)[1])
+    (tmp_path / "counts.txt").write_text("\n".join(map(str, COUNTS)))
+    code, out, _ = door(
+        f"--predictions={tmp_path}/test.npz",
+        f"--validation={tmp_path}/held.npz",
+        f"--counts={tmp_path}/counts.txt",
+        f"--output={tmp_path}/out",
+        "--samples=0",
+        "--groups=thirds",
+        "--bins=10",
+        "--test_prior=imbalance:10",
+    )
+    assert code == 0
+    result = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]
+    assert result["test"]["bins"] == 10
+    assert result["test"]["groups"] == "thirds"
+    assert result["test"]["accuracy"] == metrics.accuracy(parts.softmax(logits), labels)
+    # A uniform test set, corrected for an imbalance of 10: worse.
+    assert result["corrected"]["accuracy"] < result["test"]["accuracy"]
+    assert "intervals" not in result["test"]
+    assert "corrected for imbalance:10" in out
+
+
+def test_unlabelled_predictions_have_an_estimated_prior(door, tmp_path):
+    logits, labels = predicted(6000)
+    kept = (labels < 3) | (np.arange(6000) % 5 == 0)
+    np.savez(tmp_path / "test.npz", logits=logits[kept])
+    np.savez(tmp_path / "held.npz", logits=predicted(2000, 1)[0], labels=predicted(2000, 1)[1])
+    files = [f"--predictions={tmp_path}/test.npz", f"--validation={tmp_path}/held.npz", f"--output={tmp_path}/out"]
+    code, out, _ = door(*files, "--samples=20", "--test_prior=estimate")
+    assert code == 0
+    assert "missing: all measures and most pictures" in out
+    result = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]
+    true = np.bincount(labels[kept], minlength=6) / kept.sum()
+    for estimate in result["estimates"].values():
+        np.testing.assert_allclose(estimate["prior"], true, atol=0.05)  # 333 validation images a class
+    assert result["corrected"]["prior"] == result["estimates"]["em"]["prior"]
+
+
+def test_each_validation_file_belongs_to_the_predictions_of_its_place(door, tmp_path):
+    for i, scale in enumerate((1, 5)):
+        np.savez(tmp_path / f"test{i}.npz", logits=scale * predicted(90)[0], labels=predicted(90)[1])
+        np.savez(tmp_path / f"held{i}.npz", logits=scale * predicted(300, 1)[0], labels=predicted(300, 1)[1])
+    given = [
+        f"--{kind}={tmp_path}/{name}{i}.npz"
+        for i in (0, 1)
+        for kind, name in (("predictions", "test"), ("validation", "held"))
+    ]
+    assert door(*given, f"--output={tmp_path}/out", "--samples=0", "--test_prior=uniform")[0] == 0
+    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert second["temperature"] == pytest.approx(5 * first["temperature"], rel=1e-6)
+    assert "The same with corrected logits" in Page((tmp_path / "out" / "report.html").read_text()).texts["h3"]
+
+
+def test_two_models_never_have_one_name(door, run, tmp_path):
+    directory = run("same")
+    np.savez(tmp_path / "same.npz", logits=predicted(90)[0], labels=predicted(90)[1])
+    code, out, _ = door(f"--workdir={directory}", f"--predictions={tmp_path}/same.npz", "--samples=0")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == [str(directory), f"{tmp_path}/same.npz"]
+
+
+def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
+    stages = {
+        "mixed": {"mixer": {"name": "unimix", "alpha": 0.9}, "partners": {"name": "by_class", "class_exponent": 0.5}}
+    }
+    directory = run("own", method={"name": "mine", "stages": stages})
+    path = evaluate.report_run(directory)
+    assert "prior to the power 0.5, alpha 0.9, factor wrapped" in path.read_text()
+    assert not list((directory / "figures").glob("*.pdf"))
+    path.write_text(path.read_text() + "<!-- seen -->")
+    assert evaluate.report_run(directory).read_text().endswith("<!-- seen -->")
+
+
+def test_what_a_former_report_left_is_removed(door, tmp_path):
+    np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
+    assert door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0")[0] == 0
+    (tmp_path / "out" / "figures" / "mine.png").write_text("the user's own")
+    assert door("--figure=A1", "--imbalance=10", f"--output={tmp_path}/out")[0] == 0
+    left = {path.name for path in (tmp_path / "out").rglob("*.*")}
+    assert left == {"report.html", "report.md", "class_distributions.png", "class_distributions.pdf", "mine.png"}
+
+
+def test_runs_side_by_side(door, run, tmp_path):
+    runs = [run("a", 0), run("b", 1), run("c", 0, validation=False, network="resnet20")]
+    np.savez(tmp_path / "d.npz", logits=predicted(90)[0], labels=predicted(90)[1])
+    given = [*(f"--workdir={r}" for r in runs), f"--predictions={tmp_path}/d.npz"]
+    code, out, _ = door(*given, f"--output={tmp_path}/report.html", "--samples=20")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:6]] == ["a", "b", "c", "d"]
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.texts["h2"] == [
+        "What was run",
+        "Measures",
+        "Pictures",
+        "Training",
+        "Read with care",
+        "What is missing, and what would give it",
+    ]
+    assert "Runs that differ in the seed only: mean and standard deviation" in page.texts["h3"]
+    assert "a, b" in page.texts["th"]
+    assert {"resnet8", "resnet20"} <= set(page.texts["td"])
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["a", "b", "c", "d"]
+    cells = [f"{100 * np.mean([m['test']['ece'] for m in models[:2]]):.2f} ±" in text for text in page.texts["td"]]
+    assert sum(cells) == 1
+    assert (tmp_path / "report_figures" / "test_errors.pdf").exists()
+
+
+def test_the_class_distributions(door, tmp_path):
+    code, out, _ = door("--figure=A1", "--classes=6", "--imbalance=50", f"--output={tmp_path}/a1")
+    assert code == 0
+    assert out == f"report: {tmp_path}/a1/report.html\n"
+    page = Page((tmp_path / "a1" / "report.html").read_text())
+    exact = [float(text) for text in page.texts["td"]]
+    table = np.array(exact).reshape(6, 6)  # exact and drawn of three laws
+    np.testing.assert_allclose(table.sum(axis=0), 100, atol=0.05)
+    # 100,000 pairs: a standard error of .16 % at most.
+    np.testing.assert_allclose(table[:, 1::2], table[:, ::2], atol=0.8)
+    assert table[-1, 4] > 3 * table[-1, 0]  # UniMix prefers the rarest class
+    assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()
+
+
+def test_a_report_is_written_again_but_nothing_else_is_overwritten(door, tmp_path):
+    np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
+    for _ in range(2):
+        assert door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0")[0] == 0
+    (tmp_path / "p.json").write_text("mine")
+    (tmp_path / "q.html").write_text("<p>mine</p>")
+    for target in ("p.html", "q.html", "p.npz"):
+        code, out, err = door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/{target}")
+        assert (code, out) == (2, "")
+        assert "is no report; give another" in err or "is a file; name a folder" in err
+    assert (tmp_path / "p.json").read_text() == "mine"
+    assert (tmp_path / "q.html").read_text() == "<p>mine</p>"
+    assert not (tmp_path / "p.html").exists()
+
+
+@pytest.fixture
+def given(tmp_path, run):
+    """Files and folders that the table below names."""
+    run("run")
+    (run("unfinished") / "predictions.npz").unlink()
+    logits, labels = predicted(30)
+    np.savez(tmp_path / "good.npz", logits=logits, labels=labels, counts=COUNTS)
+    np.savez(tmp_path / "unlabelled.npz", logits=logits)
+    np.savez(tmp_path / "other.npz", logits=logits[:, :5], labels=labels % 5)
+    np.savez(tmp_path / "flat.npz", logits=logits[0], labels=labels)
+    np.savez(tmp_path / "long.npz", logits=logits, labels=np.arange(31))
+    (tmp_path / "short.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-50])
+    (tmp_path / "three.txt").write_text("1 2 3")
+    (tmp_path / "words.txt").write_text("many few")
+    (tmp_path / "folder").mkdir()
+    (run("odd") / "config.json").write_text("[]")
+    np.savez(tmp_path / "nan.npz", logits=np.where(logits > 4, np.nan, logits), labels=labels)
+    np.savez(tmp_path / "pickled.npz", logits=logits, labels=np.array([{}] * 30, dtype=object))
+    np.savez(tmp_path / "floats.npz", logits=logits, labels=labels.astype(float))
+    np.savez(tmp_path / "beyond.npz", logits=logits, labels=labels + 1)
+    np.savez(tmp_path / "empty.npz", logits=logits[:0], labels=labels[:0])
+    np.savez(tmp_path / "words.npz", logits=logits, logits_prior=np.array(list("abcdef")))
+    gap = {"counts": np.array([5, 4, 3, 2, 1, 0]), "logits_prior": np.full(6, 1 / 6)}
+    np.savez(tmp_path / "gap.npz", logits=logits, labels=labels, **gap)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--output=x"], "nothing to evaluate; give --workdir=RUN"),
+        (["--workdr=x"], "workdr"),
+        (["--workdir={given}/run", "extra"], "unexpected argument 'extra'"),
+        (["--workdir={given}/nowhere"], "is no run directory"),
+        (["--workdir={given}/folder"], "is no run directory"),
+        (["--workdir={given}/unfinished"], "is not finished"),
+        (["--workdir={given}/run", "--workdir={given}/run"], "is given twice"),
+        (["--predictions={given}/nowhere.npz"], "No such file"),
+        (["--predictions={given}/folder"], "cannot read"),
+        (["--predictions={given}/short.npz"], "is cut short"),
+        (["--predictions={given}/flat.npz"], "must be numbers [N, K]"),
+        (["--predictions={given}/long.npz"], "must be integers [30]"),
+        (["--predictions={given}/three.txt"], "is no .npz file"),
+        (["--predictions={given}/good.npz", "--counts={given}/three.txt"], "holds 3 numbers, but"),
+        (["--predictions={given}/good.npz", "--counts={given}/words.txt"], "a whole number for each class"),
+        (["--predictions={given}/good.npz", "--counts={given}/none.txt"], "cannot read"),
+        (["--predictions={given}/good.npz", "--validation={given}/unlabelled.npz"], "holds no array 'labels'"),
+        (["--predictions={given}/good.npz", "--validation={given}/other.npz"], "must have labels and 6 classes"),
+        (["--workdir={given}/run", "--validation={given}/good.npz"], "0 --predictions and 1 --validation"),
+        (["--predictions={given}/good.npz", "--test_prior=uniform"], "stand for no known prior"),
+        (["--workdir={given}/run", "--test_prior=unifrom"], "must be uniform, train"),
+        (["--workdir={given}/run", "--bins=0"], "bins"),
+        (["--workdir={given}/run", "--samples=1"], "--samples=1 makes no interval"),
+        (["--workdir={given}/run", "--groups=halves"], "groups"),
+        (["--figure=B2", "--output=x"], "figure"),
+        (["--figure=A1"], "needs an --output"),
+        (["--figure=A1", "--output={given}/o", "--imbalance=1e5"], "leaves none in the smallest"),
+        (["--figure=A1", "--output={given}/o", "--classes=2000"], "classes"),
+        (["--figure=A1", "--output={given}/o", "--imbalance=.01"], "imbalance"),
+        (["--figure=A1", "--output={given}/o", "--alpha=nan"], "--alpha is nan"),
+        (["--figure=A1", "--output={given}/o", "--workdir={given}/run"], "--workdir does not go with --figure=A1"),
+        (["--workdir={given}/run", "--classes=3"], "--classes goes with --figure=A1"),
+        (["--workdir={given}/run", "--counts={given}/three.txt"], "--counts goes with --predictions"),
+        (["--workdir={given}/good.npz"], "is a file; give predictions by --predictions="),
+        (["--workdir={given}/odd"], "holds records that no run writes"),
+        (["--predictions={given}/nan.npz"], "hold nan"),
+        (["--predictions={given}/pickled.npz"], "holds pickled objects"),
+        (["--predictions={given}/floats.npz"], "must be integers [30]"),
+        (["--predictions={given}/beyond.npz"], "hold 6; with 6 classes"),
+        (["--predictions={given}/empty.npz"], "N > 0"),
+        (["--predictions={given}/words.npz"], "must be 6 positive numbers"),
+        (["--predictions={given}/gap.npz", "--test_prior=train"], "has no training image"),
+        (["--predictions={given}/good.npz", "--output=/proc/x/report"], "cannot write"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(door, given, argv, message):
+    for name in ("report.html", "report.json"):  # of an earlier evaluation, into the run's own folder
+        (given / "run" / name).write_text('<meta name="generator" content="unimix_jax report">')
+    before = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
+    quick = [] if any(a.startswith(("--samples", "--figure")) for a in argv) else ["--samples=0"]
+    code, out, err = door(*(a.replace("{given}", str(given)) for a in argv), *quick)
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert {path: path.read_bytes() for path in given.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "loaded"),
+    [(["--help"], set()), (["--workdir=nowhere"], set()), (["--predictions={good}", "--samples=0"], set())],
+)
+def test_no_framework_is_needed_for_numbers(argv, loaded, tmp_path):
+    np.savez(tmp_path / "good.npz", logits=predicted(30)[0], labels=predicted(30)[1])
+    code = (
+        "import sys; from unimix_jax import evaluate; evaluate.main(['evaluate', *sys.argv[1:]]);"
+        "print(sorted({'jax', 'flax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)))"
+    )
+    argv = [a.replace("{good}", str(tmp_path / "good.npz")) for a in argv]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

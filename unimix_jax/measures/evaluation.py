@@ -1,0 +1,234 @@
+"""Everything that predictions allow: measures, temperature, test priors, and what is missing for the rest. numpy."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax import batch, priors
+from unimix_jax.batch import Predictions
+from unimix_jax.errors import UserError
+from unimix_jax.measures import adapt, intervals, metrics, parts
+
+_QUICK, _MANY = 500_000, 20_000_000  # costs of which 200 samples take seconds, and 20 take minutes
+
+
+_FEW_VALIDATION, _FEW_TEST = 100, 50  # images, below which a temperature, a cut test set, is remarked on
+
+
+class Given(NamedTuple):
+    """What there is to evaluate, of one model."""
+
+    name: str  # what a report calls it
+    test: Predictions
+    validation: Predictions | None = None
+    about: dict | None = None  # of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl)
+
+
+class Options(NamedTuple):
+    """How to evaluate."""
+
+    bins: int = metrics.BINS
+    by: str = "auto"  # shots, thirds, or auto
+    samples: int = intervals.SAMPLES  # of the bootstrap; 0 for no intervals
+    classwise: bool = False  # intervals of SCE, ACE and TACE too
+    test_prior: str = ""  # correct the test predictions for: uniform, train, imbalance:R, a file, or estimate
+    seed: int = 0  # of the bootstrap, and of which images stay in a cut test set
+
+
+def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008, an immutable tuple
+    """Work out all that the predictions allow.
+
+    Args:
+      given: at least test logits. Labels give the measures, counts the groups and cut test sets, validation
+        predictions the temperature and a calibrated estimate of the test prior.
+      options: see `Options`.
+
+    Returns:
+      What report.json holds of one model: name, images, classes, class_names, options; test and validation (the
+      summaries, in test with `intervals` and `by_chance`), temperature, test_at_temperature, corrected, cut_tests,
+      estimates (by method), test_share, counts, each where it can be had; missing: a sentence for each thing that
+      cannot; warnings: what a reader should know.
+
+    Raises:
+      UserError: predictions that do not fit together, or an unknown test prior.
+    """
+    test = batch.checked(given.test, f"{given.name} (test)")
+    validation = None if given.validation is None else batch.checked(given.validation, f"{given.name} (validation)")
+    classes = test.logits.shape[1]
+    if validation is not None and (validation.labels is None or validation.logits.shape[1] != classes):
+        raise UserError(f"the validation predictions of {given.name} must have labels and {classes} classes")
+    measured = {"bins": options.bins, "by": options.by}
+    result: dict = {"name": given.name, "images": len(test.logits), "classes": classes}
+    result["class_names"] = list(test.class_names or map(str, range(classes)))
+    result["options"] = options._asdict()
+    result["missing"] = _missing(given, test, validation, options)
+    calibration = None
+    if validation is not None:
+        validation = validation._replace(counts=test.counts)
+        result["validation"] = metrics.summary(validation, **measured)
+        result["temperature"] = adapt.fit_temperature(validation.logits, validation.labels)
+        calibration = adapt.fit_bias_corrected(validation.logits, validation.labels)
+    if test.counts is not None:
+        result["counts"] = test.counts.tolist()
+    if test.labels is not None:
+        result["test_share"] = (np.bincount(test.labels, minlength=classes) / len(test.labels)).tolist()
+        result["test"] = metrics.summary(test, **measured)
+        if options.samples:
+            names = tuple(metrics.MEASURES) if options.classwise else intervals.DEFAULT
+            found = intervals.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
+            result["test"]["intervals"] = {name: list(ends) for name, ends in found.items()}
+            chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
+            result["test"]["by_chance"] = intervals.by_chance(test, **chance)
+        if "temperature" in result:
+            cooled = test._replace(logits=test.logits / result["temperature"])
+            result["test_at_temperature"] = metrics.summary(cooled, **measured)
+    held = None if validation is None else (validation.logits, validation.labels)
+    estimator = {"validation": held, "calibration": calibration, "logits_prior": test.logits_prior}
+    trained, fitted = _standing(test, validation, calibration)
+    result["estimates"] = {}
+    for method in adapt.METHODS if held is not None else ("em",) if fitted is not None else ():
+        samples = _estimate_samples(options.samples, *test.logits.shape)
+        estimate = adapt.estimate_prior(test.logits, **estimator, method=method, samples=samples, seed=options.seed)
+        ends = {"low": estimate.low.tolist(), "high": estimate.high.tolist()} if samples else {}
+        found = {"samples": samples, "prior": estimate.prior.tolist(), "warnings": list(estimate.warnings)}
+        result["estimates"][method] = found | ends
+    if options.test_prior:
+        result["corrected"] = _corrected(given.name, test, result, trained, fitted, options)
+    if test.labels is not None and test.counts is not None and all(result["test_share"]):
+        result["cut_tests"] = _cut_tests(test, estimator, trained, fitted, options)
+    result["warnings"] = _warnings(result)
+    return result
+
+
+def _warnings(result: dict) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    lines = []
+    validation = result.get("validation")
+    if validation and validation["images"] < _FEW_VALIDATION:
+        lines.append(f"the temperature rests on {validation['images']} validation images: it is uncertain")
+    if validation and validation["accuracy"] == 1:
+        lines.append("all validation images are right, so the temperature has no lower limit: it is too small")
+    for method, found in result["estimates"].items():
+        lines += [f"do not trust the test prior by {method.upper()}: {warning}" for warning in found["warnings"]]
+    cut = [row for row in result.get("cut_tests", ()) if row["images"] < _FEW_TEST]
+    if cut:
+        sizes = ", ".join(f"{row['images']} at {row['imbalance']:g}" for row in cut)
+        lines.append(f"test sets cut to another imbalance have very few images ({sizes}): their figures say little")
+    return lines
+
+
+def _estimate_samples(asked: int, images: int, classes: int) -> int:
+    """How many samples an estimate's interval has: 200, fewer where each takes long, none where 20 take minutes."""
+    cost = images * classes + classes**3 // 100  # of EM, which looks at all logits, and of BBSE's linear systems
+    return 0 if cost > _MANY else min(asked, 200, max(20, 200 * _QUICK // cost))
+
+
+def _standing(test: Predictions, validation: Predictions | None, calibration) -> tuple:
+    """Return two pairs of logits of the test images and the prior that they stand for; None where it is not known.
+
+    The first is for a known test prior: the model's own logits with the prior it was trained for, or else calibrated
+    ones with the prior of the validation predictions. The second, for an estimated one, prefers the latter.
+    """
+    trained = None if test.logits_prior is None else (test.logits, test.logits_prior)
+    if calibration is None:
+        return trained, trained
+    held = parts.softmax(adapt.calibrated(validation.logits, calibration))
+    fitted = adapt.calibrated(test.logits, calibration), held.mean(axis=0)
+    return trained or fitted, fitted
+
+
+def _corrected(name: str, test: Predictions, result: dict, trained, fitted, options: Options) -> dict:
+    """The measures of test predictions corrected for the prior that the user names."""
+    if options.test_prior == "estimate":
+        prior = np.array(result["estimates"]["em"]["prior"]) if fitted is not None else None
+    else:
+        if test.counts is None and options.test_prior != "uniform":
+            raise UserError(f"test_prior={options.test_prior} needs the training images of each class: give --counts")
+        counts = np.ones(test.logits.shape[1], np.int64) if test.counts is None else test.counts
+        prior = priors.read_test_prior(options.test_prior, counts)
+        if not prior.all():
+            raise UserError(
+                f"class {result['class_names'][int(prior.argmin())]} has no training image, so no logits can stand for "
+                f"test_prior={options.test_prior}"
+            )
+    standing = fitted if options.test_prior == "estimate" else trained
+    if standing is None:
+        raise UserError(
+            f"{name} cannot be corrected for a test prior: its logits stand for no known prior (array 'logits_prior') "
+            "and there are no validation predictions to calibrate them on"
+        )
+    values = {"for": options.test_prior, "prior": prior.tolist()}
+    if test.labels is not None:
+        shifted = test._replace(logits=adapt.shift_prior(*standing, prior))
+        values |= metrics.summary(shifted, bins=options.bins, by=options.by)
+    return values
+
+
+def _cut_tests(test: Predictions, estimator: dict, trained, fitted, options: Options) -> list[dict]:
+    """Accuracy and ECE on test sets cut to other imbalances: as they are, for the known prior, for estimated ones.
+
+    Source: Table D2 of the paper's supplement; what it leaves as future work, a prior that nobody knows, is ours.
+    """
+    rows = []
+    for imbalance in adapt.IMBALANCES:
+        index = adapt.cut(test.labels, test.counts, imbalance, options.seed)
+        part = Predictions(test.logits[index], test.labels[index])
+        variants = {"as it is": part.logits}
+        if trained is not None:
+            known = priors.read_test_prior(f"imbalance:{imbalance}", test.counts)
+            variants["known prior"] = adapt.shift_prior(trained[0][index], trained[1], known)
+            for method in adapt.METHODS if estimator["validation"] is not None else ("em",):
+                found = adapt.estimate_prior(part.logits, **estimator, method=method, samples=0)
+                variants[method.upper()] = adapt.shift_prior(fitted[0][index], fitted[1], found.prior)
+        row: dict = {"imbalance": imbalance, "images": len(index), "variants": {}}
+        for name, logits in variants.items():
+            values = metrics.summary(part._replace(logits=logits), names=("accuracy", "ece"), bins=options.bins)
+            row["variants"][name] = {measure: values[measure] for measure in ("accuracy", "ece")}
+        rows.append(row)
+    return rows
+
+
+def _missing(given: Given, test: Predictions, validation: Predictions | None, options: Options) -> list[str]:
+    """A sentence for each thing that these arrays do not allow, and what would give it."""
+    lines = []
+    if test.labels is None:
+        lines.append("all measures and most pictures: the predictions have no array 'labels'")
+    if test.counts is None:
+        lines.append(
+            "many, medium and few, accuracy against class count, class distributions, cut test sets: the training "
+            "images of each class are not known; give --counts=FILE or an array 'counts'"
+        )
+    elif len(test.counts) > 2 and test.counts.min() < test.counts.max():
+        by, groups = metrics.choose_groups(test.counts, options.by)
+        present = np.bincount(test.labels, minlength=len(test.counts)) > 0 if test.labels is not None else None
+        for group, members in groups.items():
+            if not members.any():
+                lines.append(f"the group {group!r}: by {by} it has no class (--groups=thirds has one in each)")
+            elif present is not None and not (members & present).any():
+                lines.append(f"the group {group!r}: none of its classes has a test image")
+    elif len(test.counts) < 3:
+        lines.append("many, medium and few: two classes make no three groups")
+    else:
+        lines.append("many, medium and few: all classes have the same number of training images")
+    if test.labels is not None and test.counts is not None and len(set(test.labels.tolist())) < len(test.counts):
+        lines.append("test sets of another imbalance: a class has no test image, so none can be cut")
+    if validation is None:
+        how = "give --validation=FILE.npz" if given.about is None else "train with a validation split"
+        lines.append(
+            f"temperature, and a calibrated estimate of the test prior: there are no validation predictions; {how}"
+        )
+        if test.logits_prior is None:
+            lines.append(
+                "correction for a test prior: the logits stand for no known prior; an array 'logits_prior' or "
+                "validation predictions would give it"
+            )
+    if validation is not None and not _estimate_samples(options.samples, *test.logits.shape) and options.samples:
+        lines.append(
+            "intervals of the estimated test prior: they take too long for this many logits; as a library, "
+            "adapt.estimate_prior has them"
+        )
+    if test.labels is not None and test.logits.shape[1] <= 5:
+        lines.append(f"top-5 accuracy: with {test.logits.shape[1]} classes it says nothing")
+    if given.about is None:
+        lines.append("training curves and what was run: give --workdir=RUN in the place of its predictions")
+    return lines

@@ -1,0 +1,236 @@
+"""What is evaluated comes from files, and reports go to files. Touches files."""
+
+import csv
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax import workdir
+from unimix_jax.errors import UserError
+from unimix_jax.measures import page, plots, report
+from unimix_jax.measures.evaluation import Given
+
+
+def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
+    """Read a finished run.
+
+    Args:
+      directory: a run directory.
+      name: what a report calls it; None for the directory's own.
+
+    Raises:
+      UserError: no run directory, or a run that has not been finished.
+    """
+    directory = pathlib.Path(directory)
+    if directory.is_file():
+        raise UserError(f"--workdir={directory} is a file; give predictions by --predictions={directory}")
+    config = workdir.read_json(directory / workdir.CONFIG)
+    if config is None:
+        raise UserError(f"{directory} is no run directory: it has no {workdir.CONFIG}")
+    test = directory / workdir.predictions_file("test")
+    if not test.exists():
+        raise UserError(f"the run in {directory} is not finished: it has no {test.name}; start its command again first")
+    validation = directory / workdir.predictions_file("validation")
+    about = {
+        "config": config,
+        "run": workdir.read_json(directory / workdir.RUN),
+        "metrics": workdir.read_json(directory / workdir.METRICS),
+        "lines": workdir.read_metrics(directory / workdir.METRICS_LINES),
+    }
+    given = Given(
+        name or directory.resolve().name,
+        workdir.read_predictions(test),
+        workdir.read_predictions(validation) if validation.exists() else None,
+        about,
+    )
+    try:
+        report.facts(given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory} holds records that no run writes ({error!r}); restore them") from None
+    return given
+
+
+def read_files(
+    predictions: str | os.PathLike,
+    validation: str | os.PathLike | None = None,
+    counts: str | os.PathLike | None = None,
+    name: str | None = None,
+) -> Given:
+    """Read anyone's predictions.
+
+    Args:
+      predictions: an .npz with `logits` or `probabilities`, and what else `batch.Predictions` holds.
+      validation: the same for validation images of the same model, with `labels`.
+      counts: see `read_counts`; they win over an array `counts`.
+      name: what a report calls them; None for the file's own.
+
+    Raises:
+      UserError: a file that is not there, not whole, or does not hold what it should.
+    """
+    test = workdir.read_predictions(predictions)
+    held = None if validation is None else workdir.read_predictions(validation)
+    if held is not None and held.labels is None:
+        raise UserError(f"{validation} holds no array 'labels', which validation predictions must have")
+    if counts is not None:
+        classes, found = test.logits.shape[1], read_counts(counts)
+        if len(found) != classes:
+            raise UserError(f"{counts} holds {len(found)} numbers, but {predictions} has {classes} classes")
+        test = test._replace(counts=found)
+    return Given(name or pathlib.Path(predictions).stem, test, held)
+
+
+def read_all(
+    workdirs: Sequence[str],
+    predictions: Sequence[str] = (),
+    validations: Sequence[str] = (),
+    counts: str | os.PathLike | None = None,
+) -> list[Given]:
+    """Read runs and files, each under a name of its own: that of its folder or file, or the path where two have one.
+
+    Args:
+      workdirs: run directories.
+      predictions: see `read_files`.
+      validations: one for each of `predictions`, or none.
+      counts: for all of `predictions`.
+
+    Raises:
+      UserError: nothing to read, the same twice, or what `read_run` and `read_files` refuse.
+    """
+    if validations and len(validations) != len(predictions):
+        raise UserError(
+            f"there are {len(predictions)} --predictions and {len(validations)} --validation files; give one of the "
+            "latter for each of the former, in the same order, or none (a run has its own)"
+        )
+    if counts and not predictions:
+        raise UserError("--counts goes with --predictions; a run has its own")
+    if not workdirs and not predictions:
+        raise UserError("nothing to evaluate; give --workdir=RUN or --predictions=FILE.npz, see --help")
+    paths = [pathlib.Path(path).resolve() for path in (*workdirs, *predictions)]
+    names = [path.stem if i >= len(workdirs) else path.name for i, path in enumerate(paths)]
+    names = [os.fsencode(name).decode(errors="replace") for name in names]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+    found = [read_run(path, name) for path, name in zip(workdirs, names, strict=False)]
+    held = validations or [None] * len(predictions)
+    for path, validation, name in zip(predictions, held, names[len(found) :], strict=True):
+        found.append(read_files(path, validation, counts or None, name))
+    return found
+
+
+def read_counts(path: str | os.PathLike) -> np.ndarray:
+    """Read the training images of each class: an .npz with an array `counts`, or text with a number a class.
+
+    Returns:
+      int64[K].
+
+    Raises:
+      UserError: no such file, or other contents.
+    """
+    wrong = UserError(f"{path} must hold a whole number for each class, none below 0: its training images")
+    if str(path).endswith(".npz"):
+        counts = workdir.read_arrays(path, ("counts",)).get("counts")
+    else:
+        try:
+            counts = np.array(_text(path).replace(",", " ").split(), np.int64)
+        except (ValueError, OverflowError):
+            raise wrong from None
+    if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu" or not len(counts) or counts.min() < 0:
+        raise wrong
+    return counts.astype(np.int64)
+
+
+def _text(path: str | os.PathLike) -> str:
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+class Output(NamedTuple):
+    """Where a report goes: FILE.html, .md, .csv and .json beside it, and a folder of pictures."""
+
+    html: pathlib.Path
+    figures: pathlib.Path
+
+    @property
+    def others(self) -> dict[str, pathlib.Path]:
+        """The files beside the HTML, by their kind."""
+        return {kind: self.html.with_suffix(f".{kind}") for kind in ("md", "csv", "json")}
+
+
+def output(path: str | os.PathLike) -> Output:
+    """Return where a report goes: report.html in a folder, or the .html file that is named.
+
+    Raises:
+      UserError: it would overwrite what is no report, or nothing can be written there.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix.lower() in (".html", ".htm") and not path.is_dir():
+        found = Output(path, path.with_name(f"{path.stem}_figures"))
+    else:
+        if path.is_file():
+            raise UserError(f"--output={path} is a file; name a folder, or a file that ends in .html")
+        found = Output(path / "report.html", path / "figures")
+    taken = [p for p in (found.html, *found.others.values(), found.figures) if os.path.lexists(p)]
+    if taken and not (found.html.is_file() and page.GENERATOR in _text(found.html)[:2000]):
+        raise UserError(f"{taken[0]} is there already and is no report; give another --output")
+    try:
+        with tempfile.TemporaryFile(dir=next(p for p in found.html.absolute().parents if p.exists())):
+            return found
+    except OSError as error:
+        raise UserError(f"cannot write {found.html} ({error.strerror or error}); give another --output") from None
+
+
+def write(
+    place: Output,
+    title: str,
+    about: str,
+    sections: list[report.Section],
+    results: list[dict],
+    kinds: tuple[str, ...] = ("png", "pdf"),
+) -> None:
+    """Write a report: every file whole; the HTML, which marks the rest as a report's, first, the .json last.
+
+    What an earlier report left there and this one has not is removed.
+
+    Args:
+      place: of `output`.
+      title, about: see `page.html_page`.
+      sections: of `report.of_one` or `of_many`.
+      results: of `evaluation.evaluate`; what the .json and .csv hold.
+      kinds: of picture files; "png", which the HTML shows, must be one of them.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    drawn = [picture for section in sections for picture in section.pictures]
+    images = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
+    pngs = {p.name: images[p.name, "png"] for p in drawn}
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(report.csv_rows(results))
+    text = page.markdown(title, about, sections, place.figures.name)
+    content = page.html_page(title, about, sections, pngs)
+    try:
+        place.html.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_whole(place.html, content)
+        stale = [place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")]
+        for path in [*place.others.values(), *stale]:
+            path.unlink(missing_ok=True)
+        if images:
+            place.figures.mkdir(exist_ok=True)
+        for (name, kind), data in images.items():
+            workdir.write_whole(place.figures / f"{name}.{kind}", data)
+        workdir.write_whole(place.others["md"], text)
+        if results:
+            workdir.write_whole(place.others["csv"], lines.getvalue())
+            workdir.write_json(place.others["json"], {"models": results})
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or place.html}: {error.strerror or error}") from None

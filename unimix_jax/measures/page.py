@@ -1,0 +1,124 @@
+"""A report as one HTML file that needs nothing else, and as Markdown. Text in, text out; no files.
+
+Whatever comes from a user (names of classes and runs, paths, values of a config) is escaped.
+"""
+
+import base64
+import html
+import re
+
+from unimix_jax.measures.report import Picture, Section
+from unimix_jax.measures.tables import Table, markdown_table
+
+GENERATOR = "unimix_jax report"  # what marks an HTML file as one that may be written again
+
+_CSS = """
+:root { color-scheme: light; --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1rem clamp(.8rem, 3vw, 2rem) 4rem; color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; background: #fff; }
+h1 { font-size: 1.5rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-bottom: .2rem; border-bottom: 2px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+p { margin: .3rem 0; max-width: 70ch; overflow-wrap: anywhere; }
+.soft, caption, figcaption { color: var(--soft); font-size: .87rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; }
+a { color: var(--accent); }
+.scroll { overflow-x: auto; margin: .4rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .22rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; }
+thead th { border-bottom: 2px solid var(--line); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 7rem; max-width: 26rem; }
+td { white-space: nowrap; }
+table.facts :is(td, th) { text-align: left; white-space: normal; max-width: 46rem; overflow-wrap: anywhere; }
+tbody tr:hover { background: #f3f4f6; }
+summary { cursor: pointer; font-weight: 600; margin: .8rem 0 .2rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }
+figure { margin: .5rem 0; max-width: 100%; }
+figure img { max-width: 100%; height: auto; display: block; }
+"""
+
+
+def html_page(title: str, about: str, sections: list[Section], images: dict[str, bytes]) -> str:
+    """Return a report as one HTML file: style and pictures are in it, nothing is fetched.
+
+    Args:
+      title: of the report.
+      about: a line below it.
+      sections: of `report.of_one` or `of_many`.
+      images: PNG files of the pictures, by name.
+    """
+    ids = [f"part-{i}" for i in range(1, len(sections) + 1)]
+    links = "".join(f'<a href="#{i}">{html.escape(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
+    parts = "\n".join(_section(i, section, images) for i, section in zip(ids, sections, strict=True))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="generator" content="{GENERATOR}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f'<header>\n<h1>{html.escape(title)}</h1>\n<p class="soft">{html.escape(about)}</p>\n</header>\n'
+        f"<nav>{links}</nav>\n<main>\n{parts}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def markdown(title: str, about: str, sections: list[Section], folder: str) -> str:
+    """Return a report as Markdown; pictures are links to `folder`/NAME.png."""
+    lines = [f"# {_inline(title)}", "", _inline(about), ""]
+    for section in sections:
+        lines += [f"## {_inline(section.title)}", ""]
+        for sentence in section.text:
+            lines += [f"- {_inline(sentence)}"]
+        lines += [""] if section.text else []
+        for found in section.tables:
+            rows = [[_inline(cell) for cell in row] for row in found.rows]
+            title, shown = _inline(found.title), [markdown_table(rows), ""]
+            shown += [_inline(found.note), ""] if found.note else []
+            if found.folded:
+                lines += [f"<details><summary>{title}</summary>", "", *shown, "</details>", ""]
+            else:
+                lines += [f"### {title}", "", *shown]
+        for picture in section.pictures:
+            lines += [f"![{_inline(picture.caption)}]({folder}/{picture.name}.png)", ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _section(identity: str, section: Section, images: dict[str, bytes]) -> str:
+    text = "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in section.text)
+    tables = "\n".join(map(_table, section.tables))
+    pictures = "\n".join(_picture(picture, images[picture.name]) for picture in section.pictures)
+    pictures = f'<div class="pictures">\n{pictures}\n</div>\n' if pictures else ""
+    return f'<section id="{identity}">\n<h2>{html.escape(section.title)}</h2>\n{text}{pictures}{tables}\n</section>'
+
+
+def _table(found: Table) -> str:
+    head, *body = found.rows
+    columns = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>{"".join(f"<td>{html.escape(c)}</td>" for c in row[1:])}</tr>'
+        for row in body
+    )
+    kind = ' class="facts"' if head[1:] == ["value"] else ""
+    content = f"<table{kind}>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    content = f'<div class="scroll">{content}</div>'
+    note = f'\n<p class="soft">{html.escape(found.note)}</p>' if found.note else ""
+    if found.folded:
+        return f"<details>\n<summary>{html.escape(found.title)}</summary>\n{content}{note}\n</details>"
+    return f"<h3>{html.escape(found.title)}</h3>\n{content}{note}"
+
+
+def _picture(picture: Picture, content: bytes) -> str:
+    caption = html.escape(picture.caption)
+    data = base64.b64encode(content).decode()
+    width = int.from_bytes(content[16:20], "big") // 2  # of the PNG, drawn twice as fine as shown
+    return (
+        f'<figure><img alt="{caption}" width="{width}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _inline(text: str) -> str:
+    """Keep a user's text from being read as Markdown or HTML."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\\\`*_\[\]~$])", r"\\\1", text)

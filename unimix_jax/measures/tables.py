@@ -1,0 +1,308 @@
+"""The tables of a report: rows of texts, from results. No files."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax import workdir
+from unimix_jax.measures import adapt, metrics
+from unimix_jax.measures.evaluation import Given
+
+# Measures in the order of a table: key, words, factor, decimals, unit.
+MEASURES = (
+    ("accuracy", "accuracy", 100, 1, "%"),
+    ("top5", "top-5 accuracy", 100, 1, "%"),
+    ("many", "many", 100, 1, "%"),
+    ("medium", "medium", 100, 1, "%"),
+    ("few", "few", 100, 1, "%"),
+    ("balanced_accuracy", "balanced accuracy", 100, 1, "%"),
+    ("geometric_mean", "geometric mean of class accuracies", 100, 1, "%"),
+    ("ece", "ECE", 100, 2, "%"),
+    ("smooth_ece", "smooth ECE", 100, 2, "%"),
+    ("mce", "MCE", 100, 1, "%"),
+    ("sce", "SCE (class-wise ECE)", 100, 3, "%"),
+    ("ace", "ACE", 100, 3, "%"),
+    ("tace", "TACE", 100, 3, "%"),
+    ("brier", "Brier score, sum over classes", 100, 2, "x 100"),
+    ("nll", "NLL", 1, 4, "nats"),
+)
+PRINTED = ("accuracy", "many", "medium", "few", "ece", "sce", "brier", "nll")
+SIDE_BY_SIDE = ("accuracy", "many", "medium", "few", "ece", "smooth_ece", "mce", "sce", "ace", "tace", "brier", "nll")
+_SHOWN_CLASSES = 1000  # rows of the table of classes at most; the CSV has all
+
+
+class Table(NamedTuple):
+    """A table of texts; the first row is the head, the first column the names of the rows."""
+
+    title: str
+    rows: list[list[str]]
+    note: str = ""
+    folded: bool = False  # shown on request
+
+
+def table(rows: list[list[str]]) -> str:
+    """Lay out rows of cells in columns, the first to the left, the others to the right; the first row is a head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Lay out rows of cells as a Markdown table; the first row is the head, numbers stand to the right."""
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    rule = f"| --- |{' ---: |' * (len(rows[0]) - 1)}"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def closing_table(values: dict) -> str:
+    """Lay out what metrics.json holds: accuracy by group and calibration in per cent, a column a split.
+
+    Splits are measured at the last step; the best evaluation, if there were any, is a column of its own.
+    """
+    splits = [name for name in ("test", "validation") if name in values]
+    columns = [(f"{name}", values[name]) for name in splits]
+    best = values.get("best")
+    if best:
+        columns.append((f"best {best['split']} (epoch {best['epoch']:g})", best))
+    groups = values[splits[0]].get("groups")
+    rows = [["per cent", *(name for name, _ in columns)]]
+    for label, key in (
+        ("accuracy", "accuracy"),
+        (f"  many ({groups})", "many"),
+        (f"  medium ({groups})", "medium"),
+        (f"  few ({groups})", "few"),
+        ("ECE", "ece"),
+        ("MCE", "mce"),
+    ):
+        if any(key in found for _, found in columns):
+            rows.append([label, *(_number(found.get(key), 100, 1) for _, found in columns)])
+    rows.append(["images", *(str(found.get("images", "")) for _, found in columns)])
+    return table(rows)
+
+
+def measures_table(result: dict) -> Table:
+    """Every measure of one model: test with intervals, at the fitted temperature, corrected, validation."""
+    columns = [("test", result["test"])]
+    if "test_at_temperature" in result:
+        columns.append((f"test, T = {result['temperature']:.3f}", result["test_at_temperature"]))
+    if "corrected" in result and "accuracy" in result["corrected"]:
+        columns.append((f"test, corrected for {result['corrected']['for']}", result["corrected"]))
+    if "validation" in result:
+        columns.append(("validation", result["validation"]))
+    test, groups = result["test"], result["test"].get("groups")
+    extra = {}  # beside the first column: words, and the cell of each measure
+    if "intervals" in test:
+        extra["95 % interval"] = {key: ends for key, ends in test["intervals"].items()}
+    if "by_chance" in test:
+        extra["by chance"] = {key: [value] for key, value in test["by_chance"].items()}
+    rows = [["measure", "unit", columns[0][0], *extra, *(name for name, _ in columns[1:])]]
+    for key, words, factor, decimals, unit in MEASURES:
+        if test.get(key) is not None:
+            label = f"{words} ({groups})" if key in ("many", "medium", "few") else words
+            found = (cells.get(key, ()) for cells in extra.values())
+            beside = [" to ".join(_number(value, factor, decimals) for value in values) for values in found]
+            others = [_number(values.get(key), factor, decimals) for _, values in columns[1:]]
+            rows.append([label, unit, _number(test[key], factor, decimals), *beside, *others])
+    images = [str(values["images"]) for _, values in columns]
+    rows.append(["images", "", images[0], *("" for _ in extra), *images[1:]])
+    return Table("Measures", rows)
+
+
+def best_table(best: dict) -> Table:
+    """The best evaluation on the way, as metrics.json holds it, and that it was chosen with hindsight."""
+    words = f"best of {best['evaluations']} evaluations on {best['split']}"
+    rows = [["", "epoch", "accuracy, %", "ECE, %"]]
+    rows.append([words, f"{best['epoch']:g}", _number(best["accuracy"], 100), _number(best["ece"], 100, 2)])
+    return Table(
+        "For comparison: the best epoch", rows, "Chosen with hindsight; the measures above are the last step's."
+    )
+
+
+def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...] = SIDE_BY_SIDE) -> Table:
+    """Measures of several models, a row each."""
+    columns = [m for m in MEASURES if m[0] in keys and any(v.get(m[0]) is not None for _, v in found)]
+    rows = [["run", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns), "groups by", "images"]]
+    for name, values in found:
+        cells = [_number(values.get(key), factor, decimals) for key, _, factor, decimals, _ in columns]
+        rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
+    return Table(title, rows)
+
+
+def seeds_tables(measured: list[tuple[Given, dict]]) -> list[Table]:
+    """Mean and standard deviation of the runs that differ in nothing but the seed."""
+    alike: dict[str, list[tuple[str, dict]]] = {}
+    for given, result in measured:
+        if given.about:
+            config = {k: v for k, v in given.about["config"].items() if k != "seed"}
+            alike.setdefault(json.dumps(config, sort_keys=True), []).append((given.name, result["test"]))
+    repeated = [runs for runs in alike.values() if len(runs) > 1]
+    if not repeated:
+        return []
+    columns = [m for m in MEASURES if m[0] in SIDE_BY_SIDE]
+    columns = [m for m in columns if all(v.get(m[0]) is not None for runs in repeated for _, v in runs)]
+    rows = [["runs", "number", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns)]]
+    for runs in repeated:
+        cells = []
+        for key, _, factor, decimals, _ in columns:
+            values = factor * np.array([v[key] for _, v in runs])
+            cells.append(f"{values.mean():.{decimals}f} ± {values.std(ddof=1):.{decimals}f}")
+        rows.append([", ".join(name for name, _ in runs), str(len(runs)), *cells])
+    return [Table("Runs that differ in the seed only: mean and standard deviation", rows)]
+
+
+def cut_tables(result: dict) -> list[Table]:
+    """Accuracy and ECE on test sets cut to other imbalances, of one model."""
+    if "cut_tests" not in result:
+        return []
+    variants = list(result["cut_tests"][0]["variants"])
+    note = (
+        "Below 1 the class with the fewest training images has the most test images. Known prior: logits corrected for "
+        "it; EM, BBSE: for one that was estimated without a label of these test images."
+    )
+    found = []
+    for measure, words, decimals in (("accuracy", "Accuracy", 1), ("ece", "ECE", 2)):
+        rows = [["imbalance", "images", *variants]]
+        for row in result["cut_tests"]:
+            cells = [_number(row["variants"][v][measure], 100, decimals) for v in variants]
+            rows.append([f"{row['imbalance']:g}", str(row["images"]), *cells])
+        found.append(Table(f"{words} on test sets cut to another imbalance, %", rows, note if found else ""))
+    return found
+
+
+def cut_tables_side_by_side(measured: list[tuple[Given, dict]]) -> list[Table]:
+    """Accuracy of several models on test sets cut to other imbalances, a table for each way to correct logits."""
+    tables, cut = [], [(r["name"], r["cut_tests"]) for _, r in measured if "cut_tests" in r]
+    variants = list(dict.fromkeys(v for _, rows in cut for v in rows[0]["variants"]))
+    for variant in variants:
+        rows = [["run", *(f"{i:g}" for i in adapt.IMBALANCES)]]
+        for name, found in cut:
+            rows.append([name, *(_number(row["variants"].get(variant, {}).get("accuracy"), 100) for row in found)])
+        tables.append(Table(f"Accuracy on test sets cut to an imbalance, {variant}, %", rows))
+    return tables
+
+
+def estimates_table(result: dict) -> list[Table]:
+    """The estimated shares of groups of classes beside the true ones; none where nothing was estimated."""
+    if not result["estimates"]:
+        return []
+    share = {"true": result["test_share"]} if "test_share" in result else {}
+    columns = share | {method.upper(): found["prior"] for method, found in result["estimates"].items()}
+    rows = [["share of the test images, %", *columns]]
+    for name, members in _groups(result).items():
+        rows.append([name, *(_number(float(np.array(c)[members].sum()), 100) for c in columns.values())])
+    samples = max(found.get("samples", 0) for found in result["estimates"].values())
+    note = f"By class in the table of classes, with 95 % intervals of {samples} samples." if samples else ""
+    return [Table("The prior of these test images, estimated without their labels", rows, note)]
+
+
+def classes_table(result: dict) -> Table:
+    """A row a class: training images, accuracy, calibration error, true and estimated shares."""
+    test, counts, share = result.get("test", {}), result.get("counts"), result.get("test_share")
+    columns: list[tuple[str, list[str]]] = []
+    if counts:
+        columns.append(("training images", [str(c) for c in counts]))
+    if test:
+        columns.append(("accuracy, %", [_number(v, 100) for v in test["class_accuracy"]]))
+        columns.append(("class ECE, %", [_number(v, 100, 3) for v in test["class_ece"]]))
+    if share:
+        columns.append(("test share, %", [_number(v, 100, 2) for v in share]))
+    for method, found in result["estimates"].items():
+        cells = [_number(v, 100, 2) for v in found["prior"]]
+        if "low" in found:
+            ends = zip(cells, found["low"], found["high"], strict=True)
+            cells = [f"{c} ({_number(low, 100)} to {_number(high, 100)})" for c, low, high in ends]
+        columns.append((f"share by {method.upper()}, %", cells))
+    order = range(result["classes"]) if counts is None else np.argsort(-np.array(counts), kind="stable")
+    rows = [["class", *(name for name, _ in columns)]]
+    rows += [[result["class_names"][c], *(cells[c] for _, cells in columns)] for c in list(order)[:_SHOWN_CLASSES]]
+    note = "" if result["classes"] <= _SHOWN_CLASSES else f"The first {_SHOWN_CLASSES} classes; the CSV has all."
+    return Table("Classes, most training images first" if counts else "Classes", rows, note, folded=True)
+
+
+def run_tables(given: Given) -> tuple[Table, ...]:
+    """What was run, in words, and every field of its config."""
+    about = given.about
+    rows = [["what", "value"], *([k, v] for k, v in run_facts(about).items())]
+    config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(workdir.flat(about["config"]).items()))]
+    return Table("Run", rows), Table("Every field of the config", config, folded=True)
+
+
+def runs_tables(ran: list[Given]) -> tuple[Table, ...]:
+    """What is the same in all runs, said once, and what differs: a row a run."""
+    facts = [run_facts(given.about) for given in ran]
+    known = [key for key in facts[0] if key != "command"]
+    known += [key for fact in facts[1:] for key in fact if key not in known and key != "command"]
+    known = list(dict.fromkeys(known))
+    alike = [key for key in known if len({fact.get(key) for fact in facts}) == 1]
+    found = [Table("In all runs", [["what", "value"], *([key, facts[0][key]] for key in alike)])]
+    if unlike := [key for key in known if key not in alike]:
+        rows = [[given.name, *(fact.get(key, "-") for key in unlike)] for given, fact in zip(ran, facts, strict=True)]
+        found.append(Table("In each run", [["run", *unlike], *rows]))
+    configs = [workdir.flat(given.about["config"]) for given in ran]
+    keys = sorted({k for c in configs for k in c if any(c.get(k) != other.get(k) for other in configs)})
+    if keys:
+        differing = [["field", *(g.name for g in ran)], *([k, *(_plain(c.get(k, "-")) for c in configs)] for k in keys)]
+        found.append(Table("Fields in which the configs differ", differing, folded=True))
+    return tuple(found)
+
+
+def run_facts(about: dict) -> dict[str, str]:
+    """Return what a run directory says of its run, in words: method, data, length, seed, versions, time."""
+    config, run = about["config"], about["run"] or {}
+    data, start = run.get("data", {}), (run.get("starts") or [{}])[-1]
+    train, environment = data.get("train", {}), start.get("environment", {})
+    facts = {"method": config.get("method", {}).get("name"), "network": config.get("network")}
+    source = config.get("data", {})
+    facts["data"] = (
+        f"{source.get('source')}, imbalance {source.get('imbalance'):g}" if source.get("imbalance") else None
+    )
+    if counts := train.get("counts"):
+        facts["training images"] = f"{sum(counts)} of {len(counts)} classes, {max(counts)} to {min(counts)} a class"
+        facts["training data, digest"] = train.get("digest")
+    for split in ("validation", "test"):
+        if split in data:
+            facts[f"{split} images"] = f"{data[split]['images']}, digest {data[split]['digest']}"
+    lines = about.get("lines") or []
+    last = max((line["epoch"] for line in lines), default=None)
+    facts["measured at"] = None if last is None else f"the last step, epoch {last:g}"
+    facts["first weights"] = None if config.get("seed") is None else f"drawn at random, seed {config['seed']}"
+    optim = config.get("optim", {})
+    if "epochs" in config and "learning_rate" in optim:
+        facts["optimisation"] = (
+            f"{config['epochs']} epochs, batch {config.get('batch_size')}, learning rate {optim['learning_rate']}"
+        )
+    facts["test prior trained for"] = config.get("test_prior")
+    facts["state"] = run.get("state")
+    facts["started"] = start.get("time")
+    facts["seconds of the last start"] = None if run.get("seconds") is None else f"{run['seconds']:g}"
+    facts["version"] = " ".join(str(v) for v in (start.get("version"), start.get("commit")) if v)
+    facts["environment"] = ", ".join(
+        f"{k} {v}" for k, v in environment.items() if k in ("device", "devices", "jax", "python", "cores")
+    )
+    facts["command"] = " ".join(start.get("command", [])) or None
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _groups(result: dict) -> dict[str, np.ndarray]:
+    """Names of groups of classes and their members."""
+    if "counts" not in result:
+        return {"all": np.ones(result["classes"], bool)}
+    by, groups = metrics.choose_groups(np.array(result["counts"]), result["options"]["by"])
+    return {f"{name} ({by})": members for name, members in groups.items() if members.any()}
+
+
+def _number(value: float | None, factor: float = 1, decimals: int = 1) -> str:
+    return "-" if value is None else f"{factor * value:.{decimals}f}"
+
+
+def _first(words: str) -> str:
+    """The short form of a measure's words, for the head of a column."""
+    return words.split(" (")[0].split(",")[0]
+
+
+def _plain(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
