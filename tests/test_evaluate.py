@@ -244,7 +244,7 @@ def test_two_models_never_have_one_name(door, run, tmp_path):
     np.savez(tmp_path / "same.npz", logits=predicted(90)[0], labels=predicted(90)[1])
     code, out, _ = door(f"--workdir={directory}", f"--predictions={tmp_path}/same.npz", "--samples=0")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == [str(directory), f"{tmp_path}/same.npz"]
+    assert [line.split()[0] for line in out.splitlines()[4:6]] == [str(directory), f"{tmp_path}/same.npz"]
 
 
 def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
@@ -260,12 +260,29 @@ def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
 
 
 def test_what_a_former_report_left_is_removed(door, tmp_path):
-    np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
-    assert door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0")[0] == 0
+    logits, labels = predicted(60)
+    np.savez(tmp_path / "p.npz", logits=logits, labels=labels)
+    np.savez(tmp_path / "q.npz", logits=logits)
+    given = [f"--output={tmp_path}/out", "--samples=0"]
+    assert door(f"--predictions={tmp_path}/p.npz", *given)[0] == 0
     (tmp_path / "out" / "figures" / "mine.png").write_text("the user's own")
-    assert door("--figure=A1", "--imbalance=10", f"--output={tmp_path}/out")[0] == 0
+    code, _, err = door("--figure=A1", f"--output={tmp_path}/out")
+    assert (code, "is a report on models" in err) == (2, True)
+    assert door(f"--predictions={tmp_path}/q.npz", *given)[0] == 0
     left = {path.name for path in (tmp_path / "out").rglob("*.*")}
-    assert left == {"report.html", "report.md", "class_distributions.png", "class_distributions.pdf", "mine.png"}
+    assert left == {"report.html", "report.md", "report.csv", "report.json", "mine.png"}
+
+
+@pytest.mark.parametrize(("classes", "counts"), [(2, [100, 10]), (3, [7, 7, 7])])
+def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts):
+    logits, labels = predicted(120)
+    arrays = {"logits": logits[:, :classes], "labels": labels % classes, "counts": np.array(counts)}
+    np.savez(tmp_path / "p.npz", **arrays, logits_prior=np.full(classes, 1 / classes))
+    code, out, _ = door(f"--predictions={tmp_path}/p.npz", "--samples=0")
+    assert code == 0
+    assert "medium (" not in out
+    assert "missing: many, medium and few: " in out
+    assert out.endswith("report: none; --output=DIR writes one\n")
 
 
 def test_runs_side_by_side(door, run, tmp_path):
@@ -274,7 +291,7 @@ def test_runs_side_by_side(door, run, tmp_path):
     given = [*(f"--workdir={r}" for r in runs), f"--predictions={tmp_path}/d.npz"]
     code, out, _ = door(*given, f"--output={tmp_path}/report.html", "--samples=20")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[2:6]] == ["a", "b", "c", "d"]
+    assert [line.split()[0] for line in out.splitlines()[4:8]] == ["a", "b", "c", "d"]
     page = Page((tmp_path / "report.html").read_text())
     assert page.texts["h2"] == [
         "What was run",
@@ -317,7 +334,7 @@ def test_a_report_is_written_again_but_nothing_else_is_overwritten(door, tmp_pat
     for target in ("p.html", "q.html", "p.npz"):
         code, out, err = door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/{target}")
         assert (code, out) == (2, "")
-        assert "is no report; give another" in err or "is a file; name a folder" in err
+        assert "is no report; give another" in err or "is no folder; name a folder" in err
     assert (tmp_path / "p.json").read_text() == "mine"
     assert (tmp_path / "q.html").read_text() == "<p>mine</p>"
     assert not (tmp_path / "p.html").exists()
@@ -378,6 +395,9 @@ def given(tmp_path, run):
         (["--workdir={given}/run", "--samples=1"], "--samples=1 makes no interval"),
         (["--workdir={given}/run", "--groups=halves"], "groups"),
         (["--figure=B2", "--output=x"], "figure"),
+        (["--workdir={given}/run", "--output={given}/x.pdf"], "is no folder; name a folder"),
+        (["--predictions={given}/good.npz", "--test_prior=nope"], "must be uniform, train, imbalance:R"),
+        (["--predictions={given}/other.npz", "--test_prior=train"], "give --counts"),
         (["--figure=A1"], "needs an --output"),
         (["--figure=A1", "--output={given}/o", "--imbalance=1e5"], "leaves none in the smallest"),
         (["--figure=A1", "--output={given}/o", "--classes=2000"], "classes"),

@@ -74,8 +74,9 @@ def checked(predictions: Predictions, name: str = "the predictions") -> Predicti
             raise UserError(f"logits_prior of {name} must be {classes} positive numbers that sum to 1")
         prior = prior.astype(np.float64)
     if predictions.class_names is not None:
-        # Half characters of a broken encoding could be written nowhere.
-        names = tuple(str(name).encode(errors="replace").decode() for name in predictions.class_names)
+        # Control characters and halves of characters could be written nowhere.
+        names = (str(name).encode(errors="replace").decode() for name in predictions.class_names)
+        names = tuple("".join(c if c.isprintable() else " " for c in name) for name in names)
         if len(names) != classes:
             raise UserError(f"class_names of {name} are {len(names)}, but its logits have {classes} classes")
     return Predictions(logits, labels, counts, prior, names)

@@ -81,7 +81,7 @@ def _parse(argv: list[str]):
     for name in ("counts", "output", "test_prior"):
         flags.DEFINE_string(name, "", "", flag_values=values)
     flags.DEFINE_enum("groups", "auto", ["auto", "shots", "thirds"], "", flag_values=values)
-    flags.DEFINE_enum("figure", "", ["", "A1"], "", flag_values=values)
+    flags.DEFINE_enum("figure", None, ["A1"], "", flag_values=values)
     for name, (default, least, most) in _NUMBERS.items():
         define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
         define(name, default, "", lower_bound=least, upper_bound=most, flag_values=values)
@@ -121,10 +121,10 @@ def report_on(inputs: list, place, options=None, kinds=("png", "pdf")) -> str:
         else:
             sections, title = report.of_many(inputs, results), f"{len(inputs)} models side by side"
         files.write(place, title, _ABOUT, sections, results, kinds)
-    text = [tables.table(found.rows) for found in report.printed(results)]
+    text = [f"{found.title}\n\n{tables.table(found.rows)}" for found in report.printed(results)]
     for word, kind in (("warning", "warnings"), ("missing", "missing")):
         text += ["\n".join(f"{word}: {line}" for line in report.remarks(results, kind))]
-    text += [f"report: {place.html}"] if place is not None else []
+    text += [f"report: {place.html}" if place is not None else "report: none; --output=DIR writes one"]
     return "\n\n".join(filter(None, text))
 
 
@@ -159,6 +159,8 @@ def _law_figure(given) -> str:
     if not given.output:
         raise UserError("--figure=A1 needs an --output=DIR")
     place = files.output(given.output)
+    if place.others["json"].exists():
+        raise UserError(f"{place.html} is a report on models, which this figure would replace; give another --output")
     counts = priors.profile("exp", 50_000 // given.classes, given.classes, given.imbalance)
     if not counts.all():
         raise UserError(

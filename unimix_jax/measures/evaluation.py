@@ -142,10 +142,10 @@ def _corrected(name: str, test: Predictions, result: dict, trained, fitted, opti
     if options.test_prior == "estimate":
         prior = np.array(result["estimates"]["em"]["prior"]) if fitted is not None else None
     else:
-        if test.counts is None and options.test_prior != "uniform":
-            raise UserError(f"test_prior={options.test_prior} needs the training images of each class: give --counts")
         counts = np.ones(test.logits.shape[1], np.int64) if test.counts is None else test.counts
         prior = priors.read_test_prior(options.test_prior, counts)
+        if test.counts is None and (options.test_prior == "train" or options.test_prior.startswith("imbalance:")):
+            raise UserError(f"test_prior={options.test_prior} needs the training images of each class: give --counts")
         if not prior.all():
             raise UserError(
                 f"class {result['class_names'][int(prior.argmin())]} has no training image, so no logits can stand for "
@@ -157,7 +157,8 @@ def _corrected(name: str, test: Predictions, result: dict, trained, fitted, opti
             f"{name} cannot be corrected for a test prior: its logits stand for no known prior (array 'logits_prior') "
             "and there are no validation predictions to calibrate them on"
         )
-    values = {"for": options.test_prior, "prior": prior.tolist()}
+    words = "the prior estimated by EM" if options.test_prior == "estimate" else options.test_prior
+    values = {"for": words, "prior": prior.tolist()}
     if test.labels is not None:
         shifted = test._replace(logits=adapt.shift_prior(*standing, prior))
         values |= metrics.summary(shifted, bins=options.bins, by=options.by)
@@ -192,14 +193,16 @@ def _missing(given: Given, test: Predictions, validation: Predictions | None, op
     """A sentence for each thing that these arrays do not allow, and what would give it."""
     lines = []
     if test.labels is None:
-        lines.append("all measures and most pictures: the predictions have no array 'labels'")
+        lines.append("all measures and most pictures: they need an array 'labels' in the predictions")
+        if options.test_prior:
+            lines.append(f"the column corrected for {options.test_prior}: it shows measures, which need 'labels'")
     if test.counts is None:
         lines.append(
             "many, medium and few, accuracy against class count, class distributions, cut test sets: the training "
             "images of each class are not known; give --counts=FILE or an array 'counts'"
         )
-    elif len(test.counts) > 2 and test.counts.min() < test.counts.max():
-        by, groups = metrics.choose_groups(test.counts, options.by)
+    elif chosen := metrics.choose_groups(test.counts, options.by):
+        by, groups = chosen
         present = np.bincount(test.labels, minlength=len(test.counts)) > 0 if test.labels is not None else None
         for group, members in groups.items():
             if not members.any():

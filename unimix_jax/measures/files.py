@@ -176,8 +176,8 @@ def output(path: str | os.PathLike) -> Output:
     if path.suffix.lower() in (".html", ".htm") and not path.is_dir():
         found = Output(path, path.with_name(f"{path.stem}_figures"))
     else:
-        if path.is_file():
-            raise UserError(f"--output={path} is a file; name a folder, or a file that ends in .html")
+        if path.is_file() or path.suffix.lower() in (".pdf", ".png", ".md", ".csv", ".json"):
+            raise UserError(f"--output={path} is no folder; name a folder, or a file that ends in .html")
         found = Output(path / "report.html", path / "figures")
     taken = [p for p in (found.html, *found.others.values(), found.figures) if os.path.lexists(p)]
     if taken and not (found.html.is_file() and page.GENERATOR in _text(found.html)[:2000]):

@@ -130,8 +130,6 @@ def _measures(
         "smooth_ece": lambda: of_top_label(parts.smooth_ece_of),
     }
     measures = {name: known[name]() if name in known else whole(name) for name in names}
-    counts = predictions.counts
-    if counts is not None and num_classes > 2 and counts.min() < counts.max():
-        _, groups = metrics.choose_groups(counts, by)
-        measures |= {name: group(members) for name, members in groups.items()}
+    if chosen := metrics.choose_groups(predictions.counts, by):
+        measures |= {name: group(members) for name, members in chosen[1].items()}
     return measures

@@ -273,15 +273,19 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
     values["class_accuracy"] = [_none_if_nan(v) for v in accuracies]
     if "class_ece" in values:
         values["class_ece"] = values["class_ece"].tolist()
-    counts = predictions.counts
-    if counts is not None and num_classes > 2 and np.min(counts) < np.max(counts):
-        values["groups"], groups = choose_groups(counts, by)
-        values |= {g: _none_if_nan(parts.mean_of(accuracies, members)) for g, members in groups.items()}
+    if chosen := choose_groups(predictions.counts, by):
+        values["groups"], groups = chosen
+        values |= {group: _none_if_nan(parts.mean_of(accuracies, members)) for group, members in groups.items()}
     return values
 
 
-def choose_groups(counts: np.ndarray, by: str = "auto") -> tuple[str, dict[str, np.ndarray]]:
-    """Return ("shots" or "thirds", groups); "auto" is shots, or thirds where that rule leaves a group empty."""
+def choose_groups(counts: np.ndarray | None, by: str = "auto") -> tuple[str, dict[str, np.ndarray]] | None:
+    """Return ("shots" or "thirds", groups); None where there are none: fewer than three classes, or equal counts.
+
+    "auto" is shots, or thirds where that rule leaves a group empty.
+    """
+    if counts is None or len(counts) < 3 or np.min(counts) == np.max(counts):
+        return None
     if by != "auto":
         return by, priors.groups(counts, by)
     by_shots = priors.groups(counts, "shots")

@@ -30,7 +30,7 @@ th, td { padding: .22rem .7rem; text-align: right; border-bottom: 1px solid var(
 th { font-weight: 600; }
 thead th { border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 7rem; max-width: 26rem; }
+tbody th { font-weight: 400; overflow-wrap: break-word; max-width: 26rem; }
 td { white-space: nowrap; }
 table.facts :is(td, th) { text-align: left; white-space: normal; max-width: 46rem; overflow-wrap: anywhere; }
 tbody tr:hover { background: #f3f4f6; }
@@ -121,4 +121,4 @@ def _picture(picture: Picture, content: bytes) -> str:
 def _inline(text: str) -> str:
     """Keep a user's text from being read as Markdown or HTML."""
     text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\\\`*_\[\]~$])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", text)

@@ -271,7 +271,7 @@ def class_distributions(panels: list[dict]):
     for axis, panel in zip(axes[0], panels, strict=True):
         place = np.arange(1, len(panel["exact"]) + 1)
         thin = len(place) > 40
-        axis.bar(place, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact, of the method")
+        axis.bar(place, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
         label, y, values = panel["closed"]
         axis.plot(y, values, color=RED, label=label)
         axis.plot(
@@ -298,7 +298,7 @@ def _series(lines: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 def _styled(runs: dict):
     """Items of a dict, each with a colour and a marker: the pair differs for the first 36 of them."""
     for i, item in enumerate(runs.items()):
-        yield item, CYCLE[i % len(CYCLE)], "os^Dvx"[(i // len(CYCLE)) % 6]
+        yield item, CYCLE[i % len(CYCLE)], "os^Dvx"[(i + i // len(CYCLE)) % 6]
 
 
 def _smoothed(values: np.ndarray, width: float) -> np.ndarray:

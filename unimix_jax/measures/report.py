@@ -8,6 +8,7 @@ from unimix_jax.measures import metrics, parts, plots, tables
 from unimix_jax.measures.evaluation import Given
 from unimix_jax.measures.tables import Table
 
+_CURVES = "Training (faint) and evaluation on the way (marked: circles for the first split, squares for the second)."
 _PANELS = 9  # reliability diagrams side by side at most
 
 
@@ -111,7 +112,7 @@ def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
         sections.append(Section("Measures", text, tuple(found)))
         sections.append(Section("Pictures", pictures=_side_pictures(measured)))
     if lines := {g.name: g.about["lines"] for g in ran if g.about.get("lines")}:
-        picture = Picture("training_curves", "Training and evaluation on the way.", plots.training_curves(lines))
+        picture = Picture("training_curves", _CURVES, plots.training_curves(lines))
         sections.append(Section("Training", pictures=(picture,)))
     return [*sections, *_remarks(results)]
 
@@ -184,7 +185,7 @@ def laws_section(laws: list[dict], factor: dict) -> Section:
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes. Those of mixup and UniMix "
         "are masses rather than laws: they count only pairs whose natural first image is the rarer one, and take its "
         "weight for constant.",
-        "The bars are the exact law of the class that dominates a mixed image under the sampler and factor that train, "
+        "The bars are the exact law of the class that dominates a mixed image under this project's sampler and factor, "
         "the dots what these drew.",
         f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
         f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}.",

@@ -64,7 +64,7 @@ def closing_table(values: dict) -> str:
     Splits are measured at the last step; the best evaluation, if there were any, is a column of its own.
     """
     splits = [name for name in ("test", "validation") if name in values]
-    columns = [(f"{name}", values[name]) for name in splits]
+    columns = [(name, values[name]) for name in splits]
     best = values.get("best")
     if best:
         columns.append((f"best {best['split']} (epoch {best['epoch']:g})", best))
@@ -96,7 +96,7 @@ def measures_table(result: dict) -> Table:
     test, groups = result["test"], result["test"].get("groups")
     extra = {}  # beside the first column: words, and the cell of each measure
     if "intervals" in test:
-        extra["95 % interval"] = {key: ends for key, ends in test["intervals"].items()}
+        extra["95 % interval"] = test["intervals"]
     if "by_chance" in test:
         extra["by chance"] = {key: [value] for key, value in test["by_chance"].items()}
     rows = [["measure", "unit", columns[0][0], *extra, *(name for name, _ in columns[1:])]]
@@ -129,7 +129,8 @@ def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...
     for name, values in found:
         cells = [_number(values.get(key), factor, decimals) for key, _, factor, decimals, _ in columns]
         rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
-    return Table(title, rows)
+    note = "Intervals, and the measures left out here, are in the CSV and JSON files." if keys is SIDE_BY_SIDE else ""
+    return Table(title, rows, note)
 
 
 def seeds_tables(measured: list[tuple[Given, dict]]) -> list[Table]:
@@ -186,14 +187,18 @@ def cut_tables_side_by_side(measured: list[tuple[Given, dict]]) -> list[Table]:
 
 
 def estimates_table(result: dict) -> list[Table]:
-    """The estimated shares of groups of classes beside the true ones; none where nothing was estimated."""
-    if not result["estimates"]:
+    """The estimated shares of groups of classes beside the true ones; none without an estimate or groups."""
+    chosen = metrics.choose_groups(result.get("counts"), result["options"]["by"])
+    if not result["estimates"] or chosen is None:
         return []
     share = {"true": result["test_share"]} if "test_share" in result else {}
     columns = share | {method.upper(): found["prior"] for method, found in result["estimates"].items()}
     rows = [["share of the test images, %", *columns]]
-    for name, members in _groups(result).items():
-        rows.append([name, *(_number(float(np.array(c)[members].sum()), 100) for c in columns.values())])
+    by, groups = chosen
+    for name, members in groups.items():
+        if members.any():
+            shares = (float(np.array(column)[members].sum()) for column in columns.values())
+            rows.append([f"{name} ({by})", *(_number(share, 100) for share in shares)])
     samples = max(found.get("samples", 0) for found in result["estimates"].values())
     note = f"By class in the table of classes, with 95 % intervals of {samples} samples." if samples else ""
     return [Table("The prior of these test images, estimated without their labels", rows, note)]
@@ -234,9 +239,7 @@ def run_tables(given: Given) -> tuple[Table, ...]:
 def runs_tables(ran: list[Given]) -> tuple[Table, ...]:
     """What is the same in all runs, said once, and what differs: a row a run."""
     facts = [run_facts(given.about) for given in ran]
-    known = [key for key in facts[0] if key != "command"]
-    known += [key for fact in facts[1:] for key in fact if key not in known and key != "command"]
-    known = list(dict.fromkeys(known))
+    known = list(dict.fromkeys(key for fact in facts for key in fact if key != "command"))
     alike = [key for key in known if len({fact.get(key) for fact in facts}) == 1]
     found = [Table("In all runs", [["what", "value"], *([key, facts[0][key]] for key in alike)])]
     if unlike := [key for key in known if key not in alike]:
@@ -285,14 +288,6 @@ def run_facts(about: dict) -> dict[str, str]:
     )
     facts["command"] = " ".join(start.get("command", [])) or None
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
-
-
-def _groups(result: dict) -> dict[str, np.ndarray]:
-    """Names of groups of classes and their members."""
-    if "counts" not in result:
-        return {"all": np.ones(result["classes"], bool)}
-    by, groups = metrics.choose_groups(np.array(result["counts"]), result["options"]["by"])
-    return {f"{name} ({by})": members for name, members in groups.items() if members.any()}
 
 
 def _number(value: float | None, factor: float = 1, decimals: int = 1) -> str:
