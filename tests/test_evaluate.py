@@ -309,6 +309,9 @@ def test_runs_side_by_side(door, run, tmp_path):
     cells = [f"{100 * np.mean([m['test']['ece'] for m in models[:2]]):.2f} ±" in text for text in page.texts["td"]]
     assert sum(cells) == 1
     assert (tmp_path / "report_figures" / "test_errors.pdf").exists()
+    assert {"95 % intervals of the test measures", "Fields in which the configs differ"} <= set(page.texts["summary"])
+    assert "a: few (shots)" in page.texts["th"]
+    assert "c: few (shots)" in page.texts["th"]
 
 
 def test_the_class_distributions(door, tmp_path):
@@ -434,7 +437,12 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(door, gi
 
 @pytest.mark.parametrize(
     ("argv", "loaded"),
-    [(["--help"], set()), (["--workdir=nowhere"], set()), (["--predictions={good}", "--samples=0"], set())],
+    [
+        (["--help"], "[]"),
+        (["--workdir=nowhere"], "[]"),
+        (["--predictions={good}", "--samples=0"], "[]"),
+        (["--predictions={good}", "--samples=0", "--output={good}.html"], "['matplotlib']"),
+    ],
 )
 def test_no_framework_is_needed_for_numbers(argv, loaded, tmp_path):
     np.savez(tmp_path / "good.npz", logits=predicted(30)[0], labels=predicted(30)[1])
@@ -444,4 +452,4 @@ def test_no_framework_is_needed_for_numbers(argv, loaded, tmp_path):
     )
     argv = [a.replace("{good}", str(tmp_path / "good.npz")) for a in argv]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == loaded

@@ -83,15 +83,15 @@ def checked(predictions: Predictions, name: str = "the predictions") -> Predicti
 
 
 def checked_logits(logits, what: str) -> np.ndarray:
-    """Return logits as float32 or float64 [N, K], N > 0, K > 1, finite and of a size that differences stay finite.
+    """Return logits as float32 or float64 [N, K], N > 0, K > 1, finite and of a size whose squares are finite too.
 
     Raises:
-      UserError: another shape, no numbers, nan, infinity, or an entry beyond 1e300.
+      UserError: another shape, no numbers, nan, infinity, or an entry beyond 1e100.
     """
     logits = checked_scores(logits, what)
     lowest, highest = float(logits.min()), float(logits.max())  # nan comes through both
-    if not (lowest >= -1e300 and highest <= 1e300):
-        raise UserError(f"{what} hold nan, infinity or numbers beyond 1e300; each must be a finite number")
+    if not (lowest >= -1e100 and highest <= 1e100):
+        raise UserError(f"{what} hold nan, infinity or numbers beyond 1e100; each must be a finite number")
     return logits
 
 

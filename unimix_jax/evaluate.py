@@ -144,10 +144,12 @@ def report_run(directory: pathlib.Path) -> pathlib.Path:
 
 def _laws(given) -> tuple[list[dict], dict] | None:
     """The class distributions under the counts and the factor of a model; the paper's factor where it has none."""
+    if given.test.counts is None:
+        return None
     from unimix_jax.training import laws
 
     factor = laws.factor_of((given.about or {}).get("config", {}))
-    panels = None if given.test.counts is None else laws.class_laws(given.test.counts, **factor)
+    panels = laws.class_laws(given.test.counts, **factor)
     return None if panels is None else (panels, factor)
 
 
@@ -168,7 +170,7 @@ def _law_figure(given) -> str:
             f"{given.imbalance:g} leaves none in the smallest"
         )
     factor = {name: given[name].value for name in _FACTOR}
-    title = f"Class distributions: {given.classes} classes, imbalance {given.imbalance:g}"
+    title = f"Class distributions: {given.classes} classes, imbalance {counts[0] / counts[-1]:.4g}"
     files.write(place, title, _ABOUT, [report.laws_section(laws.class_laws(counts, **factor), factor)], [])
     return f"report: {place.html}"
 

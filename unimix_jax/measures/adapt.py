@@ -431,7 +431,7 @@ def _misfit(
     variances = held_confidence.var() / (sizes + 2)
     expected = prior @ means
     variance = confidence.var() / len(confidence) + prior**2 @ variances + means @ covariance @ means
-    if abs(confidence.mean() - expected) <= max(_MISFIT * np.sqrt(variance), _MISFIT_LEAST):
+    if abs(confidence.mean() - expected) <= max(_MISFIT * np.sqrt(max(variance, 0)), _MISFIT_LEAST):
         return []
     return [
         f"the model is {100 * confidence.mean():.1f} % confident of these images, where other shares of the validation "

@@ -6,6 +6,7 @@ Whatever comes from a user (names of classes and runs, paths, values of a config
 import base64
 import html
 import re
+import urllib.parse
 
 from unimix_jax.measures.report import Picture, Section
 from unimix_jax.measures.tables import Table, markdown_table
@@ -80,7 +81,7 @@ def markdown(title: str, about: str, sections: list[Section], folder: str) -> st
             else:
                 lines += [f"### {title}", "", *shown]
         for picture in section.pictures:
-            lines += [f"![{_inline(picture.caption)}]({folder}/{picture.name}.png)", ""]
+            lines += [f"![{_inline(picture.caption)}]({urllib.parse.quote(folder)}/{picture.name}.png)", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -9,6 +9,10 @@ from unimix_jax.measures.evaluation import Given
 from unimix_jax.measures.tables import Table
 
 _CURVES = "Training (faint) and evaluation on the way (marked: circles for the first split, squares for the second)."
+_GROUPS = {
+    "shots": "many: more than 100 training images, few: fewer than 20",
+    "thirds": "thirds of the classes by training images",
+}
 _PANELS = 9  # reliability diagrams side by side at most
 
 
@@ -54,7 +58,7 @@ def of_one(given: Given, result: dict, laws: tuple[list[dict], dict] | None = No
     """
     sections = [Section("What was run", tables=tables.run_tables(given))] if given.about else []
     numbers = [tables.measures_table(result)] if "test" in result else []
-    if "best" in ((given.about or {}).get("metrics") or {}):
+    if ((given.about or {}).get("metrics") or {}).get("best"):
         numbers.append(tables.best_table(given.about["metrics"]["best"]))
     if numbers:
         sections.append(Section("Measures", _measures_text(result), tuple(numbers)))
@@ -91,7 +95,8 @@ def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
     sections = [Section("What was run", tables=tables.runs_tables(ran))] if ran else []
     found = []
     if measured:
-        found.append(tables.side_by_side("Test measures", [(r["name"], r["test"]) for _, r in measured]))
+        tested = [(r["name"], r["test"]) for _, r in measured]
+        found += [tables.side_by_side("Test measures", tested), *tables.intervals_side_by_side(tested)]
         if any("test_at_temperature" in r for _, r in measured):
             cooled = [
                 (f"{r['name']} (T = {r['temperature']:.2f})", r["test_at_temperature"])
@@ -100,7 +105,7 @@ def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
             ]
             found.append(tables.side_by_side("The same at the temperature fitted on validation", cooled))
         found += tables.seeds_tables(measured)
-        found += tables.cut_tables_side_by_side(measured)
+        found += [*tables.cut_tables_side_by_side(measured), *tables.estimates_side_by_side(results)]
         corrected = [
             (f"{r['name']}, corrected for {r['corrected']['for']}", r["corrected"])
             for _, r in measured
@@ -108,7 +113,13 @@ def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
         ]
         found += [tables.side_by_side("The same with corrected logits", corrected)] if corrected else []
         last = "; measures of the last step" if len(ran) == len(givens) else ""
-        text = (f"On the test images of each model, {_images(measured)}{last}.",)
+        bins = sorted({r["test"]["bins"] for _, r in measured})
+        grouped = sorted({r["test"]["groups"] for _, r in measured if "groups" in r["test"]})
+        text = (
+            f"On the test images of each model, {_images(measured)}{last}; {bins[0]} bins or ranges, TACE from "
+            f"{metrics.THRESHOLD:g} on, ranges weighted by count.",
+            *(f"Groups by {by}: {_GROUPS[by]}." for by in grouped),
+        )
         sections.append(Section("Measures", text, tuple(found)))
         sections.append(Section("Pictures", pictures=_side_pictures(measured)))
     if lines := {g.name: g.about["lines"] for g in ran if g.about.get("lines")}:
@@ -201,8 +212,7 @@ def laws_section(laws: list[dict], factor: dict) -> Section:
 
 
 def _measures_text(result: dict) -> tuple[str, ...]:
-    if "test" not in result:
-        return ()
+    """What a reader of the measures must know: bins, intervals, temperature, groups."""
     options, lines = result["options"], []
     lines.append(
         f"Calibration errors have {result['test']['bins']} bins or ranges; ACE and TACE weight ranges by count, TACE "
@@ -220,11 +230,7 @@ def _measures_text(result: dict) -> tuple[str, ...]:
             "validation images, and on nothing else."
         )
     if "groups" in result["test"]:
-        by = {
-            "shots": "many: more than 100 training images, few: fewer than 20",
-            "thirds": "thirds of the classes by training images",
-        }
-        lines.append(f"Groups by {result['test']['groups']} ({by[result['test']['groups']]}).")
+        lines.append(f"Groups by {result['test']['groups']} ({_GROUPS[result['test']['groups']]}).")
     return tuple(lines)
 
 

@@ -129,8 +129,39 @@ def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...
     for name, values in found:
         cells = [_number(values.get(key), factor, decimals) for key, _, factor, decimals, _ in columns]
         rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
-    note = "Intervals, and the measures left out here, are in the CSV and JSON files." if keys is SIDE_BY_SIDE else ""
+    note = "Every measure is in the CSV and JSON files." if keys is SIDE_BY_SIDE else ""
     return Table(title, rows, note)
+
+
+def intervals_side_by_side(found: list[tuple[str, dict]]) -> list[Table]:
+    """The 95 % intervals of several models' measures, a row each; none where there are none."""
+    columns = [m for m in MEASURES if any(m[0] in values.get("intervals", {}) for _, values in found)]
+    if not columns:
+        return []
+    rows = [["run", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns)]]
+    for name, values in found:
+        ends = (values.get("intervals", {}).get(key, ()) for key, *_ in columns)
+        pairs = zip(ends, columns, strict=True)
+        rows.append([name, *(" to ".join(_number(e, f, d) for e in both) or "-" for both, (_, _, f, d, _) in pairs)])
+    return [Table("95 % intervals of the test measures", rows, folded=True)]
+
+
+def estimates_side_by_side(results: list[dict]) -> list[Table]:
+    """The estimated shares of groups of classes, of several models."""
+    found = []
+    for result in results:
+        for table_ in estimates_table(result):
+            head, *rows = table_.rows
+            found += [[f"{result['name']}: {group}", *_aligned(head, cells)] for group, *cells in rows]
+    if not found:
+        return []
+    rows = [["share of the test images, %", "true", "EM", "BBSE"], *found]
+    return [Table("The prior of the test images, estimated without their labels", rows, folded=len(found) > 12)]
+
+
+def _aligned(head: list[str], cells: list[str]) -> list[str]:
+    """Cells in the order true, EM, BBSE, whichever of them a table has."""
+    return [dict(zip(head[1:], cells, strict=True)).get(column, "-") for column in ("true", "EM", "BBSE")]
 
 
 def seeds_tables(measured: list[tuple[Given, dict]]) -> list[Table]:
