@@ -273,6 +273,25 @@ def test_what_a_former_report_left_is_removed(door, tmp_path):
     assert left == {"report.html", "report.md", "report.csv", "report.json", "mine.png"}
 
 
+def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(door, tmp_path, monkeypatch):
+    np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
+    argv = [f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0"]
+    assert door(*argv)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    write = workdir.write_whole
+
+    def full(path, content):
+        if path.suffix == ".md":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(workdir, "write_whole", full)
+    code, out, err = door(*argv)
+    assert (code, out) == (2, "")
+    assert "report.md: No space left" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
 @pytest.mark.parametrize(("classes", "counts"), [(2, [100, 10]), (3, [7, 7, 7])])
 def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts):
     logits, labels = predicted(120)

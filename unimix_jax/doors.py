@@ -28,6 +28,11 @@ def answered(work: Callable[[], str]) -> int:
     return errors.COMPLETE
 
 
+def asks_for_help(argv: list[str]) -> bool:
+    """Whether a command line, argv[0] the program's name, asks for its help."""
+    return any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:])
+
+
 def show(text: str) -> None:
     """Print a text; a reader that has gone away changes nothing."""
     try:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _answer(argv: list[str]) -> str:
     """Do what a command line says; return what is to be printed."""
-    if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:]):
+    if doors.asks_for_help(argv):
         return USAGE.rstrip()
     given = _parse(argv)
 

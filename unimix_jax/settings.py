@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from unimix_jax import doors
 from unimix_jax.errors import UserError, did_you_mean, one_of
 from unimix_jax.methods.rows import ROWS
 
@@ -154,7 +155,7 @@ def parse(argv: list[str]) -> Command | str:
     Raises:
       UserError: one sentence for anything that is wrong with it.
     """
-    if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:]):
+    if doors.asks_for_help(argv):
         return USAGE.format(configs=", ".join(shipped_configs()))
     if "--methods" in argv[1:]:
         return "\n".join(f"{name:<26}{row['about']}" for name, row in ROWS.items())

@@ -135,7 +135,12 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 def write_json(path: pathlib.Path, value: dict) -> None:
     """Write sorted, indented JSON, whole or not at all; a value that is not finite is refused."""
-    write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_whole(path, json_text(value))
+
+
+def json_text(value: dict) -> str:
+    """Return sorted, indented JSON; a value that is not finite is refused."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: pathlib.Path) -> dict | None:

@@ -16,7 +16,7 @@ from unimix_jax.measures.parts import log_softmax, softmax
 
 METHODS = ("em", "bbse")
 IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
-_TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
+TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
 _LEAST = 1e-6  # what an estimated share is at least, times 1/K: a prior must be positive to be shifted to
 _SPREAD = 0.1  # total variation between an estimate and those of other samples, above which that is said
 _MISFIT = 4.0  # standard errors of the mean confidence, beyond which label shift is in doubt
@@ -101,7 +101,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         mean = np.einsum("nk,nk->n", probabilities, logits)
         return mean.mean() - own, (np.einsum("nk,nk,nk->n", probabilities, logits, logits) - mean**2).mean()
 
-    low, high = (1 / bound for bound in reversed(_TEMPERATURES))
+    low, high = (1 / bound for bound in reversed(TEMPERATURES))
     inverse = 1.0
     for _ in range(200):
         slope, curvature = slopes(inverse)
@@ -164,7 +164,7 @@ def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibratio
 
     start = start or Calibration(fit_temperature(logits, labels), np.zeros(classes))
     first = np.concatenate([[-np.log(start.temperature)], start.bias])
-    bounds = [(-np.log(_TEMPERATURES[1]), -np.log(_TEMPERATURES[0]))] + [(None, None)] * classes
+    bounds = [(-np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0]))] + [(None, None)] * classes
     found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
     theta = found.x if found.fun < loss(first)[0] else first
     return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean())

@@ -7,12 +7,9 @@ import numpy as np
 from unimix_jax import batch, priors
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
-from unimix_jax.measures import adapt, intervals, metrics, parts
+from unimix_jax.measures import adapt, intervals, metrics, parts, theory
 
 _QUICK, _MANY = 500_000, 20_000_000  # costs of which 200 samples take seconds, and 20 take minutes
-
-
-_SANE = 0.011, 90.0  # temperatures that are not at an end of the bracket
 _FEW_VALIDATION, _FEW_TEST = 100, 50  # images, below which a temperature, a cut test set, is remarked on
 
 
@@ -109,7 +106,8 @@ def _warnings(result: dict) -> list[str]:
         lines.append(f"the temperature rests on {validation['images']} validation images: it is uncertain")
     if validation and validation["accuracy"] == 1:
         lines.append("all validation images are right, so the temperature has no lower limit: it is too small")
-    if "temperature" in result and not _SANE[0] < result["temperature"] < _SANE[1]:
+    lowest, highest = adapt.TEMPERATURES
+    if "temperature" in result and not 1.1 * lowest < result["temperature"] < 0.9 * highest:
         lines.append(f"the temperature {result['temperature']:.3g} is at the end of where one is looked for")
     for method, found in result["estimates"].items():
         lines += [f"do not trust the test prior by {method.upper()}: {warning}" for warning in found["warnings"]]
@@ -228,8 +226,11 @@ def _missing(given: Given, test: Predictions, validation: Predictions | None, op
                 "correction for a test prior: the logits stand for no known prior; an array 'logits_prior' or "
                 "validation predictions would give it"
             )
-    if test.counts is not None and (len(test.counts) > 1000 or test.counts.sum() > 50_000_000):
-        lines.append("class distributions of mixed images: they are drawn for at most 1,000 classes, 50 million images")
+    most = theory.MOST_CLASSES, theory.MOST_IMAGES
+    if test.counts is not None and (len(test.counts) > most[0] or test.counts.sum() > most[1]):
+        lines.append(
+            f"class distributions of mixed images: they are drawn for at most {most[0]:,} classes, {most[1]:,} images"
+        )
     estimated = validation is not None or test.logits_prior is not None
     if estimated and options.samples and not _estimate_samples(options.samples, *test.logits.shape):
         lines.append(

@@ -212,25 +212,24 @@ def write(
       UserError: it cannot be written.
     """
     drawn = [picture for section in sections for picture in section.pictures]
-    images = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
-    pngs = {p.name: images[p.name, "png"] for p in drawn}
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(report.csv_rows(results))
-    text = page.markdown(title, about, sections, place.figures.name)
-    content = page.html_page(title, about, sections, pngs)
+    pictures = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
+    pngs = {p.name: pictures[p.name, "png"] for p in drawn}
+    contents = {place.html: page.html_page(title, about, sections, pngs)}
+    contents |= {place.figures / f"{name}.{kind}": data for (name, kind), data in pictures.items()}
+    contents[place.others["md"]] = page.markdown(title, about, sections, place.figures.name)
+    if results:
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(report.csv_rows(results))
+        contents[place.others["csv"]] = lines.getvalue()
+        contents[place.others["json"]] = workdir.json_text({"models": results})
+    known = {place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")}
     try:
         place.html.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_whole(place.html, content)
-        stale = [place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")]
-        for path in [*place.others.values(), *stale]:
-            path.unlink(missing_ok=True)
-        if images:
+        if pictures:
             place.figures.mkdir(exist_ok=True)
-        for (name, kind), data in images.items():
-            workdir.write_whole(place.figures / f"{name}.{kind}", data)
-        workdir.write_whole(place.others["md"], text)
-        if results:
-            workdir.write_whole(place.others["csv"], lines.getvalue())
-            workdir.write_json(place.others["json"], {"models": results})
+        for path, content in contents.items():
+            workdir.write_whole(path, content)
+        for path in (known | set(place.others.values())) - contents.keys():
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or place.html}: {error.strerror or error}") from None

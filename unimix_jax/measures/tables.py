@@ -148,20 +148,16 @@ def intervals_side_by_side(found: list[tuple[str, dict]]) -> list[Table]:
 
 def estimates_side_by_side(results: list[dict]) -> list[Table]:
     """The estimated shares of groups of classes, of several models."""
-    found = []
-    for result in results:
-        for table_ in estimates_table(result):
-            head, *rows = table_.rows
-            found += [[f"{result['name']}: {group}", *_aligned(head, cells)] for group, *cells in rows]
+    columns = ("true", "EM", "BBSE")
+    found = [
+        [f"{result['name']}: {group}", *(_number(shares.get(column), 100) for column in columns)]
+        for result in results
+        for group, shares in _group_shares(result).items()
+    ]
     if not found:
         return []
-    rows = [["share of the test images, %", "true", "EM", "BBSE"], *found]
+    rows = [["share of the test images, %", *columns], *found]
     return [Table("The prior of the test images, estimated without their labels", rows, folded=len(found) > 12)]
-
-
-def _aligned(head: list[str], cells: list[str]) -> list[str]:
-    """Cells in the order true, EM, BBSE, whichever of them a table has."""
-    return [dict(zip(head[1:], cells, strict=True)).get(column, "-") for column in ("true", "EM", "BBSE")]
 
 
 def seeds_tables(measured: list[tuple[Given, dict]]) -> list[Table]:
@@ -219,20 +215,29 @@ def cut_tables_side_by_side(measured: list[tuple[Given, dict]]) -> list[Table]:
 
 def estimates_table(result: dict) -> list[Table]:
     """The estimated shares of groups of classes beside the true ones; none without an estimate or groups."""
-    chosen = metrics.choose_groups(result.get("counts"), result["options"]["by"])
-    if not result["estimates"] or chosen is None:
+    found = _group_shares(result)
+    if not found:
         return []
-    share = {"true": result["test_share"]} if "test_share" in result else {}
-    columns = share | {method.upper(): found["prior"] for method, found in result["estimates"].items()}
-    rows = [["share of the test images, %", *columns]]
-    by, groups = chosen
-    for name, members in groups.items():
-        if members.any():
-            shares = (float(np.array(column)[members].sum()) for column in columns.values())
-            rows.append([f"{name} ({by})", *(_number(share, 100) for share in shares)])
-    samples = max(found.get("samples", 0) for found in result["estimates"].values())
+    rows = [["share of the test images, %", *next(iter(found.values()))]]
+    rows += [[group, *(_number(share, 100) for share in shares.values())] for group, shares in found.items()]
+    samples = max(estimate["samples"] for estimate in result["estimates"].values())
     note = f"By class in the table of classes, with 95 % intervals of {samples} samples." if samples else ""
     return [Table("The prior of these test images, estimated without their labels", rows, note)]
+
+
+def _group_shares(result: dict) -> dict[str, dict[str, float]]:
+    """Shares of the test images by group of classes: true, EM, BBSE, as they are known; {} without an estimate."""
+    chosen = metrics.choose_groups(result.get("counts"), result["options"]["by"])
+    if not result["estimates"] or chosen is None:
+        return {}
+    shares = {"true": result["test_share"]} if "test_share" in result else {}
+    shares |= {method.upper(): estimate["prior"] for method, estimate in result["estimates"].items()}
+    by, groups = chosen
+    return {
+        f"{name} ({by})": {column: float(np.array(values)[members].sum()) for column, values in shares.items()}
+        for name, members in groups.items()
+        if members.any()
+    }
 
 
 def classes_table(result: dict) -> Table:

@@ -15,6 +15,9 @@ import numpy as np
 from unimix_jax import priors
 from unimix_jax.errors import UserError
 
+# What class laws are made for: the exact law looks at every pair of classes, a sampler holds the label of each image.
+MOST_CLASSES, MOST_IMAGES = 1000, 50_000_000
+
 # --- Closed forms, over y
 
 

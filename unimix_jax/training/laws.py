@@ -9,8 +9,6 @@ from unimix_jax.measures import theory
 from unimix_jax.methods import mixing
 
 _PAIRS = 100_000  # drawn for each law
-_MOST_CLASSES = 1000  # the exact law looks at every pair of classes
-_MOST_IMAGES = 50_000_000  # the sampler holds the label of each
 
 
 def factor_of(config: dict) -> dict:
@@ -36,11 +34,11 @@ def class_laws(
 
     Returns:
       For `plots.class_distributions`: title, closed (label, y, values), exact and drawn (float64[K], the most
-      frequent class first); None where there is nothing to show, for one class or more than 1,000.
+      frequent class first); None for one class, and above `theory.MOST_CLASSES` or `theory.MOST_IMAGES`.
     """
     counts = np.sort(np.asarray(counts))[::-1]
     counts = counts[counts > 0]
-    if not 2 <= len(counts) <= _MOST_CLASSES or counts.sum() > _MOST_IMAGES:
+    if not 2 <= len(counts) <= theory.MOST_CLASSES or counts.sum() > theory.MOST_IMAGES:
         return None
     classes, prior = len(counts), priors.prior(counts)
     sets = sampling.sorted_by_class(np.repeat(np.arange(classes), counts))
