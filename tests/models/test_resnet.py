@@ -1,3 +1,6 @@
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 from unimix_jax.errors import UserError
 from unimix_jax.models import layers, resnet
+
+from ..golden import torch_resnets
 
 
 def parameters(name, classes=10, head="linear"):
@@ -25,6 +30,95 @@ def parameters(name, classes=10, head="linear"):
 )
 def test_parameter_counts_are_the_authors(name, classes, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(parameters(name, classes))) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet10", 5_418_792),  # a basic block a stage: no torchvision network, the count of classifier-balancing's
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+        ("resnext50_32x4d", 25_028_904),
+    ],
+)
+def test_parameter_counts_are_torchvisions(name, count):
+    network = resnet.build(name, 1000)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), image)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+
+
+def torch_state(variables):
+    """The golden file's weights by PyTorch's names, for a network of ours."""
+    names = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        *modules, last = (key.key for key in path[1:])
+        name = ".".join(m for m in modules if m != "conv").replace("head.linear", "fc")
+        name = name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
+        name = re.sub(r"^(layer\d)_(\d+)", r"\1.\2", name)
+        last = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(last, last)
+        shape = leaf.shape if leaf.ndim < 2 else leaf.T.shape if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1).shape
+        names[f"{name}.{last}"] = shape
+    return torch_resnets.state(names)
+
+
+@pytest.mark.parametrize("name", list(torch_resnets.NETWORKS))
+def test_logits_are_those_of_plain_torch(golden, name):
+    network = resnet.build(name, torch_resnets.CLASSES)
+    like = resnet.initialise(network, (64, 64, 3), 0)
+    variables = resnet.from_pytorch(torch_state(like))
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, like)
+    images = torch_resnets.IMAGES.transpose(0, 2, 3, 1)
+    expected = golden("torch_resnets")[name]
+    logits = jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images)
+    # float32 sums in another order, against float64: measured 3e-6 of the largest logit.
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_training_logits_are_those_of_plain_torch(golden):
+    network = resnet.build("resnet10", torch_resnets.CLASSES)
+    variables = resnet.from_pytorch(torch_state(resnet.initialise(network, (64, 64, 3), 0)))
+    images = torch_resnets.IMAGES.transpose(0, 2, 3, 1)
+    apply = jax.jit(lambda v, x: network.apply(v, x, train=True, mutable=["batch_stats"])[0])
+    np.testing.assert_allclose(apply(variables, images), golden("torch_resnets")["resnet10_train"], atol=1e-4)
+
+
+def test_first_values_of_photographs_networks_follow_torchvisions_laws():
+    tree = resnet.initialise(resnet.build("resnet10", 1000), (224, 224, 3), seed=0)["params"]
+    for path, fan_out in ((("conv1",), 49 * 64), (("layer3_0", "conv1"), 9 * 256)):
+        kernel = functools.reduce(dict.get, (*path, "conv", "kernel"), tree)
+        assert abs(kernel.std() / np.sqrt(2 / fan_out) - 1) < 4 / np.sqrt(2 * kernel.size)
+    linear = tree["head"]["linear"]["kernel"]
+    bound = 1 / np.sqrt(512)
+    assert 0.99 * bound < np.abs(linear).max() <= bound
+    np.testing.assert_allclose(linear.std(), bound / np.sqrt(3), rtol=0.01)
+
+
+def test_activations_computed_again_change_nothing():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    results = []
+    for remat in (False, True):
+        network = resnet.build("resnet8", 3, remat=remat)
+        variables = resnet.initialise(network, (8, 8, 3), 0)
+
+        def loss(params, network=network, variables=variables):
+            out, updates = network.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return (out**2).sum(), updates
+
+        text = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(variables["params"]))
+        assert ("remat" in text or "checkpoint" in text) == remat
+        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    forgetful = resnet.build("resnext50_32x4d", 3, remat=True)
+    shapes = [
+        jax.tree.map(np.shape, resnet.initialise(network, (64, 64, 3), 0))
+        for network in (forgetful, resnet.build("resnext50_32x4d", 3))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_other_heads():

@@ -18,16 +18,28 @@ def relu(x):
 
 
 class Convolution(nn.Module):
-    """3 x 3 convolution without bias, padding 1 on every side as in PyTorch ("SAME" pads (0, 1) at stride 2)."""
+    """Square convolution without bias, padded by half its size on every side.
+
+    As in PyTorch: at stride 2 "SAME" would pad a 3 x 3 one by (0, 1).
+    """
 
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    size: int = 3  # odd
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x):
         return nn.Conv(
-            self.features, (3, 3), self.stride, ((1, 1), (1, 1)), use_bias=False, dtype=self.dtype, name="conv"
+            self.features,
+            (self.size, self.size),
+            self.stride,
+            ((self.size // 2, self.size // 2),) * 2,
+            feature_group_count=self.groups,
+            use_bias=False,
+            dtype=self.dtype,
+            name="conv",
         )(x)
 
 

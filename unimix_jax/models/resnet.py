@@ -3,7 +3,7 @@
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from unimix_jax.errors import one_of
 from unimix_jax.models.layers import HEADS, BatchNorm, Convolution, relu
 
 
-class Block(nn.Module):
+class CifarBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut without parameters (option A: subsample, pad channels with zeros)."""
 
     features: int
@@ -46,6 +46,7 @@ class CifarResNet(nn.Module):
     head: str = "linear"
     axis: str | None = None  # the mesh axis over which batch statistics are taken
     dtype: Any = jnp.float32  # of convolutions and activations; parameters and logits stay float32
+    remat: bool = False  # compute each block's activations again in the backward pass: less memory, more time
 
     @nn.compact
     def __call__(self, x, train: bool, mix: Callable | None = None):
@@ -56,25 +57,138 @@ class CifarResNet(nn.Module):
           train: take statistics of the batch, and update the running ones.
           mix: (level, activations) -> activations, called with the input, 0, and the first two stages.
         """
-        mix = mix or (lambda level, x: x)
+        mix, block_type = mix or _unmixed, _remembering(CifarBlock, self.remat)
         x = Convolution(16, 1, self.dtype, name="conv1")(mix(0, x))
         x = relu(BatchNorm(self.axis, name="bn1")(x, train))
         for stage, features in enumerate((16, 32, 64), start=1):
             for block in range(self.blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
-                x = Block(features, stride, self.axis, self.dtype, name=f"layer{stage}_{block}")(x, train)
+                x = block_type(features, stride, self.axis, self.dtype, name=f"layer{stage}_{block}")(x, train)
             x = mix(stage, x) if stage < 3 else x
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
         return HEADS[self.head](self.num_classes, name="head")(x)
 
 
-NETWORKS = {
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions; the shortcut is a 1 x 1 convolution where the shape changes."""
+
+    features: int
+    stride: int
+    axis: str | None
+    dtype: Any
+
+    expansion: ClassVar[int] = 1  # output channels / features
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        y = Convolution(self.features, self.stride, self.dtype, name="conv1")(x)
+        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
+        y = Convolution(self.features, 1, self.dtype, name="conv2")(y)
+        y = BatchNorm(self.axis, name="bn2")(y, train)
+        return relu(_shortcut(self, x, train) + y)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 (with the stride, in groups), 1 x 1 convolutions; the shortcut as in `BasicBlock`."""
+
+    features: int
+    stride: int
+    axis: str | None
+    dtype: Any
+    groups: int = 1
+    width: int = 64  # of a group in the first stage
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        inner = self.features * self.width // 64 * self.groups
+        y = Convolution(inner, 1, self.dtype, 1, name="conv1")(x)
+        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
+        y = Convolution(inner, self.stride, self.dtype, 3, self.groups, name="conv2")(y)
+        y = relu(BatchNorm(self.axis, name="bn2")(y, train))
+        y = Convolution(4 * self.features, 1, self.dtype, 1, name="conv3")(y)
+        y = BatchNorm(self.axis, name="bn3")(y, train)
+        return relu(_shortcut(self, x, train) + y)
+
+
+def _shortcut(block, x, train: bool):
+    """Return what a block adds to its convolutions; called inside of the block, whose layers it makes."""
+    features = block.expansion * block.features
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    x = Convolution(features, block.stride, block.dtype, 1, name="downsample_conv")(x)
+    return BatchNorm(block.axis, name="downsample_bn")(x, train)
+
+
+class ImageNetResNet(nn.Module):
+    """The ResNet of photographs: a 7 x 7 stem and max-pooling, four stages of 64 to 512 features, mean, linear layer.
+
+    The stride of a bottleneck is on its 3 x 3 convolution (v1.5).
+
+    Source: torchvision, models/resnet.py; ResNet-10 of facebookresearch/classifier-balancing, a basic block a stage.
+    """
+
+    num_classes: int
+    blocks: tuple[int, int, int, int]  # of each stage
+    block: Callable = BasicBlock
+    head: str = "linear"
+    axis: str | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool, mix: Callable | None = None):
+        """Map float[B, H, W, C] images to logits, as `CifarResNet` does."""
+        mix, block_type = mix or _unmixed, _remembering(self.block, self.remat)
+        x = Convolution(64, 2, self.dtype, 7, name="conv1")(mix(0, x))
+        x = relu(BatchNorm(self.axis, name="bn1")(x, train))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.blocks, start=1):
+            for block in range(blocks):
+                features, stride = 32 * 2**stage, 2 if stage > 1 and block == 0 else 1
+                x = block_type(features, stride, self.axis, self.dtype, name=f"layer{stage}_{block}")(x, train)
+            x = mix(stage, x) if stage < 3 else x
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+        return HEADS[self.head](self.num_classes, name="head")(x)
+
+
+def _unmixed(level: int, x):
+    return x
+
+
+def _remembering(block: Callable, remat: bool) -> Callable:
+    """Return a block that forgets its activations after the forward pass, if so wished."""
+    if not remat:
+        return block
+    if isinstance(block, functools.partial):
+        return functools.partial(nn.remat(block.func, static_argnums=(2,)), **block.keywords)
+    return nn.remat(block, static_argnums=(2,))  # 2: `train`
+
+
+NETWORKS = {  # of small images: CIFAR, digits
     f"resnet{depth}": functools.partial(CifarResNet, blocks=(depth - 2) // 6) for depth in (8, 20, 32, 44, 56, 110)
+} | {  # of photographs
+    "resnet10": functools.partial(ImageNetResNet, blocks=(1, 1, 1, 1)),
+    "resnet18": functools.partial(ImageNetResNet, blocks=(2, 2, 2, 2)),
+    "resnet34": functools.partial(ImageNetResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": functools.partial(ImageNetResNet, blocks=(3, 4, 6, 3), block=Bottleneck),
+    "resnet101": functools.partial(ImageNetResNet, blocks=(3, 4, 23, 3), block=Bottleneck),
+    "resnet152": functools.partial(ImageNetResNet, blocks=(3, 8, 36, 3), block=Bottleneck),
+    "resnext50_32x4d": functools.partial(
+        ImageNetResNet, blocks=(3, 4, 6, 3), block=functools.partial(Bottleneck, groups=32, width=4)
+    ),
 }
 
 
 def build(
-    name: str, num_classes: int, *, head: str = "linear", axis: str | None = None, dtype: Any = jnp.float32
+    name: str,
+    num_classes: int,
+    *,
+    head: str = "linear",
+    axis: str | None = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> nn.Module:
     """Return the network of that name.
 
@@ -84,21 +198,24 @@ def build(
       head: a key of `layers.HEADS`: linear, scaled, cosine.
       axis: name of the mesh axis over which batch statistics are taken; None for each device's own.
       dtype: of convolutions and activations.
+      remat: compute activations again in the backward pass instead of keeping them.
 
     Raises:
       UserError: no network or head has that name.
     """
     network = NETWORKS[one_of("network (config.network)", name, NETWORKS)]
-    return network(num_classes, head=one_of("head (config.method.head)", head, HEADS), axis=axis, dtype=dtype)
+    one_of("head (config.method.head)", head, HEADS)
+    return network(num_classes, head=head, axis=axis, dtype=dtype, remat=remat)
 
 
 def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int, draw: int = 0) -> dict:
     """Draw a network's first parameters, in numpy, each leaf by its own name and the seed.
 
-    Weights Kaiming normal by fan-in with gain sqrt(2); the linear layer's bias uniform within
-    1/sqrt(fan-in), PyTorch's default; the columns of a cosine head uniform, of length 1; normalisation and
-    scales start as the identity. Flax's own `init` would compile for 6 to 60 s; and drawn so, the values
-    depend on no device and no other layer.
+    Small networks as LDAM-DRW draws them: weights Kaiming normal by fan-in with gain sqrt(2). Those of
+    photographs as torchvision does: convolutions Kaiming normal by fan-out, the linear layer uniform within
+    1/sqrt(fan-in). In both the linear layer's bias is uniform within that, PyTorch's default; the columns of a
+    cosine head uniform, of length 1; normalisation and scales start as the identity. Flax's own `init` would
+    compile for 6 to 60 s; and drawn so, the values depend on no device and no other layer.
 
     Args:
       network: a flax module called as network(images, train=...).
@@ -121,7 +238,7 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
         random = np.random.Generator(np.random.Philox(key=key, counter=counter))
         kernel = kernels.get(names[:-1])
         if names[-1] == "kernel":
-            value = random.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(kernel[:-1]))
+            value = _first_kernel(random, leaf.shape, torchvision=isinstance(network, ImageNetResNet))
         elif names[-1] == "bias" and kernel is not None:
             value = random.uniform(-1, 1, leaf.shape) / np.sqrt(np.prod(kernel[:-1]))
         elif names[-1] == "cosine":
@@ -134,31 +251,44 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
     return jax.tree_util.tree_map_with_path(value_of, shapes)
 
 
+def _first_kernel(random: np.random.Generator, shape: tuple[int, ...], torchvision: bool) -> np.ndarray:
+    """Draw the weights of a convolution [h, w, in / groups, out] or a linear layer [in, out]."""
+    if torchvision and len(shape) == 2:
+        return random.uniform(-1, 1, shape) / np.sqrt(shape[0])
+    fan = np.prod(shape[:2]) * shape[3] if torchvision else np.prod(shape[:-1])
+    return random.standard_normal(shape) * np.sqrt(2 / fan)
+
+
 def from_pytorch(arrays: dict[str, np.ndarray]) -> dict:
-    """Turn a CIFAR ResNet's PyTorch state into variables of the same network here.
+    """Turn a ResNet's PyTorch state into variables of the same network here.
 
     Args:
       arrays: values by PyTorch's names, such as "layer1.0.conv1.weight" float32[out, in, 3, 3],
-        "bn1.running_var", "linear.weight" float32[K, 64], or [64, K] of a cosine head, which has no
-        "linear.bias"; `num_batches_tracked` is passed over.
+        "bn1.running_var", "linear.weight" (LDAM-DRW) or "fc.weight" (torchvision) float32[K, features], or
+        [features, K] of a cosine head, which has no bias; `num_batches_tracked` and the prefix "module." are
+        passed over.
 
     Returns:
       {"params": ..., "batch_stats": ...} of numpy arrays.
     """
     variables = {"params": {}, "batch_stats": {}}
     leaf = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
+    arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    has_bias = "linear.bias" in arrays or "fc.bias" in arrays
     for name, value in arrays.items():
         *modules, last = name.split(".")
         if last == "num_batches_tracked":
             continue
         if modules[0].startswith("layer"):
             modules = [f"{modules[0]}_{modules[1]}", *modules[2:]]
-        if modules[0] == "linear":
+        if modules[-2:-1] == ["downsample"]:
+            modules = [*modules[:-2], "downsample_conv" if modules[-1] == "0" else "downsample_bn"]
+        if modules[0] in ("linear", "fc"):
             modules = ["head", "linear"]
         group = variables["batch_stats" if last.startswith("running") else "params"]
         if last != "weight":
             target = leaf[last]
-        elif modules[-1] == "linear" and "linear.bias" not in arrays:
+        elif modules[-1] == "linear" and not has_bias:
             modules, target = ["head"], "cosine"
         elif value.ndim == 4:
             modules, target, value = [*modules, "conv"], "kernel", value.transpose(2, 3, 1, 0)

@@ -1,0 +1,101 @@
+import logging
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from unimix_jax.errors import UserError
+from unimix_jax.models import resnet, weights
+
+SHAPE = (64, 64, 3)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return resnet.initialise(resnet.build("resnet10", 5), SHAPE, seed=0)
+
+
+def torchvision_state(classes, **changes):
+    """A resnet10 by torchvision's names, of random values."""
+    random = np.random.default_rng(1)
+    shapes = {"conv1.weight": (64, 3, 7, 7), "fc.weight": (classes, 512), "fc.bias": (classes,)}
+    inputs = 64
+    norms = {"bn1": 64}
+    for stage, features in enumerate((64, 128, 256, 512), start=1):
+        at = f"layer{stage}.0"
+        shapes |= {f"{at}.conv1.weight": (features, inputs, 3, 3), f"{at}.conv2.weight": (features, features, 3, 3)}
+        norms |= {f"{at}.bn1": features, f"{at}.bn2": features}
+        if stage > 1:
+            shapes[f"{at}.downsample.0.weight"] = (features, inputs, 1, 1)
+            norms[f"{at}.downsample.1"] = features
+        inputs = features
+    for name, size in norms.items():
+        shapes |= {f"{name}.{leaf}": (size,) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["bn1.num_batches_tracked"] = np.array(7)
+    return {k: v for k, v in {**arrays, **changes}.items() if v is not None}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(arrays):
+        save_file(arrays, tmp_path / "w.safetensors")
+        return tmp_path / "w.safetensors"
+
+    return save
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_by_torchvisions_names_find_their_place(variables, saved, prefix):
+    arrays = torchvision_state(5)
+    found = weights.begun_from(saved({prefix + k: v for k, v in arrays.items()}), variables)
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, variables)
+    params, stats = found["params"], found["batch_stats"]
+    np.testing.assert_array_equal(params["conv1"]["conv"]["kernel"], arrays["conv1.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(params["layer2_0"]["downsample_bn"]["scale"], arrays["layer2.0.downsample.1.weight"])
+    np.testing.assert_array_equal(params["head"]["linear"]["kernel"], arrays["fc.weight"].T)
+    np.testing.assert_array_equal(stats["layer4_0"]["bn2"]["var"], arrays["layer4.0.bn2.running_var"])
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_a_head_of_another_size_or_kind_starts_anew_aloud(saved, caplog, monkeypatch, head):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    variables = resnet.initialise(resnet.build("resnet10", 5, head=head), SHAPE, seed=0)
+    arrays = torchvision_state(1000)
+    found = weights.begun_from(saved(arrays), variables)
+    for a, b in zip(*map(jax.tree.leaves, (found["params"]["head"], variables["params"]["head"])), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(found["params"]["bn1"]["bias"], arrays["bn1.bias"])
+    assert "the classifier starts anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer3.0.conv1.weight": None}, "another network: params/layer3_0/conv1/conv/kernel is absent there"),
+        ({"layer1.1.conv1.weight": np.zeros((64, 64, 3, 3), np.float32)}, "layer1_1/conv1/conv/kernel is .* absent"),
+        (
+            {"conv1.weight": np.zeros((64, 3, 3, 3), np.float32)},
+            r"is \(3, 3, 3, 64\) there and \(7, 7, 3, 64\)",
+        ),
+        ({"layer1.weight": np.zeros(3, np.float32)}, "names that are not a ResNet's|another network"),
+        ({"bn1.what": np.zeros(3, np.float32)}, "names that are not a ResNet's"),
+    ],
+)
+def test_weights_of_another_network_are_refused(variables, saved, changes, message):
+    with pytest.raises(UserError, match=message):
+        weights.begun_from(saved(torchvision_state(5, **changes)), variables)
+
+
+def test_a_file_that_holds_no_weights_gets_a_sentence(variables, tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        weights.digest(path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        weights.begun_from(path, variables)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"is no whole .safetensors file of floats"):
+        weights.begun_from(path, variables)
+    assert weights.digest(path) != weights.digest(__file__)
