@@ -299,3 +299,12 @@ def test_extreme_logits_raise_no_false_alarm(scale, recwarn):
     )
     assert not any("seem to differ" in warning for warning in estimate.warnings)
     assert not recwarn.list
+
+
+def test_a_model_that_never_names_a_class_gets_an_estimate():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 60)
+    logits = 1e6 * np.eye(4)[random.integers(0, 3, 60)]  # as of a network that is not trained: the fourth class is 0
+    estimate = adapt.estimate_prior(logits, validation=(logits, labels), method="em", samples=20)
+    assert np.isfinite(estimate.prior).all()
+    np.testing.assert_allclose(estimate.prior.sum(), 1)

@@ -350,7 +350,7 @@ def estimate_prior(
             )
         calibration = calibration or fit_bias_corrected(held_logits, held_labels)
         held = softmax(calibrated(held_logits, calibration))
-        source = held.mean(axis=0)
+        source = mean_shares(held)
         probabilities = softmax(calibrated(logits, calibration))
         sizes = np.bincount(held_labels, minlength=classes)
         if sizes.min() < _FEW:
@@ -372,7 +372,7 @@ def estimate_prior(
                 again = fit_bias_corrected(held_logits[index], held_labels[index], calibration)
                 resampled = (
                     softmax(calibrated(logits, again)),
-                    softmax(calibrated(held_logits[index], again)).mean(axis=0),
+                    mean_shares(softmax(calibrated(held_logits[index], again))),
                 )
             many = min(10, samples - first)
             weights = random.multinomial(size, np.full(size, 1 / size), size=many).T
@@ -437,6 +437,11 @@ def _misfit(
         f"the model is {100 * confidence.mean():.1f} % confident of these images, where other shares of the validation "
         f"images' classes would make it {100 * expected:.1f} %: the images themselves seem to differ"
     ]
+
+
+def mean_shares(probabilities: np.ndarray) -> np.ndarray:
+    """Return the mean of float64[N, K] probabilities, float64[K], with a floor for a class that has none at all."""
+    return np.maximum(probabilities.mean(axis=0), _LEAST / probabilities.shape[1])
 
 
 def _prior(prior: np.ndarray, classes: int, name: str) -> np.ndarray:

@@ -134,7 +134,7 @@ def _standing(test: Predictions, validation: Predictions | None, calibration) ->
     if calibration is None:
         return trained, trained
     held = parts.softmax(adapt.calibrated(validation.logits, calibration))
-    fitted = adapt.calibrated(test.logits, calibration), held.mean(axis=0)
+    fitted = adapt.calibrated(test.logits, calibration), adapt.mean_shares(held)
     return trained or fitted, fitted
 
 
