@@ -27,6 +27,8 @@ LATE = {
     "tqdm",
     "absl",
     "ml_collections",
+    "safetensors",
+    "simplejpeg",
 }
 NO_JAX = sorted(room for room in ROOMS if room.split("/")[0] in ("data", "measures") or room[:-3] in GROUND)
 TOUCH_FILES = {"workdir.py", "data/cifar.py", "data/download.py", "data/sources.py"}
@@ -103,7 +105,7 @@ def test_no_room_uses_the_global_generator_or_touches_what_is_not_its_own(room):
 def test_rooms_are_of_a_size_to_be_read():
     sizes = {room: len((PACKAGE / room).read_text().splitlines()) for room in ROOMS}
     assert max(sizes.values()) <= 500, sizes
-    assert sum(sizes.values()) <= 8500  # of which the measures, which serve other projects' predictions too, are 3,000
+    assert sum(sizes.values()) <= 9500  # of which the measures, which serve other projects' predictions too, are 3,000
     assert max(sizes[f"{door}.py"] for door in DOORS) <= 180  # of which a usage text is 30
 
 

@@ -47,9 +47,12 @@ def default():
     config.seed = 0  # of initial weights, order, partners, augmentation; not of which images are used
     config.epochs = 200  # length of the run
     config.batch_size = 128  # images a step, over all devices
+    config.accumulate = 1  # parts of a device's share that go through the network one after the other: less memory
     config.eval_batch_size = 500  # images a prediction step, over all devices
     config.network = "resnet32"  # a name in models/resnet.py NETWORKS
     config.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
+    config.remat = False  # compute activations again in the backward pass: less memory, more time
+    config.init = ""  # trained weights to start from: a .safetensors file with torchvision's names
     config.test_prior = (
         "uniform"  # of the data to predict: uniform, train, imbalance:R, or a file; for losses that take it
     )
@@ -65,12 +68,14 @@ def default():
     config.data.residence = "host"  # where the training images live: host or device
     config.data.pad = 4  # black pixels on each side before the random crop; 0 for no crop
     config.data.flip = True  # mirror half of the training images
+    config.data.jitter = (0.0, 0.0, 0.0)  # change of brightness, contrast, saturation, each in 0..1
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 0.1  # peak
     config.optim.momentum = 0.9
     config.optim.weight_decay = 2e-4  # on every parameter, added to the gradient
     config.optim.warmup_epochs = 5  # linear; runs under 50 epochs warm up over a tenth; 0 for none
+    config.optim.schedule = "steps"  # the rate falls in steps, or by the cosine to 0: cosine
     config.optim.decay_at = (0.8, 0.9)  # fractions of the run after which the rate falls
     config.optim.decay_factor = 0.01  # each time by this
 
@@ -87,10 +92,40 @@ def default():
     return config
 
 
-def use_method(config, name: str) -> None:
+def use_photographs(config) -> None:
+    """Put the fields of photographs into a config, read from files and augmented as the field does it."""
+    config.data.source = "photographs"
+    config.data.dir = ""  # the image root, or a folder with a sub-folder a class; "" for $UNIMIX_DATA_DIR or ~/data
+    config.data.train_list = ""  # list file, "path label" a line, or iNaturalist's JSON; "" for a folder
+    config.data.validation_list = ""  # looked for as given, then in `dir` and its folders
+    config.data.test_list = ""
+    config.data.test_share = 0.2  # of each class, held out for the test where no test split is given
+    config.data.validation_share = 0.1  # then also for validation
+    config.data.imbalance = 1.0  # all training images; above 1, a long-tailed cut is made of them
+    config.data.image_size = 224  # pixels of a side
+    config.data.resize = 256  # of the shorter side, before the centre is cut out for evaluation
+    config.data.min_area = 0.08  # smallest share of a photograph that a random crop takes
+    config.data.pad = 0
+    config.data.jitter = (0.4, 0.4, 0.4)
+    config.data.mean = (0.485, 0.456, 0.406)  # of ImageNet's pixels / 255
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.skip_unreadable = False  # replace a damaged training image, leave out one to evaluate; else stop
+    config.data.threads = 0  # that decode; 0: one a core
+    config.data.workers = 0  # processes that decode instead of threads of the training process
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 0
+    config.eval_batch_size = 100
+
+
+def use_method(config, name: str, data: str = "") -> None:
     """Put a row into a config: its stages, and the fields of the run that it changes.
 
     Called last by a config file, for a row may say other things for other data.
+
+    Args:
+      config: of `default`.
+      name: a key of `ROWS`.
+      data: the data set's key in `by_data`; "" for the name of the source.
 
     Raises:
       UserError: no row has that name.
@@ -99,7 +134,8 @@ def use_method(config, name: str) -> None:
 
     row = ROWS[one_of("method", name, ROWS)]
     by_data = row.get("by_data", {})
-    for key in (config.data.source, f"{config.data.source}_{config.data.imbalance:g}"):
+    data = data or config.data.source
+    for key in (data, f"{data}_{config.data.imbalance:g}"):
         row = _merged(row, by_data.get(key, {}))
     shown = {"name": name, "head": ROWS["erm"]["head"], "posthoc": ROWS["erm"]["posthoc"]}
     shown |= {key: row[key] for key in ("head", "posthoc") if key in row}
@@ -212,7 +248,8 @@ def check(config) -> None:
     Raises:
       UserError: the first field that is wrong, its value, and what would be right.
     """
-    for field, (right, words) in _RANGES.items():
+    photographs = _PHOTOGRAPHS if config.get("data", {}).get("source") == "photographs" else {}
+    for field, (right, words) in (_RANGES | photographs).items():
         value = config
         try:
             for part in field.split("."):
@@ -239,6 +276,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
     "epochs": _at_least(1),
     "batch_size": _at_least(1),
+    "accumulate": _at_least(1),
     "eval_batch_size": _at_least(1),
     "dtype": _in("float32", "bfloat16"),
     "log_every": _at_least(1),
@@ -251,6 +289,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.profile": _in("exp", "step", "pareto"),
     "data.residence": _in("host", "device"),
     "data.pad": _at_least(0),
+    "data.jitter": (
+        lambda v: len(v) == 3 and all(isinstance(x, int | float) and 0 <= x <= 1 for x in v),
+        "three numbers in 0..1: brightness, contrast, saturation",
+    ),
+    "optim.schedule": _in("steps", "cosine"),
     "optim.learning_rate": (lambda v: math.isfinite(v) and v > 0, "above 0"),
     "optim.momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "optim.weight_decay": _at_least(0),
@@ -267,6 +310,24 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.keep": _at_least(2, "at least 2, for one checkpoint may be damaged"),
     "method.stages": (lambda v: len(v) > 0, "at least one stage"),
 }
+
+
+_PHOTOGRAPHS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.test_share": (lambda v: 0 <= v < 1, "a share of each class, at least 0 and below 1"),
+    "data.validation_share": (lambda v: 0 <= v < 1, "a share of each class, at least 0 and below 1"),
+    "data.image_size": _at_least(1),
+    "data.resize": _at_least(1),
+    "data.min_area": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "data.mean": (lambda v: _numbers(v, 3), "three numbers"),
+    "data.std": (lambda v: _numbers(v, 3) and min(v) > 0, "three numbers above 0"),
+    "data.threads": _at_least(0, "a number of threads, or 0 for one a core"),
+    "data.workers": _at_least(0, "a number of processes, or 0 for threads"),
+    "data.residence": _in("host"),
+}
+
+
+def _numbers(values: Any, length: int) -> bool:
+    return len(values) == length and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 def _config_roots() -> tuple[pathlib.Path, ...]:

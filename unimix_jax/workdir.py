@@ -1,7 +1,7 @@
 """The run directory: its names, its lock, files written whole or not at all. numpy only; touches files.
 
 config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
-predictions.npz  predictions_validation.npz  report.html (.md .csv .json)  figures/
+predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  report.html (.md .csv .json)  figures/
 """
 
 import contextlib
@@ -32,16 +32,25 @@ LOG = "log.txt"
 METRICS = "metrics.json"
 METRICS_LINES = "metrics.jsonl"
 RUN = "run.json"
+UNREADABLE = "unreadable.txt"
 
 # Keys in which a resumed run may differ: they change where data is looked for, what is recorded and kept, or
 # the last bits of sums. (A replaced data set is caught by its digest in run.json.)
-NEUTRAL = ("data.dir", "data.download", "data.file", "data.residence", "eval_every", "log_every", "parallel.how")
+NEUTRAL = (
+    *("data.dir", "data.download", "data.file", "data.train_list", "data.validation_list", "data.test_list"),
+    *("data.residence", "data.threads", "data.workers", "eval_every", "log_every", "parallel.how", "remat", "init"),
+)
 NEUTRAL_GROUPS = ("checkpoint.",)
 
 
 def predictions_file(split: str) -> str:
     """Return the name of the file that holds a split's predictions."""
     return "predictions.npz" if split == "test" else f"predictions_{split}.npz"
+
+
+def list_file(split: str) -> str:
+    """Return the name of the list of a split's images, a line for each row of its predictions."""
+    return f"images_{split}.txt"
 
 
 def fresh(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
@@ -219,6 +228,12 @@ def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
     write_whole(path, buffer.getvalue())
 
 
+def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, rows: np.ndarray) -> None:
+    """Write a list file, "path label" a line, of some of a split's images."""
+    text = "".join(f"{names[i]} {labels[i]}\n" for i in rows.tolist())
+    write_whole(path, text.encode("utf-8", "surrogateescape"))
+
+
 def read_predictions(path: str | os.PathLike) -> Predictions:
     """Read what `write_predictions` wrote, or the same arrays from elsewhere, and check them.
 
@@ -246,8 +261,8 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     return batch.checked(Predictions(**arrays), str(path))
 
 
-def read_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read those of some arrays that an .npz holds.
+def read_arrays(path: str | os.PathLike, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """Read those of some arrays that an .npz holds, or all of them.
 
     Raises:
       UserError: no such file, no whole .npz, or pickled objects in one of them.
@@ -262,7 +277,7 @@ def read_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np
         raise UserError(f"{path} holds one array without a name; numpy.savez writes an .npz with named ones")
     found = {}
     with file:
-        for name in (name for name in names if name in file.files):
+        for name in file.files if names is None else (name for name in names if name in file.files):
             try:
                 found[name] = file[name]
             except (OSError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile):  # encrypted, too

@@ -141,9 +141,23 @@ def test_the_rule_of_nearest_keeps_the_view_and_small_classes():
     labels = np.array([0, 0, 0, 1, 1, 2])
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * 10
     sets = sampling.sorted_by_class(labels)
-    table = functools.cache(lambda k: sampling.neighbour_table(images, sets, k))
+    table = sampling.neighbour_table(images, sets, 5)
     index = np.resize(np.arange(6), 600)
     partner, view = sampling.nearest(sets, index, table=table, neighbours=5, seed=0, step=0)
     np.testing.assert_array_equal(view, np.arange(600))
     of = {i: set(partner[index == i].tolist()) for i in range(6)}
     assert of == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {4}, 4: {3}, 5: {5}}
+
+
+@pytest.mark.parametrize("class_exponent", [-1.0, 0.0, 1.0])
+def test_class_frequencies_of_partners_with_8142_classes(class_exponent):
+    counts = priors.profile("exp", 1000, 8142, 500.0)  # iNaturalist 2018's number of classes, largest and smallest
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(8142), counts))
+    sets = sampling.sorted_by_class(labels)
+    options = {"class_exponent": class_exponent, "seed": 0, "size": 2048}
+    draws = np.concatenate([sampling.partners_by_class(sets, step=step, **options) for step in range(400)])
+    expected = priors.prior(counts, class_exponent) * len(draws)
+    found = np.bincount(labels[draws], minlength=8142)
+    chi2 = ((found - expected) ** 2 / expected).sum()
+    variance = 2 * 8141 + (1 / expected).sum()  # of the statistic where some classes are drawn once or twice
+    assert abs(chi2 - 8141) < 4 * np.sqrt(variance)

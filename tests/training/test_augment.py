@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -57,3 +59,52 @@ def test_normalising_is_pytorchs():
     np.testing.assert_allclose(
         augment.normalise(IMAGES, mean, std), (IMAGES / 255.0 - mean) / std, rtol=1e-5, atol=1e-6
     )
+
+
+PHOTOGRAPHS = np.random.default_rng(1).uniform(0.2, 0.6, (400, 4, 3, 3)).astype(np.float32)
+GREY = np.array([0.299, 0.587, 0.114])
+
+
+def jittered(strengths):
+    return np.asarray(jax.jit(lambda k, x: augment.jitter(k, x, strengths))(KEYS, PHOTOGRAPHS), np.float64)
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_one_kind_of_jitter_is_a_blend_by_a_uniform_factor(kind):
+    out = jittered(tuple(0.4 * (i == kind) for i in range(3)))
+    grey = (PHOTOGRAPHS * GREY).sum(-1, keepdims=True)
+    other = (0 * grey, grey.mean(axis=(1, 2, 3), keepdims=True), grey)[kind]
+    inside = (out > 1e-6) & (out < 1 - 1e-6) & (np.abs(PHOTOGRAPHS - other) > 0.05)
+    factors = np.where(inside, (out - other) / np.where(inside, PHOTOGRAPHS - other, 1), np.nan)
+    one = np.nanmean(factors, axis=(1, 2, 3))
+    assert np.nanmax(np.abs(factors - one[:, None, None, None])) < 1e-4
+    assert 0.6 <= one.min() < 0.62
+    assert 1.38 < one.max() <= 1.4
+    assert abs(one.mean() - 1) < 4 * 0.8 / np.sqrt(12 * 400)
+
+
+def test_the_three_kinds_of_jitter_come_in_every_order():
+    # Without values that are cut off the kinds commute.
+    images = np.random.default_rng(2).uniform(size=PHOTOGRAPHS.shape).astype(np.float32)
+    out, seen = np.asarray(jax.jit(lambda k, x: augment.jitter(k, x, (0.4, 0.4, 0.4)))(KEYS, images)), []
+    for key, image, result in zip(KEYS, images.astype(np.float64), out, strict=True):
+        _, key_factors = jax.random.split(keys.use(key, keys.Use.JITTER))
+        factors = 1 + 0.4 * np.asarray(jax.random.uniform(key_factors, (3,), np.float32, -1, 1))
+        fits = []
+        for order in itertools.permutations(range(3)):
+            x = image
+            for kind in order:
+                grey = (x * GREY).sum(-1, keepdims=True)
+                x = np.clip(factors[kind] * x + (1 - factors[kind]) * (0, grey.mean(), grey)[kind], 0, 1)
+            if np.abs(x - result).max() < 1e-5:
+                fits.append(order)
+        assert fits
+        seen += fits if len(fits) == 1 else []
+    counts = [seen.count(order) for order in itertools.permutations(range(3))]
+    assert min(counts) > 0.1 * len(seen) > 10  # a sixth each
+
+
+def test_no_jitter_and_grey_images():
+    assert augment.jitter(KEYS, PHOTOGRAPHS, (0.0, 0.0, 0.0)) is PHOTOGRAPHS
+    grey = augment.jitter(KEYS, PHOTOGRAPHS[..., :1], (0.0, 0.0, 0.4))
+    np.testing.assert_allclose(grey, PHOTOGRAPHS[..., :1], atol=1e-6)

@@ -221,7 +221,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(tmp_path):
 
 def test_seed_reaches_order_partners_and_the_step(tmp_path):
     first, second = (loop.prepare(config(f"--config.seed={seed}"), tmp_path) for seed in (0, 1))
-    (_, a), (_, b) = loop._batch(first, 0), loop._batch(second, 0)
+    (_, a), (_, b) = next(loop._batches(first, 0)), next(loop._batches(second, 0))
     assert (np.asarray(a.label) != b.label).any()
     assert (np.asarray(a.partner_label) != b.partner_label).any()
     given, made = [], steps.Numbers
@@ -285,7 +285,7 @@ def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
 def command(directory, cache):
     """A longer run in a process of its own."""
     argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}"]
-    argv += ["--config.epochs=30", "--config.checkpoint.every=3", "--config.eval_every=5", "--config.log_every=20"]
+    argv += ["--config.epochs=15", "--config.checkpoint.every=2", "--config.eval_every=5", "--config.log_every=20"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     return argv, environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
 
@@ -310,12 +310,12 @@ def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path)
     argv, environment = command(tmp_path / "whole", cache)
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert f"run directory: {tmp_path / 'whole'}" in done.stdout
-    assert "step 330/330" in done.stderr  # plain lines without a terminal
+    assert "step 165/165" in done.stderr  # plain lines without a terminal
 
     broken = tmp_path / "broken"
-    assert stop_after(broken, cache, 33, signal.SIGTERM) == 75
+    assert stop_after(broken, cache, 22, signal.SIGTERM) == 75
     assert workdir.read_json(broken / "run.json")["state"] == "stopped"
-    assert stop_after(broken, cache, 132, signal.SIGKILL) == -9
+    assert stop_after(broken, cache, 66, signal.SIGKILL) == -9
     assert workdir.read_json(broken / "run.json")["state"] == "running"
     argv, environment = command(broken, cache)
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
@@ -331,8 +331,11 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
     assert not list((tmp_path / "runs").iterdir())
 
     def untrained(this, state, manager, stopped):
-        logits = {name: np.zeros((len(s.labels), 10), np.float32) for name, s in this.splits.evaluated.items()}
-        return state, logits, {"norm_exponent": 0.3}
+        scores = {
+            name: loop.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
+            for name, s in this.splits.evaluated.items()
+        }
+        return state, scores, {"norm_exponent": 0.3}
 
     monkeypatch.setattr(loop, "train", untrained)
     code = main.main(["main", "--config=digits_lt.py", "--config.eval_every=0", "--config.parallel.devices=1"])

@@ -71,3 +71,13 @@ def test_the_second_stage_of_mislas_falls_as_the_authors(golden):
 def test_the_first_stage_of_mislas_falls_as_the_authors(golden):
     rate = optim.learning_rate(optim_config(decay_factor=0.1), epochs=200, steps_per_epoch=3)
     np.testing.assert_allclose([rate(3 * e) for e in range(200)], golden("schedules")["mislas_stage1_lr"], rtol=1e-12)
+
+
+def test_the_rate_of_a_run_can_fall_by_the_cosine():
+    config = optim_config(schedule="cosine", warmup_epochs=0)
+    rate = optim.learning_rate(config, epochs=90, steps_per_epoch=7)
+    expected = 0.1 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
+    np.testing.assert_allclose([rate(7 * e + 3) for e in range(90)], expected)
+    config.warmup_epochs = 5
+    warm = optim.learning_rate(config, epochs=90, steps_per_epoch=7)
+    np.testing.assert_allclose([warm(7 * e) for e in range(5)], expected[:5] * np.arange(1, 6) / 5)

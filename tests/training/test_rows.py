@@ -47,7 +47,7 @@ def two_steps(name, stage_index, devices):
     state = state._replace(step=parallel.replicate(np.int32(stage.first), this.devices))
     before, sums = jax.device_get((state.params, state.batch_stats)), []
     for step in (stage.first, stage.first + 1):
-        of, batch = loop._batch(this, step)
+        of, batch = next(loop._batches(this, step))
         assert of is stage
         numbers = steps.Numbers(np.uint32(0), np.float32(0.01), stage.class_weight)
         state, means = step_of(this, stage)(state, batch, numbers)

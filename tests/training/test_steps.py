@@ -12,7 +12,7 @@ from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.method import Stage
 from unimix_jax.models import layers, resnet
-from unimix_jax.training import augment, keys, optim, steps
+from unimix_jax.training import augment, keys, optim, parallel, steps
 
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
 RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
@@ -201,3 +201,55 @@ def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_ow
     assert own == used[keys.Use.MIX]
     assert used.count(own) == 1
     assert jax.random.key_data(seen["keys"].step).tolist() not in used
+
+
+@pytest.mark.parametrize(("batch_norm", "unroll"), [("frozen", True), ("train", False)])
+def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
+    network = resnet.CifarResNet(3, blocks=0)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (8, 8, 8, 3), np.uint8)
+    view = np.arange(8, dtype=np.int32)
+    labels = random.integers(0, 3, (2, 8)).astype(np.int32)
+    batch = Batch(images, labels[0], view, images[::-1], labels[1], view + 8)
+
+    def mixer(keys, image_a, image_b, label_a, label_b):
+        return mixing.Mixed(0.7 * image_a + 0.3 * image_b, label_a, label_b, jnp.full(len(label_a), 0.7))
+
+    this = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
+    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.ones(3, np.float32), 0, False)
+    state = steps.first_state(resnet.initialise(network, (8, 8, 3), 0), recipe.optimiser)
+    weights = steps.Numbers(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
+
+    def step(recipe, count=1):
+        on = functools.partial(steps.train_step, stage=this, network=network.clone(axis="batch"), recipe=recipe)
+        devices = jax.devices()[:count]
+        placed = parallel.place(batch, devices), parallel.replicate(weights, devices)
+        return parallel.distribute(on, devices)(parallel.replicate(state, devices), *placed)
+
+    accumulating = recipe._replace(accumulate=4, unroll=unroll)
+    after, sums = step(accumulating)
+    whole, whole_sums = step(recipe) if batch_norm == "frozen" else step(accumulating, count=2)
+    for a, b in zip(jax.tree.leaves((after, sums)), jax.tree.leaves((whole, whole_sums)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    if batch_norm == "frozen":
+        return
+    # Batch statistics are those of the parts, one after the other: the slow way.
+    mixed, gradients, stats = steps.mixed_batch(batch, 0, 0, this, recipe), [], state.batch_stats
+
+    def loss(params, some, stats):
+        variables = {"params": params, "batch_stats": stats}
+        logits, updates = network.apply(variables, some.image, train=True, mutable=["batch_stats"])
+        return mixing.objective(losses.cross_entropy, logits, some, weights.class_weight).sum(), updates
+
+    slow = jax.jit(jax.grad(loss, has_aux=True))
+    for part in range(4):
+        some = jax.tree.map(lambda x, rows=slice(part, None, 4): x[rows], mixed)
+        found, updates = slow(state.params, some, stats)
+        gradients.append(found)
+        stats = updates["batch_stats"]
+    weight = mixing.example_weight(mixed, weights.class_weight).sum()
+    expected = jax.tree.map(lambda p, *g: p - 0.1 * (sum(g) / weight + 2e-4 * p), state.params, *gradients)
+    for a, b in zip(
+        jax.tree.leaves((after.params, after.batch_stats)), jax.tree.leaves((expected, stats)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -1,6 +1,5 @@
 """The official CIFAR-10 and CIFAR-100 files, python or binary version, and their download. Touches files."""
 
-import os
 import pathlib
 import pickle
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax.data import download
+from unimix_jax.data.splits import search_path
 from unimix_jax.errors import UserError
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
@@ -57,11 +57,6 @@ LAYOUTS = {
 }
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training pixels / 255; the field uses them for both
 STD = (0.2023, 0.1994, 0.2010)
-
-
-def search_path(directory: str) -> pathlib.Path:
-    """Return where data is looked for: `directory` if given, else $UNIMIX_DATA_DIR, else ~/data."""
-    return pathlib.Path(directory or os.environ.get("UNIMIX_DATA_DIR") or "~/data").expanduser()
 
 
 def read(name: str, directory: str = "", fetch: bool = False):

@@ -1,10 +1,19 @@
-"""From picks to batches: gathering rows, and a thread that does so ahead of the device."""
+"""From picks to batches: gathering rows of arrays, grain over files, and a thread that does so ahead of the device."""
 
 import collections
+import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
 
 from unimix_jax.batch import Batch, Picks
+from unimix_jax.data import images
+from unimix_jax.data.sampling import ByClass
+from unimix_jax.data.splits import Source
+from unimix_jax.errors import UserError
 
 
 def gather(images, labels, picks: Picks) -> Batch:
@@ -23,20 +32,224 @@ def gather(images, labels, picks: Picks) -> Batch:
     )
 
 
-def prefetch(make: Callable, items: Iterable, depth: int = 2) -> Iterator:
-    """Yield make(item) for each item in order, made by one thread up to `depth` items ahead.
+def prefetch(made: Iterable, depth: int = 2) -> Iterator:
+    """Yield the items of an iterable in order, made by one thread up to `depth` items ahead.
 
-    An exception in `make` comes out at its item's turn. Closing the iterator ends the thread.
+    An exception comes out at its item's turn. Closing the iterator ends the thread, and closes `made`.
     """
+    items, end = iter(made), object()
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        ahead = collections.deque()
+        ahead = collections.deque(pool.submit(next, items, end) for _ in range(depth + 1))
         try:
-            for item in items:
-                ahead.append(pool.submit(make, item))
-                if len(ahead) > depth:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            while (item := ahead.popleft().result()) is not end:
+                ahead.append(pool.submit(next, items, end))
+                yield item
         finally:
             for future in ahead:
                 future.cancel()
+            if hasattr(items, "close"):
+                pool.submit(items.close).result()
+
+
+class Reading(NamedTuple):
+    """How encoded images become pixels: fields of `config.data`."""
+
+    size: int  # of a side
+    resize: int  # of the shorter side, before the centre is cut out for evaluation
+    min_area: float  # smallest share of an image that a random crop takes
+    skip_unreadable: bool  # replace an image that cannot be read, or leave it out of an evaluation
+    threads: int  # 0: one a core
+    workers: int  # processes; 0: threads of this one
+
+
+class View(NamedTuple):
+    """One decoded image on its way to the batch."""
+
+    image: np.ndarray  # uint8[size, size, 3]; [0] where there is nothing to decode, or nothing could be
+    unreadable: tuple[str, ...]  # images that could not be read in its place
+
+
+def batches(
+    source: Source, sets: ByClass, picks_at: Callable[..., Picks], steps: range, *, views: int, seed: int, reading
+) -> Iterator[tuple[Batch, tuple[str, ...]]]:
+    """Read the batches of some steps from encoded images: pixels are a function of (seed, step, view) alone.
+
+    Args:
+      source: with names, not images.
+      sets: `sorted_by_class` of its labels.
+      picks_at: called as picks_at(step=...).
+      steps: consecutive.
+      views: images to decode a step, at most: B, or 2 * B where partners come from outside of the batch.
+      seed: of the crops.
+      reading: `Reading`.
+
+    Yields:
+      The batch, and the images that could not be read and were replaced by others of their class.
+
+    Raises:
+      UserError: an image cannot be read, and is not to be skipped.
+    """
+    view_at = functools.partial(
+        _training_view, source=source, sets=sets, picks_at=picks_at, views=views, seed=seed, reading=reading
+    )
+    made = _read(view_at, range(steps.start * views, steps.stop * views), reading)
+    for step in steps:
+        found = [next(made) for _ in range(views)]
+        picks = _picks(picks_at, step)
+        size = len(picks.index)
+        image = np.stack([view.image for view in found[:size]])
+        batch = Batch(image, source.labels[picks.index], picks.view)
+        if picks.partner is not None:
+            same = _in_batch(picks)
+            outside = [
+                image[slot] if same[i] else found[size + i].image for i, slot in enumerate(picks.partner_view.tolist())
+            ]
+            batch = batch._replace(
+                partner_image=np.stack(outside),
+                partner_label=source.labels[picks.partner],
+                partner_view=picks.partner_view,
+            )
+        yield batch, tuple(name for view in found for name in view.unreadable)
+
+
+def blocks(source: Source, size: int, reading: Reading | None = None):
+    """Go through a split once, in order, `size` images at a time; the last block is filled up with black.
+
+    Args:
+      source: with images, or with names and `reading`.
+      size: images a block.
+      reading: of encoded images.
+
+    Yields:
+      Images uint8[size, H, W, C]; whether each stands for an example, bool[size]; names that could not be read.
+    """
+    total = len(source.labels)
+    made = (
+        None
+        if source.images is not None
+        else _read(functools.partial(_evaluated_view, source=source, reading=reading), range(total), reading)
+    )
+    for start in range(0, total, size):
+        count = min(size, total - start)
+        if made is None:
+            rows, present, unreadable = source.images[start : start + count], np.ones(count, bool), ()
+        else:
+            found = [next(made) for _ in range(count)]
+            black = np.zeros((reading.size, reading.size, 3), np.uint8)
+            present = np.array([view.image.size > 0 for view in found])
+            rows = np.stack([view.image if view.image.size else black for view in found])
+            unreadable = tuple(name for view in found for name in view.unreadable)
+        filled = np.zeros((size, *rows.shape[1:]), rows.dtype)
+        filled[:count] = rows
+        yield filled, np.concatenate([present, np.zeros(size - count, bool)]), unreadable
+
+
+def _read(view_at: Callable[[int], View], positions: range, reading: Reading) -> Iterator[View]:
+    """Make views in order, by threads or worker processes ahead of their turn."""
+    import grain
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    options = grain.ReadOptions(num_threads=reading.threads or cores, prefetch_buffer_size=max(64, 4 * cores))
+    made = grain.MapDataset.range(positions.start, positions.stop).map(view_at).to_iter_dataset(options)
+    if reading.workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain asks absl's flags, which only absl's own main parses
+            flags.FLAGS.mark_as_parsed()
+        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=reading.workers))
+    iterator = iter(made)
+    try:
+        yield from iterator
+    finally:  # threads and processes end with whoever asked for views
+        iterator.close()
+
+
+def _training_view(position: int, *, source, sets, picks_at, views, seed, reading) -> View:
+    step, slot = divmod(position, views)
+    picks = _picks(picks_at, step)
+    size = len(picks.index)
+    if slot < size:
+        index, view = picks.index[slot], picks.view[slot]
+    elif _in_batch(picks)[slot - size]:
+        return View(np.zeros(0, np.uint8), ())
+    else:
+        index, view = picks.partner[slot - size], picks.partner_view[slot - size]
+    box_of = functools.partial(images.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
+    label = source.labels[index]
+    members = sets.order[sets.first[label] : sets.first[label] + sets.counts[label]]
+    if not reading.skip_unreadable:
+        members = [index]
+    else:  # in the place of an unreadable image stands the next one of its class
+        members = np.roll(members, -int(np.searchsorted(members, index)))
+    unreadable = []
+    for member in members:
+        try:
+            return View(_decoded(source, int(member), box_of, reading.size), tuple(unreadable))
+        except UserError:
+            if not reading.skip_unreadable:
+                raise
+            unreadable.append(path_of(source, int(member)))
+    raise UserError(f"none of the {len(members)} images of class {source.class_names[label]!r} can be read")
+
+
+def _evaluated_view(position: int, *, source, reading) -> View:
+    box_of = functools.partial(images.centre_box, size=reading.size, resize=reading.resize)
+    try:
+        return View(_decoded(source, position, box_of, reading.size), ())
+    except UserError:
+        if not reading.skip_unreadable:
+            raise
+        return View(np.zeros(0, np.uint8), (path_of(source, position),))
+
+
+def _decoded(source: Source, position: int, box_of: Callable, size: int) -> np.ndarray:
+    try:
+        return images.decoded(source.read(position), box_of, size)
+    except Exception as error:  # damage comes out as nearly any type
+        why = "it is no image" if type(error).__name__ == "UnidentifiedImageError" else error
+        raise UserError(
+            f"cannot read the image {path_of(source, position)} ({why}); mend it or take it out, or go on without "
+            "such images by --config.data.skip_unreadable"
+        ) from None
+
+
+def thumbnails(source: Source, reading: Reading) -> np.ndarray:
+    """Return all images of a source at 32 x 32, to find those that look alike; uint8[N, 32, 32, 3].
+
+    With `reading.skip_unreadable` an image that cannot be read is black.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+
+    def small(position: int) -> np.ndarray:
+        try:
+            return _decoded(source, position, _whole, 32)
+        except UserError:
+            if not reading.skip_unreadable:
+                raise
+            return np.zeros((32, 32, 3), np.uint8)
+
+    with ThreadPoolExecutor(reading.threads or None) as pool:
+        return np.stack(list(pool.map(small, range(len(source.labels)))))
+
+
+def _whole(width: int, height: int) -> images.Box:
+    return 0, 0, width, height
+
+
+def path_of(source: Source, position: int) -> str:
+    """Return where an encoded image is, for people."""
+    return os.path.join(source.root, source.names[position])
+
+
+@functools.lru_cache(maxsize=16)
+def _picks(picks_at: Callable[..., Picks], step: int) -> Picks:
+    return picks_at(step=step)
+
+
+def _in_batch(picks: Picks) -> np.ndarray:
+    """Return which partners are views of the batch itself, bool[B]."""
+    size = len(picks.index)
+    slots = np.minimum(picks.partner_view, size - 1)
+    return (picks.partner_view < size) & (picks.index[slots] == picks.partner)

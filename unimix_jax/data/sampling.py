@@ -19,6 +19,7 @@ class Stream(enum.IntEnum):
     ORDER = 0
     DRAW = 1
     PARTNERS = 2
+    CROPS = 3
     SPLIT = 4
 
 
@@ -31,9 +32,9 @@ class ByClass(NamedTuple):
     counts: np.ndarray  # int64[K]
 
 
-def generator(seed: int, stream: Stream, step: int) -> np.random.Generator:
-    """Return the generator of one purpose at one step: counter-based, no state to save."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step]))
+def generator(seed: int, stream: Stream, step: int, view: int = 0) -> np.random.Generator:
+    """Return the generator of one purpose at one step, or for one view of it: counter-based, no state to save."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, view, step]))
 
 
 def sorted_by_class(labels: np.ndarray) -> ByClass:
@@ -147,11 +148,11 @@ def nearest(sets: ByClass, index: np.ndarray, *, table, neighbours: int = 5, see
     A class of fewer images has fewer neighbours; of one image, itself.
 
     Args:
-      table: neighbours -> `neighbour_table`, made at the first call.
+      table: of `neighbour_table`, with that many neighbours.
     """
     found = np.minimum(neighbours, sets.counts[sets.labels[index]] - 1)
     place = (generator(seed, Stream.PARTNERS, step).random(len(index)) * found).astype(np.int64)
-    partner = np.where(found > 0, table(neighbours)[index, place], index)
+    partner = np.where(found > 0, table[index, place], index)
     return partner, np.arange(len(index), dtype=np.int32)
 
 
@@ -185,6 +186,7 @@ def neighbour_table(images: np.ndarray, sets: ByClass, neighbours: int, block: i
 
 ORDERS = {"natural": natural, "balanced": balanced}  # the rules that a row can name
 PARTNERS = {"by_class": by_class, "permutation": permutation, "in_batch": in_batch, "nearest": nearest}
+SAME_BATCH = (permutation, in_batch)  # partner rules whose partners are images of the batch, in the same view
 
 
 def picks(sets: ByClass, *, seed: int, step: int, batch_size: int, order=natural, partners=None) -> Picks:

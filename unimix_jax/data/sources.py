@@ -4,50 +4,23 @@ A new data set is a function here, its name in `SOURCES`, and a config.
 """
 
 import gzip
-import hashlib
 import importlib.util
 import logging
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
 from unimix_jax import priors
 from unimix_jax.data import cifar
+from unimix_jax.data.photographs import FIELDS, photographs
 from unimix_jax.data.sampling import Stream, generator
+from unimix_jax.data.splits import Source, Splits, held_out, long_tailed, search_path
 from unimix_jax.errors import UserError, did_you_mean, one_of
+from unimix_jax.workdir import read_arrays
 
 _log = logging.getLogger(__name__)
 
 DIGITS_PER_CLASS = {"test": 50, "validation": 25}
-
-
-class Source(NamedTuple):
-    """The images of one split."""
-
-    labels: np.ndarray  # int32[N]
-    class_names: tuple[str, ...]  # K
-    mean: np.ndarray  # float32[C], of pixels / 255
-    std: np.ndarray  # float32[C]
-    images: np.ndarray  # uint8[N, H, W, C]
-
-
-class Splits(NamedTuple):
-    """Training, validation and test images; they never share one."""
-
-    train: Source
-    validation: Source | None
-    test: Source
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Training images per class, int64[K]."""
-        return priors.class_counts(self.train.labels, len(self.train.class_names))
-
-    @property
-    def evaluated(self) -> dict[str, Source]:
-        """The splits that are predicted, by name, validation first."""
-        return {name: s for name, s in (("validation", self.validation), ("test", self.test)) if s is not None}
 
 
 def load(data) -> Splits:
@@ -71,13 +44,6 @@ def load(data) -> Splits:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise UserError(f"no training image in class {names}{more}; leave the class out or give it images")
     return splits
-
-
-def digest(source: Source) -> str:
-    """Return a digest of a split's images and labels in their order: it names a cut exactly."""
-    sha = hashlib.sha256(np.ascontiguousarray(source.labels, np.int32))
-    sha.update(np.ascontiguousarray(source.images))
-    return sha.hexdigest()[:16]
 
 
 def digits(data) -> Splits:
@@ -107,7 +73,7 @@ def digits(data) -> Splits:
         for name, part in zip(held, np.split(positions, cuts), strict=True):
             held[name].append(part)
     at = {name: np.sort(np.concatenate(parts)) for name, parts in held.items()}
-    at["train"] = at["train"][_cut(labels[at["train"]], 10, data)]
+    at["train"] = at["train"][long_tailed(labels[at["train"]], 10, data)]
     mean, std = _statistics(images[at["train"]])
     names = tuple(str(c) for c in range(10))
     return Splits(**{name: Source(labels[i], names, mean, std, images[i]) for name, i in at.items()})
@@ -120,16 +86,16 @@ def cifar_lt(data) -> Splits:
     validation: they are then no part of the test.
     """
     (rows, labels), (test_rows, test_labels), names = cifar.read(data.source, data.dir, data.download)
-    chosen = _cut(labels, len(names), data)
+    chosen = long_tailed(labels, len(names), data)
     rows, labels = rows[chosen], labels[chosen]
     black = np.flatnonzero(~rows.any(axis=1))
     if len(black):
         raise UserError(
             f"{len(black)} of the {len(chosen)} chosen training images are all black (the first is image "
-            f"{chosen[black[0]]}): the files under {cifar.search_path(data.dir)} are not complete for "
+            f"{chosen[black[0]]}): the files under {search_path(data.dir)} are not complete for "
             f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
         )
-    held = _held_out(test_labels, len(names), data.validation_per_class, data.split_seed)
+    held = held_out(test_labels, len(names), data.validation_per_class, data.split_seed)
     mean, std = np.float32(cifar.MEAN), np.float32(cifar.STD)
 
     def source(rows, labels):
@@ -151,11 +117,7 @@ def arrays(data) -> Splits:
     path = data.file
     if not path:
         raise UserError("no data file given; name the .npz by --config.data.file=FILE.npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except Exception as error:  # zip, OS and format errors of many types
-        raise UserError(f"cannot read the arrays in {path}: {error}") from None
+    found = read_arrays(path)
     known = {f"{s}_{what}" for s in ("train", "validation", "test") for what in ("images", "labels")} | {"class_names"}
     for name in sorted(found.keys() - known):
         _log.warning("%s in %s is ignored%s", name, path, did_you_mean(name, sorted(known)))
@@ -189,38 +151,11 @@ def arrays(data) -> Splits:
         except UserError as error:
             raise UserError(f"{split}_labels in {path}: {error}") from None
     if data.imbalance != 1:
-        chosen = _cut(labels["train"], len(names), data)
+        chosen = long_tailed(labels["train"], len(names), data)
         images["train"], labels["train"] = images["train"][chosen], labels["train"][chosen]
     mean, std = _statistics(images["train"])
     of = {split: Source(labels[split], names, mean, std, images[split]) for split in splits}
     return Splits(of["train"], of.get("validation"), of["test"])
-
-
-def _cut(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
-    """Positions of the long-tailed training set; its largest class has the size of the smallest full one."""
-    full = priors.class_counts(labels, num_classes)
-    counts = priors.profile(data.profile, int(full.min()), num_classes, data.imbalance)
-    if full.min() > 0 and not counts.all():
-        first = np.flatnonzero(counts == 0)[0]
-        raise UserError(
-            f"an imbalance of {data.imbalance:g} leaves no training image in class {first}: the cut starts from the "
-            f"size of the smallest class, {full.min()}; take a smaller imbalance, or 1 for all images"
-        )
-    return priors.long_tailed_subset(labels, counts, data.cut_seed)
-
-
-def _held_out(labels: np.ndarray, num_classes: int, per_class: int, seed: int) -> np.ndarray:
-    """Choose the same number of each class's images at random, by `seed`: bool[N]."""
-    smallest = int(priors.class_counts(labels, num_classes).min())
-    if not 0 <= per_class < smallest:
-        raise UserError(
-            f"config.data.validation_per_class is {per_class}; the smallest class has {smallest} test images, of which "
-            f"0 to {smallest - 1} can be set apart"
-        )
-    random, held = generator(seed, Stream.SPLIT, 0), np.zeros(len(labels), bool)
-    for c in range(num_classes):
-        held[random.permutation(np.flatnonzero(labels == c))[:per_class]] = True
-    return held
 
 
 def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,5 +191,6 @@ _FIELDS = {  # beside the usual
     "cifar10": ("dir", "download", "validation_per_class"),
     "cifar100": ("dir", "download", "validation_per_class"),
     "arrays": ("file",),
+    "photographs": FIELDS,
 }
-SOURCES = {"digits": digits, "cifar10": cifar_lt, "cifar100": cifar_lt, "arrays": arrays}
+SOURCES = {"digits": digits, "cifar10": cifar_lt, "cifar100": cifar_lt, "arrays": arrays, "photographs": photographs}

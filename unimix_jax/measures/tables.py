@@ -296,9 +296,8 @@ def run_facts(about: dict) -> dict[str, str]:
     train, environment = data.get("train", {}), start.get("environment", {})
     facts = {"method": config.get("method", {}).get("name"), "network": config.get("network")}
     source = config.get("data", {})
-    facts["data"] = (
-        f"{source.get('source')}, imbalance {source.get('imbalance'):g}" if source.get("imbalance") else None
-    )
+    if imbalance := source.get("imbalance"):
+        facts["data"] = f"{source.get('source')}, " + (f"imbalance {imbalance:g}" if imbalance > 1 else "not cut")
     if counts := train.get("counts"):
         facts["training images"] = f"{sum(counts)} of {len(counts)} classes, {max(counts)} to {min(counts)} a class"
         facts["training data, digest"] = train.get("digest")
@@ -309,6 +308,8 @@ def run_facts(about: dict) -> dict[str, str]:
     last = max((line["epoch"] for line in lines), default=None)
     facts["measured at"] = None if last is None else f"the last step, epoch {last:g}"
     facts["first weights"] = None if config.get("seed") is None else f"drawn at random, seed {config['seed']}"
+    if "init" in data:
+        facts["first weights"] = f"{config.get('init')}, digest {data['init']['digest']}"
     optim = config.get("optim", {})
     if "epochs" in config and "learning_rate" in optim:
         facts["optimisation"] = (

@@ -30,6 +30,45 @@ def crop_and_flip(keys, images, *, pad: int, flip: bool):
     return images
 
 
+def jitter(keys, images, strengths: tuple[float, float, float]):
+    """Change brightness, contrast and saturation of each image by chance, in an order that is chance, too.
+
+    Each is a blend, with a factor uniform in 1 - strength..1 + strength, of the image with black, with its mean
+    grey, or with its grey version; values are cut to 0..1 after each.
+
+    Args:
+      keys: JAX keys [B], one an image.
+      images: float32[B, H, W, C] in 0..1, C 1 or 3.
+      strengths: of brightness, contrast and saturation, each in 0..1; three zeros change nothing.
+
+    Returns:
+      float32[B, H, W, C].
+
+    Source: torchvision, ColorJitter; ITU-R 601 weights of grey.
+    """
+    if not any(strengths):
+        return images
+    weights = jnp.asarray([0.299, 0.587, 0.114] if images.shape[-1] == 3 else [1.0], images.dtype)
+
+    def one(key, image):
+        key_order, key_factors = jax.random.split(use(key, Use.JITTER))
+        order = jax.random.permutation(key_order, 3)
+        spread = jnp.asarray(strengths, image.dtype)
+        factors = 1 + spread * jax.random.uniform(key_factors, (3,), image.dtype, -1, 1)
+        for kind in order:
+            grey = (image * weights).sum(axis=-1, keepdims=True)
+            other = jnp.where(kind == 0, 0, jnp.where(kind == 1, grey.mean(), grey))
+            image = jnp.clip(factors[kind] * image + (1 - factors[kind]) * other, 0, 1)
+        return image
+
+    return jax.vmap(one)(keys, images)
+
+
 def normalise(images, mean, std):
     """Turn uint8[B, H, W, C] into float32: pixels / 255, less `mean`, over `std` (float32[C])."""
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return (unit(images) - mean) / std
+
+
+def unit(images):
+    """Turn uint8[B, H, W, C] into float32 in 0..1."""
+    return images.astype(jnp.float32) / 255

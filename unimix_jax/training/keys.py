@@ -11,6 +11,7 @@ class Use(enum.IntEnum):
     CROP = 0
     FLIP = 1
     MIX = 2
+    JITTER = 3
 
 
 _NO_VIEW = 2**32 - 1  # the place of the whole batch among the views: no image has it

@@ -7,7 +7,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,10 +18,12 @@ import numpy as np
 from unimix_jax import priors, workdir
 from unimix_jax.batch import Predictions
 from unimix_jax.data import loading, sampling, sources
+from unimix_jax.data.splits import Splits
 from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
-from unimix_jax.models import layers, resnet
+from unimix_jax.methods import mixing
+from unimix_jax.models import layers, resnet, weights
 from unimix_jax.training import checkpoints, optim, parallel, progress, record, steps
 
 _log = logging.getLogger(__name__)
@@ -32,11 +34,14 @@ class Run(NamedTuple):
 
     config: Any
     directory: pathlib.Path
-    splits: sources.Splits
+    splits: Splits
     sets: sampling.ByClass
     method: methods.Method
     network: nn.Module
     recipe: steps.Recipe
+    image_shape: tuple[int, int, int]
+    variables: dict  # of the network before the first step
+    reading: loading.Reading | None  # of photographs
     devices: list
     steps: int  # of all stages
     steps_per_epoch: int
@@ -63,7 +68,8 @@ def run(config, directory: str | os.PathLike, stopped: threading.Event | None = 
             return result
         begun_at = time.monotonic()
         this = prepare(config, directory)
-        about = record.begin(about, config, this.splits, this.method.test_prior, this.devices)
+        begun_from = weights.digest(config.init) if config.init and "init" not in about.get("data", {}) else None
+        about = record.begin(about, config, this.splits, this.method.test_prior, this.devices, begun_from)
         _log.info("run directory: %s", directory)
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
         workdir.write_json(directory / workdir.RUN, about)
@@ -71,8 +77,8 @@ def run(config, directory: str | os.PathLike, stopped: threading.Event | None = 
             if stopped.is_set():
                 raise Interrupted(f"before the first step; --workdir={directory} goes on")
             with checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager:
-                _, logits, chosen = train(this, starting_state(this, manager), manager, stopped)
-                result = finish(this, logits, chosen)
+                _, scores, chosen = train(this, starting_state(this, manager), manager, stopped)
+                result = finish(this, scores, chosen)
         except (Interrupted, RanAway):
             workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
@@ -90,15 +96,13 @@ def prepare(config, directory: pathlib.Path) -> Run:
     splits = sources.load(config.data)
     counts, sets = splits.counts, sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
-    table = functools.cache(lambda neighbours: sampling.neighbour_table(splits.train.images, sets, neighbours))
-    nearest = functools.partial(sampling.PARTNERS["nearest"], table=table)
     method = methods.build(
         config.method.to_dict(),
         counts,
         name=config.method.name,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
-        rules={"order": sampling.ORDERS, "partners": {**sampling.PARTNERS, "nearest": nearest}},
+        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=priors.read_test_prior(config.test_prior, counts),
         logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
@@ -109,29 +113,70 @@ def prepare(config, directory: pathlib.Path) -> Run:
             config.test_prior,
         )
     devices = parallel.local_devices(config.parallel.devices)
-    for field in ("batch_size", "eval_batch_size"):
-        if config[field] % len(devices):
+    for field, parts in (("batch_size", config.accumulate), ("eval_batch_size", 1)):
+        if config[field] % (len(devices) * parts):
+            times = f" times {parts} parts of config.accumulate" if parts > 1 else ""
             raise UserError(
-                f"config.{field} is {config[field]}, not a multiple of the {len(devices)} devices; change it or "
+                f"config.{field} is {config[field]}, not a multiple of the {len(devices)} devices{times}; change it or "
                 "set --config.parallel.devices"
             )
+    if config.accumulate > 1 and any(_function(stage.mixer) is mixing.manifold_mixup for stage in method.stages):
+        raise UserError(
+            f"{method.name} mixes inside of the network, where a part of the batch does not see its partners: set "
+            "config.accumulate to 1"
+        )
     axis = parallel.AXIS if config.parallel.batch_norm == "global" else None
-    network = resnet.build(config.network, len(counts), head=method.head, axis=axis, dtype=jnp.dtype(config.dtype))
+    network = resnet.build(
+        config.network,
+        len(counts),
+        head=method.head,
+        axis=axis,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
     recipe = steps.Recipe(
         optim.sgd(config.optim.momentum, config.optim.weight_decay),
         splits.train.mean,
         splits.train.std,
         config.data.pad,
         config.data.flip,
+        tuple(config.data.jitter),
+        config.accumulate,
+        unroll=parallel.is_cpu(devices),
     )
-    total = method.stages[-1].last
-    return Run(config, directory, splits, sets, method, network, recipe, devices, total, steps_per_epoch)
+    reading, shape = None, (config.data.get("image_size"),) * 2 + (3,)
+    if splits.train.images is not None:
+        shape = splits.train.images.shape[1:]
+    else:
+        fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers")
+        reading = loading.Reading(*(config.data[field] for field in fields))
+    variables = resnet.initialise(network, shape, config.seed)
+    if config.init and not (directory and any((directory / workdir.CHECKPOINTS).glob("[0-9]*"))):
+        variables = weights.begun_from(config.init, variables)
+    return Run(
+        config,
+        directory,
+        splits,
+        sets,
+        method,
+        network,
+        recipe,
+        shape,
+        variables,
+        reading,
+        devices,
+        method.stages[-1].last,
+        steps_per_epoch,
+    )
+
+
+def _function(bound: Callable | None) -> Callable | None:
+    return getattr(bound, "func", bound)
 
 
 def starting_state(this: Run, manager) -> steps.TrainState:
     """Return the state to go on from, on the devices: the newest sound checkpoint's, or a fresh one."""
-    shape, seed = this.splits.train.images.shape[1:], this.config.seed
-    state = steps.first_state(resnet.initialise(this.network, shape, seed), this.recipe.optimiser)
+    state = steps.first_state(this.variables, this.recipe.optimiser)
     _describe(this, sum(leaf.size for leaf in jax.tree.leaves(state.params)))
     restored = checkpoints.restore_newest(manager, this.directory / workdir.CHECKPOINTS, state)
     if restored is not None:
@@ -163,7 +208,7 @@ def _describe(this: Run, parameters: int) -> None:
 
 def train(
     this: Run, state: steps.TrainState, manager, stopped: threading.Event
-) -> tuple[steps.TrainState, dict[str, np.ndarray], dict]:
+) -> tuple[steps.TrainState, dict[str, "Scores"], dict]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 
     Args:
@@ -172,12 +217,12 @@ def train(
       stopped: set from outside to save after the step that runs, and leave.
 
     Returns:
-      The last state, the logits of each evaluated split after it, and what was chosen post hoc.
+      The last state, the scores of each evaluated split after it, and what was chosen post hoc.
     """
     config, first = this.config, int(state.step)
     predict, programs, stage = predictor(this), {}, None
     resident = _resident(this)
-    batches = loading.prefetch(functools.partial(_batch, this), range(first, this.steps))
+    batches = loading.prefetch(_batches(this, first))
     with progress.steps_bar(first, this.steps) as (bar, show), contextlib.closing(batches):
 
         def keep(line):
@@ -211,11 +256,11 @@ def train(
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
                 keep(line | means | about)
             if due.evaluate:
-                logits, chosen = predict(state, due.evaluate)
-                _check_finite(manager, where, logits=logits)
+                scores, chosen = predict(state, due.evaluate)
+                _check_finite(manager, where, logits=[score.logits for score in scores.values()])
             for name in due.evaluate:
                 watched = ("accuracy", "ece", "nll")
-                values = metrics.summary(Predictions(logits[name], this.splits.evaluated[name].labels), names=watched)
+                values = metrics.summary(Predictions(scores[name].logits, scores[name].labels), names=watched)
                 keep(line | {"split": name} | {measure: values[measure] for measure in watched})
             if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
@@ -227,8 +272,8 @@ def train(
                 jax.block_until_ready(sums)
                 since, clock = step, time.monotonic()
     if first == this.steps:
-        logits, chosen = predict(state, tuple(this.splits.evaluated))
-    return state, logits, chosen
+        scores, chosen = predict(state, tuple(this.splits.evaluated))
+    return state, scores, chosen
 
 
 def _check_finite(manager, where: str, **named) -> None:
@@ -251,8 +296,8 @@ def learning_rate(this: Run, stage: methods.Stage) -> Callable[[int], float]:
 def begun(this: Run, stage: methods.Stage, state: steps.TrainState) -> steps.TrainState:
     """Return the state with which a stage begins: a new classifier, an optimiser without memory, where it says so."""
     if stage.reinitialise:
-        shape, seed = this.splits.train.images.shape[1:], this.config.seed
-        drawn = resnet.initialise(this.network, shape, seed, draw=1 + this.method.stages.index(stage))["params"]
+        draw = 1 + this.method.stages.index(stage)
+        drawn = resnet.initialise(this.network, this.image_shape, this.config.seed, draw)["params"]
         state = state._replace(params={**state.params, "head": drawn["head"]})
     if stage.restart:
         state = state._replace(opt_state=this.recipe.optimiser.init(jax.device_get(state.params)))
@@ -295,8 +340,16 @@ def compiled_step(this: Run, stage: methods.Stage) -> Callable:
     )
 
 
-def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], tuple[dict[str, np.ndarray], dict]]:
-    """Return predict(state, names of splits) -> {name: logits float32[N, K]}, and what was chosen post hoc."""
+class Scores(NamedTuple):
+    """What a model says of a split."""
+
+    logits: np.ndarray  # float32[M, K]
+    labels: np.ndarray  # int32[M]
+    rows: np.ndarray  # int64[M], positions in the split: all, but for images that cannot be read
+
+
+def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], tuple[dict[str, Scores], dict]]:
+    """Return predict(state, names of splits) -> ({name: Scores}, what was chosen post hoc)."""
     size, devices, how = this.config.eval_batch_size, this.devices, this.config.parallel.how
 
     def step(variables, images, *, axis):
@@ -304,44 +357,78 @@ def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], tuple[
 
     compiled = parallel.distribute(step, devices, how, split=(False, True), split_result=True)
 
-    def logits_of(state, images):
+    def scores_of(state, name):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        parts = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            # The last batch is filled up, so that one program serves all; what fills it is cut off.
-            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-            parts.append(np.asarray(compiled(variables, parallel.place(filled, devices, how)))[: len(part)])
-        return np.concatenate(parts)
+        source, logits, present = this.splits.evaluated[name], [], []
+        # The last block is filled up, so that one program serves all; what fills it is left out here.
+        with contextlib.closing(loading.prefetch(loading.blocks(source, size, this.reading))) as blocks:
+            for images, here, unreadable in blocks:
+                record.unreadable(this.directory, unreadable)
+                logits.append(np.asarray(compiled(variables, parallel.place(images, devices, how)))[here])
+                present.append(here)
+        rows = np.flatnonzero(np.concatenate(present))
+        if not len(rows):
+            raise UserError(f"none of the {len(source.labels)} {name} images can be read")
+        return Scores(np.concatenate(logits), source.labels[rows], rows)
 
     def predict(state, names):
-        logits = {name: logits_of(state, this.splits.evaluated[name].images) for name in names}
+        scores = {name: scores_of(state, name) for name in names}
         if this.method.posthoc is None:
-            return logits, {}
+            return scores, {}
         validation = None
-        if "validation" in logits:
-            validation = logits["validation"], this.splits.validation.labels
-        head = jax.device_get(state.params["head"])
-        changed = {name: this.method.posthoc(values, head, validation=validation) for name, values in logits.items()}
-        return {name: values for name, (values, _) in changed.items()}, changed[names[0]][1]
+        if "validation" in scores:
+            validation = scores["validation"].logits, scores["validation"].labels
+        head, chosen = jax.device_get(state.params["head"]), {}
+        for name, score in scores.items():
+            logits, chosen[name] = this.method.posthoc(score.logits, head, validation=validation)
+            scores[name] = score._replace(logits=logits)
+        return scores, chosen[names[0]]
 
     return predict
 
 
-def _batch(this: Run, step: int):
-    """Make the stage and the placed batch of the step after `step` steps; runs in the prefetching thread."""
-    stage = next(s for s in this.method.stages if s.first <= step < s.last)
-    picks = sampling.picks(
-        this.sets,
-        seed=this.config.seed,
-        step=step,
-        batch_size=this.config.batch_size,
-        order=stage.order,
-        partners=stage.partners,
-    )
-    if this.config.data.residence == "host":
-        picks = loading.gather(this.splits.train.images, this.splits.train.labels, picks)
-    return stage, parallel.place(picks, this.devices, this.config.parallel.how)
+def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
+    """Make each step's stage and placed batch, from the step after `first`; runs in the prefetching thread."""
+    config, train = this.config, this.splits.train
+    table = functools.cache(functools.partial(_neighbours, this))
+    for stage in this.method.stages:
+        partners = stage.partners
+        if _function(partners) is sampling.nearest:
+            count = partners.keywords.get("neighbours", sampling.nearest.__kwdefaults__["neighbours"])
+            partners = functools.partial(partners, table=table(count))
+        picks_at = functools.partial(
+            sampling.picks,
+            this.sets,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            order=stage.order,
+            partners=partners,
+        )
+        todo = range(max(first, stage.first), stage.last)
+        if train.images is None:
+            outside = partners is not None and _function(partners) not in sampling.SAME_BATCH
+            views = config.batch_size * (2 if outside else 1)
+            made = loading.batches(
+                train, this.sets, picks_at, todo, views=views, seed=config.seed, reading=this.reading
+            )
+            for batch, unreadable in made:
+                record.unreadable(this.directory, unreadable)
+                yield stage, parallel.place(batch, this.devices, config.parallel.how)
+            continue
+        for step in todo:
+            batch = picks_at(step=step)
+            if config.data.residence == "host":
+                batch = loading.gather(train.images, train.labels, batch)
+            yield stage, parallel.place(batch, this.devices, config.parallel.how)
+
+
+def _neighbours(this: Run, count: int) -> np.ndarray:
+    """Find the nearest images of each one's class, for SMOTE; photographs are compared at 32 x 32."""
+    images = this.splits.train.images
+    if images is None:
+        _log.info("comparing the %d training images with those of their class", len(this.splits.train.labels))
+        images = loading.thumbnails(this.splits.train, this.reading)
+    return sampling.neighbour_table(images, this.sets, count)
 
 
 def _resident(this: Run) -> tuple:
@@ -351,15 +438,21 @@ def _resident(this: Run) -> tuple:
     return parallel.replicate((this.splits.train.images, this.splits.train.labels), this.devices)
 
 
-def finish(this: Run, logits: dict[str, np.ndarray], chosen: dict) -> dict:
+def finish(this: Run, scores: dict[str, Scores], chosen: dict) -> dict:
     """Write the predictions and measures of the last state, and what was chosen post hoc; return the measures."""
     result = {"posthoc": {"name": this.config.method.posthoc.name, **chosen}} if chosen else {}
     for name, source in this.splits.evaluated.items():
         predictions = Predictions(
-            logits[name], source.labels, this.splits.counts, this.method.logits_prior, source.class_names
+            scores[name].logits,
+            scores[name].labels,
+            this.splits.counts,
+            this.method.logits_prior,
+            source.class_names,
         )
         workdir.write_predictions(this.directory / workdir.predictions_file(name), predictions)
         result[name] = metrics.summary(predictions)
+        if source.names is not None:
+            workdir.write_list(this.directory / workdir.list_file(name), source.names, source.labels, scores[name].rows)
     records = [r for r in workdir.read_metrics(this.directory / workdir.METRICS_LINES) if "split" in r]
     watched = [r for r in records if r["split"] == next(iter(this.splits.evaluated))]
     if this.config.eval_every:

@@ -16,14 +16,14 @@ def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
 
 
 def learning_rate(optim, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step (from 0).
+    """Return the learning rate as a function of the step (from 0): falling in steps, or by the cosine.
 
     With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to
     180, then .00001. A run of less than 50 epochs warms up by step over its first tenth instead.
 
     Args:
-      optim: `learning_rate`, `warmup_epochs`, `decay_at` (fractions of the run; after each the rate
-        is multiplied by `decay_factor` once more), `decay_factor`.
+      optim: `learning_rate`, `warmup_epochs`, `schedule`: "steps", with `decay_at` (fractions of the run; after
+        each the rate is multiplied by `decay_factor` once more), or "cosine", see `cosine`.
       epochs: of the run.
       steps_per_epoch: steps of one.
 
@@ -32,9 +32,12 @@ def learning_rate(optim, epochs: int, steps_per_epoch: int) -> Callable[[int], f
     total = epochs * steps_per_epoch
     warm_steps = max(1, total // 10)
     ends = [round(total * fraction) for fraction in optim.decay_at]
+    falling = cosine(optim.learning_rate, 0, total, steps_per_epoch)
 
     def at(step: int) -> float:
         rate = optim.learning_rate * optim.decay_factor ** sum(step >= end for end in ends)
+        if optim.schedule == "cosine":
+            rate = falling(step)
         if not optim.warmup_epochs:
             return rate
         if epochs < 50:

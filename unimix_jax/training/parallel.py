@@ -110,6 +110,11 @@ def local_devices(count: int = 0) -> list:
     return devices[: count or None]
 
 
+def is_cpu(devices: Sequence) -> bool:
+    """Return whether these devices are the CPU, which is slow at loops around convolutions."""
+    return devices[0].platform == "cpu"
+
+
 def distribute(
     step: Callable,
     devices: Sequence,

@@ -7,17 +7,20 @@ import pathlib
 import resource
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
 import unimix_jax
 from unimix_jax import workdir
-from unimix_jax.data import sources
+from unimix_jax.data.splits import Splits, digest
 from unimix_jax.errors import UserError
 from unimix_jax.training import parallel
 
 _log = logging.getLogger(__name__)
+_UNREADABLE = threading.Lock()  # training reads ahead in a thread while an evaluation reads in another
 
 
 def plain(config) -> dict:
@@ -47,22 +50,27 @@ def earlier(config, directory: pathlib.Path) -> dict:
     return workdir.read_json(directory / workdir.RUN) or {}
 
 
-def begin(record: dict, config, splits: sources.Splits, test_prior: np.ndarray, devices: list) -> dict:
+def begin(
+    record: dict, config, splits: Splits, test_prior: np.ndarray, devices: list, weights: str | None = None
+) -> dict:
     """Return run.json for a run that begins or goes on.
 
     Args:
       record: of `earlier`.
       config, splits, test_prior, devices: of the run.
+      weights: digest of the trained weights that a run begins from; None for none, or those of the earlier start.
 
     Raises:
       UserError: the data is not what the run began with.
     """
     data = {
-        name: {"images": len(source.labels), "digest": sources.digest(source)}
+        name: {"images": len(source.labels), "digest": digest(source)}
         for name, source in {"train": splits.train, **splits.evaluated}.items()
     }
     data["train"]["counts"] = splits.counts.tolist()
     data["test_prior"] = {"digest": hashlib.sha256(np.ascontiguousarray(test_prior)).hexdigest()[:16]}
+    if weights or "init" in record.get("data", {}):
+        data["init"] = {"digest": weights} if weights else record["data"]["init"]
     for name in data.keys() | record.get("data", data).keys():
         if record and record["data"].get(name) != data.get(name):
             what = "test prior is not that" if name == "test_prior" else f"{name} images are not those"
@@ -85,6 +93,22 @@ def begin(record: dict, config, splits: sources.Splits, test_prior: np.ndarray, 
                 new.get(name),
             )
     return {"seed": config.seed, "data": data, "starts": starts, "state": "running"}
+
+
+def unreadable(directory: pathlib.Path, names: Iterable[str]) -> None:
+    """Add images that could not be read to the run's list of them, each once, aloud."""
+    if not names:
+        return
+    path = directory / workdir.UNREADABLE
+    with _UNREADABLE:
+        known = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        if new:
+            _log.warning(
+                "cannot be read and is passed over: %s (%d so far, see %s)", ", ".join(new), len(known) + len(new), path
+            )
+            text = "".join(f"{name}\n" for name in [*known, *new])
+            workdir.write_whole(path, text.encode("utf-8", "surrogateescape"))
 
 
 def peak_memory_mib() -> int:

@@ -39,6 +39,9 @@ class Recipe(NamedTuple):
     std: Any  # float32[C]
     pad: int
     flip: bool
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of brightness, contrast, saturation
+    accumulate: int = 1  # parts of a device's share that are differentiated one after the other
+    unroll: bool = True  # write the parts out instead of looping: faster on a CPU, more memory elsewhere
 
 
 def first_state(variables: dict, optimiser: optax.GradientTransformation) -> TrainState:
@@ -61,7 +64,9 @@ def mixed_batch(batch: Batch, seed, step, stage: Stage, recipe: Recipe) -> mixin
     def ready(images, views):
         view_keys = keys.of_views(seed, step, views)
         images = augment.crop_and_flip(view_keys, images, pad=recipe.pad, flip=recipe.flip)
-        return augment.normalise(images, recipe.mean, recipe.std)
+        if not any(recipe.jitter):
+            return augment.normalise(images, recipe.mean, recipe.std)
+        return (augment.jitter(view_keys, augment.unit(images), recipe.jitter) - recipe.mean) / recipe.std
 
     image = ready(batch.image, batch.view)
     if stage.mixer is None:
@@ -87,7 +92,8 @@ def train_step(
     """Take one step of SGD.
 
     Each device differentiates the *sum* of its weighted losses; gradients and weights are added over
-    the devices, then divided once, so that any split of a batch gives the same update.
+    the devices, then divided once, so that any split of a batch gives the same update. With `recipe.accumulate`
+    a device does so for one part of its share after the other; batch statistics are then those of each part.
 
     Args:
       state: the same on every device.
@@ -100,33 +106,41 @@ def train_step(
       The new state, and {"loss", "accuracy"}: (sum, weight) pairs over the whole batch, float32[]. While
       mixing, a hit is a prediction of the label with the larger weight.
     """
-    mixed = mixed_batch(batch, numbers.seed, state.step, stage, recipe)
+    everything = mixed_batch(batch, numbers.seed, state.step, stage, recipe)
     factors = dict(stage.trains)
 
     def frozen(path) -> bool:
         return factors.get(group_of(path), 1) == 0
 
-    def total_loss(params):
+    def total_loss(params, mixed, batch_stats):
         # No gradient is asked for what is frozen, and none is computed.
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: jax.lax.stop_gradient(p) if frozen(path) else p, params
         )
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, "batch_stats": batch_stats}
         mix = None
         if mixed.hidden is not None:
             mix = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
         if stage.batch_norm == "frozen":
-            logits, batch_stats = network.apply(variables, mixed.image, train=False, mix=mix), state.batch_stats
+            logits = network.apply(variables, mixed.image, train=False, mix=mix)
         else:
             logits, updates = network.apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
             batch_stats = updates["batch_stats"]
         losses = mixing.objective(stage.loss, logits, mixed, numbers.class_weight)
         return losses.sum(), (logits, batch_stats)
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-    weight = mixing.example_weight(mixed, numbers.class_weight).sum().astype(loss.dtype)
-    hits = (logits.argmax(axis=1) == mixing.dominant_label(mixed)).sum().astype(loss.dtype)
-    size = jnp.asarray(len(logits), loss.dtype)
+    def part(mixed, batch_stats):
+        differentiated = jax.value_and_grad(total_loss, has_aux=True)
+        (loss, (logits, batch_stats)), gradients = differentiated(state.params, mixed, batch_stats)
+        hits = (logits.argmax(axis=1) == mixing.dominant_label(mixed)).sum().astype(loss.dtype)
+        return gradients, loss, hits, batch_stats
+
+    if recipe.accumulate == 1:
+        gradients, loss, hits, batch_stats = part(everything, state.batch_stats)
+    else:
+        gradients, loss, hits, batch_stats = _accumulated(part, everything, state.batch_stats, recipe)
+    weight = mixing.example_weight(everything, numbers.class_weight).sum().astype(loss.dtype)
+    size = jnp.asarray(len(everything.image), loss.dtype)
     if axis is not None:
         gradients, loss, weight, hits, size = jax.lax.psum((gradients, loss, weight, hits, size), axis)
         batch_stats = jax.lax.pmean(batch_stats, axis)  # equal already, unless each device has its own statistics
@@ -141,6 +155,22 @@ def train_step(
     )
     sums = {"loss": (loss, weight), "accuracy": (hits, size)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+
+
+def _accumulated(part, mixed: mixing.Mixed, batch_stats, recipe: Recipe):
+    """Add up what `part` returns for each of `recipe.accumulate` parts of a batch; statistics go from part to part."""
+    # Every k-th example, so that a part is the same examples however many devices share the batch.
+    parts = jax.tree.map(lambda x: x.reshape(-1, recipe.accumulate, *x.shape[1:]).swapaxes(0, 1), mixed)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first, batch_stats)[:3])
+
+    def add(carry, mixed):
+        sums, batch_stats = carry
+        *found, batch_stats = part(mixed, batch_stats)
+        return (jax.tree.map(jnp.add, sums, tuple(found)), batch_stats), None
+
+    (sums, batch_stats), _ = jax.lax.scan(add, (zeros, batch_stats), parts, unroll=recipe.unroll)
+    return *sums, batch_stats
 
 
 def predict_step(variables: dict, images, *, network: nn.Module, recipe: Recipe):

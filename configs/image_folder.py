@@ -1,0 +1,29 @@
+"""Your own photographs: a folder with a sub-folder a class, list files, or prepared TFDS data.
+
+    python -m unimix_jax.main --config=configs/image_folder.py --config.data.dir=FOLDER
+    python -m unimix_jax.main --config=configs/image_folder.py --config.data.dir=IMAGES \\
+        --config.data.train_list=train.txt --config.data.test_list=test.txt
+
+A fifth of each class is held out for the test and a tenth for validation, where FOLDER has no train/ and test/ (or
+val/) of its own; see docs/photographs.md. Arguments after a colon: method, network.
+
+A small data set from chance: ResNet-10, batch 32, 60 epochs, the rate by the cosine from .05. Begin from trained
+weights by --config.init where you have them.
+"""
+
+from unimix_jax import settings
+
+
+def get_config(text=None):
+    given = settings.arguments(text, method="unimix_bayias", network="resnet10")
+    config = settings.default()
+    settings.use_photographs(config)
+    config.network = given["network"]
+    config.epochs = 60
+    config.batch_size = 32
+    config.optim.learning_rate = 0.05
+    config.optim.schedule = "cosine"
+    config.optim.weight_decay = 5e-4
+    config.optim.warmup_epochs = 5
+    settings.use_method(config, given["method"])
+    return config

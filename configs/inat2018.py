@@ -1,0 +1,36 @@
+"""iNaturalist 2018: ResNet-50 at batch 512 by the paper's recipe (its supplement, C.2). 8,142 classes.
+
+    python -m unimix_jax.main --config=configs/inat2018.py --config.data.dir=INATURALIST
+
+INATURALIST holds train_val2018/ and, there or in a folder of it, the lists iNaturalist18_train.txt and
+iNaturalist18_val.txt; the contest's own train2018.json and val2018.json do as well, by --config.data.train_list
+and --config.data.test_list. The field tests on the validation images, and there are no others with labels.
+Arguments after a colon: method; network; recipe: paper, or usual, the field's batch 256, rate .1, cosine, decay
+1e-4, 200 epochs.
+"""
+
+from unimix_jax import settings
+from unimix_jax.errors import one_of
+
+
+def get_config(text=None):
+    given = settings.arguments(text, method="unimix_bayias", network="resnet50", recipe="paper")
+    config = settings.default()
+    settings.use_photographs(config)
+    config.network = given["network"]
+    config.epochs = 90
+    config.batch_size = 512
+    config.optim.learning_rate = 0.2
+    config.optim.decay_at = (1 / 3, 2 / 3)  # epochs 30 and 60
+    config.optim.decay_factor = 0.1
+    config.data.train_list = "iNaturalist18_train.txt"
+    config.data.test_list = "iNaturalist18_val.txt"
+    config.data.mean = (0.466, 0.471, 0.380)
+    config.data.std = (0.195, 0.194, 0.192)
+    if one_of("recipe", given["recipe"], ("paper", "usual")) == "usual":
+        config.epochs = 200
+        config.batch_size = 256
+        config.optim.learning_rate = 0.1
+        config.optim.schedule = "cosine"
+    settings.use_method(config, given["method"], data="inat2018")
+    return config

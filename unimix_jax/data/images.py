@@ -1,0 +1,140 @@
+"""Encoded photographs to pixels on the host: decoding, the crop, resizing. No jax."""
+
+import functools
+import importlib.util
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from unimix_jax.data.sampling import Stream, generator
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the upright image
+_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn width into height
+
+
+def random_box(
+    width: int, height: int, *, seed: int, step: int, view: int, area: tuple[float, float] = (0.08, 1.0)
+) -> Box:
+    """Draw the crop of one view: a share of the area, and an aspect ratio in 3/4..4/3, both uniform (the ratio's log).
+
+    Args:
+      width, height: of the image.
+      seed, step, view: what the draw is a function of.
+      area: smallest and largest share.
+
+    Returns:
+      A box of whole pixels; after ten draws that do not fit the largest centred one with an allowed ratio.
+
+    Source: torchvision, RandomResizedCrop.
+    """
+    draws = generator(seed, Stream.CROPS, step, view).random((10, 4)).tolist()
+    for share, ratio, left, upper in draws:
+        pixels = width * height * (area[0] + share * (area[1] - area[0]))
+        aspect = (4 / 3) ** (2 * ratio - 1)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, upper = int(left * (width - w + 1)), int(upper * (height - h + 1))
+            return left, upper, left + w, upper + h
+    w = min(width, max(1, round(height * 4 / 3)))
+    h = min(height, max(1, round(width * 4 / 3)))
+    left, upper = (width - w) // 2, (height - h) // 2
+    return left, upper, left + w, upper + h
+
+
+def centre_box(width: int, height: int, *, size: int, resize: int) -> Box:
+    """Return the box that is the centre `size` x `size` of the image with its shorter side resized to `resize`.
+
+    Source: torchvision, Resize and CenterCrop.
+    """
+    short = min(width, height)
+    new_w, new_h = (max(resize, int(resize * side / short)) for side in (width, height))
+    left, upper = round((new_w - size) / 2), round((new_h - size) / 2)
+    x, y = width / new_w, height / new_h
+    return left * x, upper * y, (left + size) * x, (upper + size) * y
+
+
+def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """Decode an image, upright, and resize a box of it to size x size.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 where the box has that many times the wanted pixels. Grey, palette, CMYK
+    and 16-bit images become RGB of 8 bits, alpha is dropped, an animation is its first frame. The same pixels with
+    and without simplejpeg.
+
+    Args:
+      data: a file's bytes, of any format that Pillow reads.
+      box_of: (width, height) -> box, see `random_box` and `centre_box`.
+      size: of a side.
+
+    Returns:
+      uint8[size, size, 3].
+
+    Raises:
+      Exception: whatever Pillow raises for a damaged or unknown image.
+    """
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data))
+    turned = image.getexif().get(_ORIENTATION, 1)
+    width, height = image.size[::-1] if turned in (5, 6, 7, 8) else image.size
+    left, upper, right, lower = box_of(width, height)
+    image = _loaded(image, data, min((right - left) / size, (lower - upper) / size))
+    if turned != 1:
+        image = _upright(image, turned)
+    x, y = image.size[0] / width, image.size[1] / height
+    box = max(left * x, 0), max(upper * y, 0), min(right * x, image.size[0]), min(lower * y, image.size[1])
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _loaded(image, data: bytes, ratio: float):
+    """Return an opened image decoded, as RGB or L of 8 bits; a JPEG smaller by up to `ratio`."""
+    from PIL import Image
+
+    if image.format == "JPEG":
+        factor = next(f for f in (8, 4, 2, 1) if f <= max(ratio, 1))
+        if image.mode in ("RGB", "L") and has_simplejpeg():
+            import simplejpeg
+
+            smallest = {"min_width": -(-image.size[0] // factor), "min_height": -(-image.size[1] // factor)}
+            space = "RGB" if image.mode == "RGB" else "Gray"
+            try:
+                pixels = simplejpeg.decode_jpeg(data, space, **(smallest if factor > 1 else {}))
+                return Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
+            except ValueError:  # what it holds for damaged; Pillow has the last word
+                pass
+        if factor > 1:
+            image.draft(None, (image.size[0] // factor, image.size[1] // factor))
+    image.load()
+    if image.mode in ("RGB", "L"):
+        return image
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more a pixel, grey
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray((values / (65535 if values.max() > 255 else 255) * 255).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # without this step Pillow warns
+    return image.convert("RGB")
+
+
+def _upright(image, orientation: int):
+    """Turn an image as its EXIF orientation says."""
+    from PIL import Image
+
+    turns = Image.Transpose
+    turn = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+@functools.cache
+def has_simplejpeg() -> bool:
+    """Return whether the faster JPEG decoder of the extra `fast` is installed."""
+    return importlib.util.find_spec("simplejpeg") is not None
