@@ -262,6 +262,19 @@ def check(config) -> None:
             wrong = True
         if wrong:
             raise UserError(f"config.{field} is {value!r}; it must be {words}")
+    if photographs:
+        _check_photographs(config.data)
+
+
+def _check_photographs(data) -> None:
+    """Refuse fields of photographs that do not go together."""
+    if data.resize < data.image_size:
+        raise UserError(
+            f"config.data.resize is {data.resize}, less than config.data.image_size, {data.image_size}; an evaluation "
+            "cuts its centre out of the resized image"
+        )
+    if data.test_share + data.validation_share > 0.5:
+        raise UserError("config.data.test_share and validation_share are more than .5 together; training keeps half")
 
 
 def _in(*choices: str) -> tuple[Callable[[Any], bool], str]:

@@ -38,7 +38,8 @@ UNREADABLE = "unreadable.txt"
 # the last bits of sums. (A replaced data set is caught by its digest in run.json.)
 NEUTRAL = (
     *("data.dir", "data.download", "data.file", "data.train_list", "data.validation_list", "data.test_list"),
-    *("data.residence", "data.threads", "data.workers", "eval_every", "log_every", "parallel.how", "remat", "init"),
+    *("data.residence", "data.threads", "data.workers", "data.skip_unreadable", "eval_every", "log_every"),
+    *("parallel.how", "remat"),
 )
 NEUTRAL_GROUPS = ("checkpoint.",)
 

@@ -57,6 +57,7 @@ KINDS = {
     "grey": (Image.fromarray(GREY), "PNG", GREY),
     "grey jpeg": (Image.fromarray(GREY), "JPEG", GREY),
     "16 bit": (Image.fromarray(GREY.astype(np.uint16) * 257), "PNG", GREY),
+    "dark 16 bit": (Image.fromarray(GREY.astype(np.uint16)), "PNG", np.zeros_like(GREY)),
     "1 bit": (Image.fromarray(GREY > 100), "PNG", (GREY > 100) * 255),
     "grey with alpha": (Image.fromarray(np.stack([GREY, 255 - GREY], axis=-1), "LA"), "PNG", GREY),
     "alpha": (Image.fromarray(np.dstack([COLOUR, GREY]), "RGBA"), "PNG", COLOUR),
@@ -88,7 +89,7 @@ def test_a_palette_with_a_transparent_entry_and_an_animation():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_an_image_is_upright_whatever_its_exif_says(orientation, form):
     from PIL import ImageOps
 

@@ -251,3 +251,24 @@ def test_digests_tell_names_and_labels(folder):
     source = load(dir=folder).train
     assert splits.digest(source) == splits.digest(source._replace(root="elsewhere"))
     assert splits.digest(source) != splits.digest(source.take(np.arange(len(source.labels))[::-1]))
+
+
+def test_links_that_lead_back_give_no_image_twice(folder):
+    before = load(dir=folder)
+    (folder / "a" / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "a" / "deeper" / "back").symlink_to(folder / "a", target_is_directory=True)
+    assert load(dir=folder).train.names == before.train.names
+
+
+def test_a_test_list_alone_is_refused(lists):
+    lists("test.txt", TEST)
+    with pytest.raises(UserError, match=r"config.data.test_list goes with config.data.train_list"):
+        load(dir=lists.root, test_list="test.txt")
+
+
+@pytest.mark.parametrize("category", [-1, 10**11])
+def test_categories_that_are_no_classes_are_refused(lists, category):
+    content = {**INAT, "annotations": [{"id": 9, "image_id": 0, "category_id": category}]}
+    (lists.root / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"holds the label {category}"):
+        load(dir=lists.root, train_list="train.json")

@@ -76,6 +76,8 @@ def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.nda
     from PIL import Image
 
     image = Image.open(io.BytesIO(data))
+    if image.format == "TIFF":
+        image.load()  # Pillow turns these upright itself, and only then has their size
     turned = image.getexif().get(_ORIENTATION, 1)
     width, height = image.size[::-1] if turned in (5, 6, 7, 8) else image.size
     left, upper, right, lower = box_of(width, height)
@@ -109,9 +111,10 @@ def _loaded(image, data: bytes, ratio: float):
     image.load()
     if image.mode in ("RGB", "L"):
         return image
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more a pixel, grey
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray((values / (65535 if values.max() > 255 else 255) * 255).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its grey values are neither of 8 nor of 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # without this step Pillow warns
     return image.convert("RGB")

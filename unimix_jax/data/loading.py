@@ -92,7 +92,7 @@ def batches(
     view_at = functools.partial(
         _training_view, source=source, sets=sets, picks_at=picks_at, views=views, seed=seed, reading=reading
     )
-    made = _read(view_at, range(steps.start * views, steps.stop * views), reading)
+    made = _read(view_at, range(steps.start * views, steps.stop * views), reading, views)
     for step in steps:
         found = [next(made) for _ in range(views)]
         picks = _picks(picks_at, step)
@@ -127,7 +127,7 @@ def blocks(source: Source, size: int, reading: Reading | None = None):
     made = (
         None
         if source.images is not None
-        else _read(functools.partial(_evaluated_view, source=source, reading=reading), range(total), reading)
+        else _read(functools.partial(_evaluated_view, source=source, reading=reading), range(total), reading, size)
     )
     for start in range(0, total, size):
         count = min(size, total - start)
@@ -144,12 +144,13 @@ def blocks(source: Source, size: int, reading: Reading | None = None):
         yield filled, np.concatenate([present, np.zeros(size - count, bool)]), unreadable
 
 
-def _read(view_at: Callable[[int], View], positions: range, reading: Reading) -> Iterator[View]:
-    """Make views in order, by threads or worker processes ahead of their turn."""
+def _read(view_at: Callable[[int], View], positions: range, reading: Reading, ahead: int) -> Iterator[View]:
+    """Make views in order, by threads or worker processes, up to `ahead` or so before their turn."""
     import grain
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options = grain.ReadOptions(num_threads=reading.threads or cores, prefetch_buffer_size=max(64, 4 * cores))
+    threads = reading.threads or (1 if reading.workers else cores)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(64, 4 * threads, ahead))
     made = grain.MapDataset.range(positions.start, positions.stop).map(view_at).to_iter_dataset(options)
     if reading.workers:
         from absl import flags

@@ -26,7 +26,12 @@ FIELDS = ("dir", "train_list", "validation_list", "test_list", "test_share", "va
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"]
 )
-SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test",)}
+_MOST_LABELS = 10**7
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 class Listing(NamedTuple):
@@ -48,6 +53,8 @@ def photographs(data) -> Splits:
     root = search_path(data.dir)
     if data.train_list:
         root, listings = _listed(root, data)
+    elif given := [f"{split}_list" for split in ("validation", "test") if data[f"{split}_list"]]:
+        raise UserError(f"config.data.{given[0]} goes with config.data.train_list, which is not given")
     elif not data.dir:
         raise UserError(
             "no photographs named: give a folder with a sub-folder a class by --config.data.dir=FOLDER, or list files "
@@ -157,7 +164,7 @@ def read_json(path: str | os.PathLike) -> Listing:
     """
     try:
         content = json.loads(pathlib.Path(path).read_bytes())
-        files = {image["id"]: image["file_name"] for image in content["images"]}
+        files = {image["id"]: os.fspath(image["file_name"]) for image in content["images"]}
         pairs = [(files[a["image_id"]], int(a["category_id"])) for a in content["annotations"]]
         class_names = {int(c["id"]): str(c.get("name", c["id"])) for c in content.get("categories", ())}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,6 +178,9 @@ def read_json(path: str | os.PathLike) -> Listing:
 def _checked(path, names: list[str], labels: np.ndarray, class_names: dict[int, str]) -> Listing:
     if not names:
         raise UserError(f"{path} lists no image; each line must be a path, a space and a label (0, 1, ...)")
+    if labels.min() < 0 or labels.max() >= _MOST_LABELS:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(f"{path} holds the label {wrong}; labels lie in 0..{_MOST_LABELS - 1}")
     if len(set(names)) < len(names):
         first: dict[str, int] = {}
         for i, (name, label) in enumerate(zip(names, labels.tolist(), strict=True)):
@@ -253,6 +263,7 @@ def _folders(root: pathlib.Path) -> dict[str, Listing]:
         return {"train": _class_folders(root, root)}
     if not found["test"]:
         found["test"], found["validation"] = found["validation"], None
+    _log.info("%s: %s", root, ", ".join(f"{name}/ is for {split}" for split, name in found.items() if name))
     listings = {split: _class_folders(root, below[name]) for split, name in found.items() if name}
     ids = {name: c for c, name in enumerate(sorted({n for x in listings.values() for n in x.class_names.values()}))}
 
@@ -289,7 +300,13 @@ def _class_folders(root: pathlib.Path, folder: pathlib.Path) -> Listing:
 
 
 def _images_below(root: pathlib.Path, folder: pathlib.Path) -> Iterable[str]:
+    seen = set()  # links may lead back
     for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen or os.path.commonpath([real, os.path.realpath(root)]) == real:
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = pathlib.Path(where).relative_to(root).as_posix()
         for name in files:

@@ -304,6 +304,10 @@ def run_facts(about: dict) -> dict[str, str]:
     for split in ("validation", "test"):
         if split in data:
             facts[f"{split} images"] = f"{data[split]['images']}, digest {data[split]['digest']}"
+    if run.get("unreadable"):
+        facts["images that could not be read"] = (
+            f"{run['unreadable']}, replaced in training and left out here; see unreadable.txt in the run directory"
+        )
     lines = about.get("lines") or []
     last = max((line["epoch"] for line in lines), default=None)
     facts["measured at"] = None if last is None else f"the last step, epoch {last:g}"

@@ -68,7 +68,7 @@ def run(config, directory: str | os.PathLike, stopped: threading.Event | None = 
             return result
         begun_at = time.monotonic()
         this = prepare(config, directory)
-        begun_from = weights.digest(config.init) if config.init and "init" not in about.get("data", {}) else None
+        begun_from = weights.digest(config.init) if config.init and not _has_checkpoints(directory) else None
         about = record.begin(about, config, this.splits, this.method.test_prior, this.devices, begun_from)
         _log.info("run directory: %s", directory)
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
@@ -86,6 +86,7 @@ def run(config, directory: str | os.PathLike, stopped: threading.Event | None = 
             "state": "complete",
             "seconds": round(time.monotonic() - begun_at, 1),
             "peak_memory_mib": record.peak_memory_mib(),
+            "unreadable": record.count_unreadable(directory),
         }
         workdir.write_json(directory / workdir.RUN, about)
         return result
@@ -151,7 +152,7 @@ def prepare(config, directory: pathlib.Path) -> Run:
         fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers")
         reading = loading.Reading(*(config.data[field] for field in fields))
     variables = resnet.initialise(network, shape, config.seed)
-    if config.init and not (directory and any((directory / workdir.CHECKPOINTS).glob("[0-9]*"))):
+    if config.init and not _has_checkpoints(directory):
         variables = weights.begun_from(config.init, variables)
     return Run(
         config,
@@ -168,6 +169,10 @@ def prepare(config, directory: pathlib.Path) -> Run:
         method.stages[-1].last,
         steps_per_epoch,
     )
+
+
+def _has_checkpoints(directory: pathlib.Path | None) -> bool:
+    return directory is not None and any((directory / workdir.CHECKPOINTS).glob("[0-9]*"))
 
 
 def _function(bound: Callable | None) -> Callable | None:

@@ -73,7 +73,8 @@ def begin(
         data["init"] = {"digest": weights} if weights else record["data"]["init"]
     for name in data.keys() | record.get("data", data).keys():
         if record and record["data"].get(name) != data.get(name):
-            what = "test prior is not that" if name == "test_prior" else f"{name} images are not those"
+            other = {"test_prior": "test prior is not that", "init": "file of config.init is not that"}
+            what = other.get(name, f"{name} images are not those")
             raise UserError(f"the {what} which this run began with; restore it or give a new --workdir")
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -101,7 +102,7 @@ def unreadable(directory: pathlib.Path, names: Iterable[str]) -> None:
         return
     path = directory / workdir.UNREADABLE
     with _UNREADABLE:
-        known = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+        known = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1] if path.exists() else []
         new = [name for name in dict.fromkeys(names) if name not in known]
         if new:
             _log.warning(
@@ -109,6 +110,12 @@ def unreadable(directory: pathlib.Path, names: Iterable[str]) -> None:
             )
             text = "".join(f"{name}\n" for name in [*known, *new])
             workdir.write_whole(path, text.encode("utf-8", "surrogateescape"))
+
+
+def count_unreadable(directory: pathlib.Path) -> int:
+    """Return how many images the run's list of unreadable ones has."""
+    path = directory / workdir.UNREADABLE
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def peak_memory_mib() -> int:
