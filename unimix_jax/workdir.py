@@ -37,9 +37,20 @@ UNREADABLE = "unreadable.txt"
 # Keys in which a resumed run may differ: they change where data is looked for, what is recorded and kept, or
 # the last bits of sums. (A replaced data set is caught by its digest in run.json.)
 NEUTRAL = (
-    *("data.dir", "data.download", "data.file", "data.train_list", "data.validation_list", "data.test_list"),
-    *("data.residence", "data.threads", "data.workers", "data.skip_unreadable", "eval_every", "log_every"),
-    *("parallel.how", "remat"),
+    "data.dir",
+    "data.download",
+    "data.file",
+    "data.residence",
+    "data.skip_unreadable",
+    "data.test_list",
+    "data.threads",
+    "data.train_list",
+    "data.validation_list",
+    "data.workers",
+    "eval_every",
+    "log_every",
+    "parallel.how",
+    "remat",
 )
 NEUTRAL_GROUPS = ("checkpoint.",)
 

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +70,18 @@ class View(NamedTuple):
     unreadable: tuple[str, ...]  # images that could not be read in its place
 
 
+_NOTHING = np.zeros(0, np.uint8)  # not None, which grain leaves out
+
+
 def batches(
-    source: Source, sets: ByClass, picks_at: Callable[..., Picks], steps: range, *, views: int, seed: int, reading
+    source: Source,
+    sets: ByClass,
+    picks_at: Callable[..., Picks],
+    steps: range,
+    *,
+    views: int,
+    seed: int,
+    reading: Reading,
 ) -> Iterator[tuple[Batch, tuple[str, ...]]]:
     """Read the batches of some steps from encoded images: pixels are a function of (seed, step, view) alone.
 
@@ -81,7 +92,7 @@ def batches(
       steps: consecutive.
       views: images to decode a step, at most: B, or 2 * B where partners come from outside of the batch.
       seed: of the crops.
-      reading: `Reading`.
+      reading: how.
 
     Yields:
       The batch, and the images that could not be read and were replaced by others of their class.
@@ -101,11 +112,11 @@ def batches(
         batch = Batch(image, source.labels[picks.index], picks.view)
         if picks.partner is not None:
             same = _in_batch(picks)
-            outside = [
+            partner = [
                 image[slot] if same[i] else found[size + i].image for i, slot in enumerate(picks.partner_view.tolist())
             ]
             batch = batch._replace(
-                partner_image=np.stack(outside),
+                partner_image=np.stack(partner),
                 partner_label=source.labels[picks.partner],
                 partner_view=picks.partner_view,
             )
@@ -123,25 +134,27 @@ def blocks(source: Source, size: int, reading: Reading | None = None):
     Yields:
       Images uint8[size, H, W, C]; whether each stands for an example, bool[size]; names that could not be read.
     """
-    total = len(source.labels)
-    made = (
-        None
-        if source.images is not None
-        else _read(functools.partial(_evaluated_view, source=source, reading=reading), range(total), reading, size)
-    )
-    for start in range(0, total, size):
-        count = min(size, total - start)
-        if made is None:
-            rows, present, unreadable = source.images[start : start + count], np.ones(count, bool), ()
-        else:
-            found = [next(made) for _ in range(count)]
-            black = np.zeros((reading.size, reading.size, 3), np.uint8)
-            present = np.array([view.image.size > 0 for view in found])
-            rows = np.stack([view.image if view.image.size else black for view in found])
-            unreadable = tuple(name for view in found for name in view.unreadable)
-        filled = np.zeros((size, *rows.shape[1:]), rows.dtype)
-        filled[:count] = rows
-        yield filled, np.concatenate([present, np.zeros(size - count, bool)]), unreadable
+    parts = _array_parts(source, size) if source.names is None else _file_parts(source, size, reading)
+    for rows, present, unreadable in parts:
+        missing = size - len(rows)
+        filled = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+        yield filled, np.concatenate([present, np.zeros(missing, bool)]), unreadable
+
+
+def _array_parts(source: Source, size: int):
+    for start in range(0, len(source.labels), size):
+        rows = source.images[start : start + size]
+        yield rows, np.ones(len(rows), bool), ()
+
+
+def _file_parts(source: Source, size: int, reading: Reading):
+    view_at = functools.partial(_evaluated_view, source=source, reading=reading)
+    made = _read(view_at, range(len(source.labels)), reading, size)
+    black = np.zeros((reading.size, reading.size, 3), np.uint8)
+    while found := list(itertools.islice(made, size)):
+        present = np.array([view.image.size > 0 for view in found])
+        rows = np.stack([view.image if view.image.size else black for view in found])
+        yield rows, present, tuple(name for view in found for name in view.unreadable)
 
 
 def _read(view_at: Callable[[int], View], positions: range, reading: Reading, ahead: int) -> Iterator[View]:
@@ -172,41 +185,37 @@ def _training_view(position: int, *, source, sets, picks_at, views, seed, readin
     if slot < size:
         index, view = picks.index[slot], picks.view[slot]
     elif _in_batch(picks)[slot - size]:
-        return View(np.zeros(0, np.uint8), ())
+        return View(_NOTHING, ())
     else:
         index, view = picks.partner[slot - size], picks.partner_view[slot - size]
     box_of = functools.partial(images.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
-    label = source.labels[index]
+    image = _decoded(source, index, box_of, reading.size, reading)
+    if image is not None:
+        return View(image, ())
+    # In its place stands the next one of its class.
+    label, unreadable = source.labels[index], [path_of(source, index)]
     members = sets.order[sets.first[label] : sets.first[label] + sets.counts[label]]
-    if not reading.skip_unreadable:
-        members = [index]
-    else:  # in the place of an unreadable image stands the next one of its class
-        members = np.roll(members, -int(np.searchsorted(members, index)))
-    unreadable = []
-    for member in members:
-        try:
-            return View(_decoded(source, int(member), box_of, reading.size), tuple(unreadable))
-        except UserError:
-            if not reading.skip_unreadable:
-                raise
-            unreadable.append(path_of(source, int(member)))
+    for member in np.roll(members, -int(np.searchsorted(members, index)))[1:]:
+        image = _decoded(source, member, box_of, reading.size, reading)
+        if image is not None:
+            return View(image, tuple(unreadable))
+        unreadable.append(path_of(source, member))
     raise UserError(f"none of the {len(members)} images of class {source.class_names[label]!r} can be read")
 
 
 def _evaluated_view(position: int, *, source, reading) -> View:
     box_of = functools.partial(images.centre_box, size=reading.size, resize=reading.resize)
-    try:
-        return View(_decoded(source, position, box_of, reading.size), ())
-    except UserError:
-        if not reading.skip_unreadable:
-            raise
-        return View(np.zeros(0, np.uint8), (path_of(source, position),))
+    image = _decoded(source, position, box_of, reading.size, reading)
+    return View(_NOTHING, (path_of(source, position),)) if image is None else View(image, ())
 
 
-def _decoded(source: Source, position: int, box_of: Callable, size: int) -> np.ndarray:
+def _decoded(source: Source, position: int, box_of: Callable, size: int, reading: Reading) -> np.ndarray | None:
+    """Read and decode one image; None for one that cannot be read and is to be skipped."""
     try:
-        return images.decoded(source.read(position), box_of, size)
+        return images.decoded(source.read(int(position)), box_of, size)
     except Exception as error:  # damage comes out as nearly any type
+        if reading.skip_unreadable:
+            return None
         why = "it is no image" if type(error).__name__ == "UnidentifiedImageError" else error
         raise UserError(
             f"cannot read the image {path_of(source, position)} ({why}); mend it or take it out, or go on without "
@@ -224,12 +233,8 @@ def thumbnails(source: Source, reading: Reading) -> np.ndarray:
     """
 
     def small(position: int) -> np.ndarray:
-        try:
-            return _decoded(source, position, _whole, 32)
-        except UserError:
-            if not reading.skip_unreadable:
-                raise
-            return np.zeros((32, 32, 3), np.uint8)
+        image = _decoded(source, position, _whole, 32, reading)
+        return np.zeros((32, 32, 3), np.uint8) if image is None else image
 
     with ThreadPoolExecutor(reading.threads or None) as pool:
         return np.stack(list(pool.map(small, range(len(source.labels)))))

@@ -61,32 +61,22 @@ def photographs(data) -> Splits:
             "by --config.data.train_list=FILE"
         )
     elif prepared.is_prepared(root):
-        return _splits(prepared.read(root), data)
+        return _splits(prepared.read(root, np.float32(data.mean), np.float32(data.std)), data)
     else:
         listings = _folders(root)
     classes, names = _classes(listings)
     mean, std = np.float32(data.mean), np.float32(data.std)
-    return _splits(
-        {
-            split: Source(
-                np.searchsorted(classes, listing.labels).astype(np.int32),
-                names,
-                mean,
-                std,
-                names=tuple(listing.names),
-                root=str(root),
-            )
-            for split, listing in listings.items()
-        },
-        data,
-    )
+    parts = {}
+    for split, listing in listings.items():
+        labels = np.searchsorted(classes, listing.labels).astype(np.int32)
+        parts[split] = Source(labels, names, mean, std, names=tuple(listing.names), root=str(root))
+    return _splits(parts, data)
 
 
 def _splits(parts: dict[str, Source], data) -> Splits:
     """Put splits together: what is not given is held out, and a long-tailed cut is made where one is asked for."""
     train = parts["train"]
     classes = len(train.class_names)
-    mean, std = np.float32(data.mean), np.float32(data.std)
     if "test" not in parts:
         if not data.test_share > 0:
             raise UserError("there is no test split and config.data.test_share is 0; name one or hold some images out")
@@ -105,7 +95,6 @@ def _splits(parts: dict[str, Source], data) -> Splits:
     if data.imbalance != 1:
         chosen = long_tailed_of_skewed(parts["train"].labels, classes, data)
         parts["train"] = parts["train"].take(chosen)
-    parts = {name: source._replace(mean=mean, std=std) for name, source in parts.items()}
     return Splits(parts["train"], parts.get("validation"), parts["test"])
 
 

@@ -27,11 +27,12 @@ def is_prepared(directory: pathlib.Path) -> bool:
     return _version(directory) is not None
 
 
-def read(directory: pathlib.Path) -> dict[str, Source]:
+def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str, Source]:
     """Read the labels of a prepared data set, and open its images.
 
     Args:
       directory: .../NAME/VERSION, or .../NAME or .../NAME/CONFIG with one version.
+      mean, std: float32[C], of the sources.
 
     Returns:
       Sources by split: train, and validation and test where they are; a validation split alone is the test.
@@ -68,10 +69,10 @@ def read(directory: pathlib.Path) -> dict[str, Source]:
         found[split] = Source(
             np.array(labels, np.int32),
             tuple(features[keys[1]].names),
-            np.zeros(3, np.float32),
-            np.ones(3, np.float32),
+            mean,
+            std,
             names=tuple(f"{name}[{i}]" for i in range(len(records))),
-            root=f"{builder.info.full_name}",
+            root=builder.info.full_name,
             record=_Records(records, keys[0]),
         )
     if "train" not in found:

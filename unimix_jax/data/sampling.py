@@ -142,7 +142,10 @@ def in_batch(sets: ByClass, index: np.ndarray, *, image_exponent: float = -0.5, 
     return index[slots], slots.astype(np.int32)
 
 
-def nearest(sets: ByClass, index: np.ndarray, *, table, neighbours: int = 5, seed: int, step: int):
+NEIGHBOURS = 5  # of SMOTE
+
+
+def nearest(sets: ByClass, index: np.ndarray, *, table, neighbours: int = NEIGHBOURS, seed: int, step: int):
     """The partner rule of SMOTE: one of the nearest images of the same class, cropped and flipped alike.
 
     A class of fewer images has fewer neighbours; of one image, itself.

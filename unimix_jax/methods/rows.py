@@ -70,10 +70,9 @@ _SMOOTHED_BY_DATA = {
     "inat2018": _smoothed(0.3, 0.0, "train", 0.05),
     "places_lt": _smoothed(0.4, 0.1, "train", 0.05),  # MiSLAS: the statistics of the last block only
 }
-_PHOTOGRAPHS = ("imagenet_lt", "inat2018", "places_lt")
-_MISLAS_BY_DATA = {  # on photographs it mixes less
-    data: {"stages": {**row["stages"], **({"mixed": {"mixer": {"alpha": 0.2}}} if data in _PHOTOGRAPHS else {})}}
-    for data, row in _SMOOTHED_BY_DATA.items()
+_MISLAS_BY_DATA = _SMOOTHED_BY_DATA | {  # on photographs it mixes less
+    data: {"stages": {**_SMOOTHED_BY_DATA[data]["stages"], "mixed": {"mixer": {"alpha": 0.2}}}}
+    for data in ("imagenet_lt", "inat2018", "places_lt")
 }
 
 ROWS = {

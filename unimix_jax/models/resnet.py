@@ -13,14 +13,38 @@ import numpy as np
 from unimix_jax.errors import one_of
 from unimix_jax.models.layers import HEADS, BatchNorm, Convolution, relu
 
+# A block's shortcut: (block, x, train) -> what is added to its convolutions. Called inside of the block, whose layers
+# it makes.
 
-class CifarBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters (option A: subsample, pad channels with zeros)."""
+
+def subsampled(block, x, train: bool):
+    """The shortcut without parameters, option A: subsample, pad channels with zeros."""
+    missing = block.features - x.shape[-1]
+    if block.stride == 1 and not missing:
+        return x
+    x = x[:, :: block.stride, :: block.stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+
+def projected(block, x, train: bool):
+    """The shortcut of photographs, option B: a 1 x 1 convolution and normalisation where the shape changes."""
+    features = block.expansion * block.features
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    x = Convolution(features, block.stride, block.dtype, 1, name="downsample_conv")(x)
+    return BatchNorm(block.axis, name="downsample_bn")(x, train)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut."""
 
     features: int
     stride: int
     axis: str | None
     dtype: Any
+    shortcut: Callable = projected
+
+    expansion: ClassVar[int] = 1  # output channels / features
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -28,11 +52,65 @@ class CifarBlock(nn.Module):
         y = relu(BatchNorm(self.axis, name="bn1")(y, train))
         y = Convolution(self.features, 1, self.dtype, name="conv2")(y)
         y = BatchNorm(self.axis, name="bn2")(y, train)
-        if self.stride != 1 or x.shape[-1] != self.features:
-            x = x[:, :: self.stride, :: self.stride]
-            missing = self.features - x.shape[-1]
-            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-        return relu(x + y)
+        return relu(self.shortcut(self, x, train) + y)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 (with the stride, in groups), 1 x 1 convolutions; and a projected shortcut."""
+
+    features: int
+    stride: int
+    axis: str | None
+    dtype: Any
+    groups: int = 1
+    width: int = 64  # of a group in the first stage
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        inner = self.features * self.width // 64 * self.groups
+        y = Convolution(inner, 1, self.dtype, 1, name="conv1")(x)
+        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
+        y = Convolution(inner, self.stride, self.dtype, 3, self.groups, name="conv2")(y)
+        y = relu(BatchNorm(self.axis, name="bn2")(y, train))
+        y = Convolution(4 * self.features, 1, self.dtype, 1, name="conv3")(y)
+        y = BatchNorm(self.axis, name="bn3")(y, train)
+        return relu(projected(self, x, train) + y)
+
+
+def _classified(network, x, train: bool, mix: Callable, block: Callable, blocks: tuple[int, ...], features: int):
+    """Take what the stem returns through the stages, the mean and the head; called inside of the network.
+
+    Args:
+      network: its head, axis, dtype, remat, num_classes are used.
+      x, train, mix: as in its call.
+      block: called as block(features, stride, axis, dtype, name=...).
+      blocks: of each stage.
+      features: of the first stage; each other one has twice those of the one before.
+    """
+    block = _remembering(block, network.remat)
+    for stage, count in enumerate(blocks, start=1):
+        for i in range(count):
+            stride = 2 if stage > 1 and i == 0 else 1
+            x = block(features, stride, network.axis, network.dtype, name=f"layer{stage}_{i}")(x, train)
+        x = mix(stage, x) if stage < 3 else x
+        features *= 2
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    return HEADS[network.head](network.num_classes, name="head")(x)
+
+
+def _unmixed(level: int, x):
+    return x
+
+
+def _remembering(block: Callable, remat: bool) -> Callable:
+    """Return a block that forgets its activations after the forward pass, if so wished."""
+    if not remat:
+        return block
+    if isinstance(block, functools.partial):
+        return functools.partial(nn.remat(block.func, static_argnums=(2,)), **block.keywords)
+    return nn.remat(block, static_argnums=(2,))  # 2: `train`
 
 
 class CifarResNet(nn.Module):
@@ -57,68 +135,11 @@ class CifarResNet(nn.Module):
           train: take statistics of the batch, and update the running ones.
           mix: (level, activations) -> activations, called with the input, 0, and the first two stages.
         """
-        mix, block_type = mix or _unmixed, _remembering(CifarBlock, self.remat)
+        mix = mix or _unmixed
         x = Convolution(16, 1, self.dtype, name="conv1")(mix(0, x))
         x = relu(BatchNorm(self.axis, name="bn1")(x, train))
-        for stage, features in enumerate((16, 32, 64), start=1):
-            for block in range(self.blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
-                x = block_type(features, stride, self.axis, self.dtype, name=f"layer{stage}_{block}")(x, train)
-            x = mix(stage, x) if stage < 3 else x
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
-        return HEADS[self.head](self.num_classes, name="head")(x)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions; the shortcut is a 1 x 1 convolution where the shape changes."""
-
-    features: int
-    stride: int
-    axis: str | None
-    dtype: Any
-
-    expansion: ClassVar[int] = 1  # output channels / features
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        y = Convolution(self.features, self.stride, self.dtype, name="conv1")(x)
-        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
-        y = Convolution(self.features, 1, self.dtype, name="conv2")(y)
-        y = BatchNorm(self.axis, name="bn2")(y, train)
-        return relu(_shortcut(self, x, train) + y)
-
-
-class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 (with the stride, in groups), 1 x 1 convolutions; the shortcut as in `BasicBlock`."""
-
-    features: int
-    stride: int
-    axis: str | None
-    dtype: Any
-    groups: int = 1
-    width: int = 64  # of a group in the first stage
-
-    expansion: ClassVar[int] = 4
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        inner = self.features * self.width // 64 * self.groups
-        y = Convolution(inner, 1, self.dtype, 1, name="conv1")(x)
-        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
-        y = Convolution(inner, self.stride, self.dtype, 3, self.groups, name="conv2")(y)
-        y = relu(BatchNorm(self.axis, name="bn2")(y, train))
-        y = Convolution(4 * self.features, 1, self.dtype, 1, name="conv3")(y)
-        y = BatchNorm(self.axis, name="bn3")(y, train)
-        return relu(_shortcut(self, x, train) + y)
-
-
-def _shortcut(block, x, train: bool):
-    """Return what a block adds to its convolutions; called inside of the block, whose layers it makes."""
-    features = block.expansion * block.features
-    if block.stride == 1 and x.shape[-1] == features:
-        return x
-    x = Convolution(features, block.stride, block.dtype, 1, name="downsample_conv")(x)
-    return BatchNorm(block.axis, name="downsample_bn")(x, train)
+        block = functools.partial(BasicBlock, shortcut=subsampled)
+        return _classified(self, x, train, mix, block, (self.blocks,) * 3, 16)
 
 
 class ImageNetResNet(nn.Module):
@@ -140,30 +161,11 @@ class ImageNetResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool, mix: Callable | None = None):
         """Map float[B, H, W, C] images to logits, as `CifarResNet` does."""
-        mix, block_type = mix or _unmixed, _remembering(self.block, self.remat)
+        mix = mix or _unmixed
         x = Convolution(64, 2, self.dtype, 7, name="conv1")(mix(0, x))
         x = relu(BatchNorm(self.axis, name="bn1")(x, train))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, blocks in enumerate(self.blocks, start=1):
-            for block in range(blocks):
-                features, stride = 32 * 2**stage, 2 if stage > 1 and block == 0 else 1
-                x = block_type(features, stride, self.axis, self.dtype, name=f"layer{stage}_{block}")(x, train)
-            x = mix(stage, x) if stage < 3 else x
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
-        return HEADS[self.head](self.num_classes, name="head")(x)
-
-
-def _unmixed(level: int, x):
-    return x
-
-
-def _remembering(block: Callable, remat: bool) -> Callable:
-    """Return a block that forgets its activations after the forward pass, if so wished."""
-    if not remat:
-        return block
-    if isinstance(block, functools.partial):
-        return functools.partial(nn.remat(block.func, static_argnums=(2,)), **block.keywords)
-    return nn.remat(block, static_argnums=(2,))  # 2: `train`
+        return _classified(self, x, train, mix, self.block, self.blocks, 64)
 
 
 NETWORKS = {  # of small images: CIFAR, digits

@@ -66,9 +66,14 @@ def jitter(keys, images, strengths: tuple[float, float, float]):
 
 def normalise(images, mean, std):
     """Turn uint8[B, H, W, C] into float32: pixels / 255, less `mean`, over `std` (float32[C])."""
-    return (unit(images) - mean) / std
+    return standardise(unit(images), mean, std)
 
 
 def unit(images):
     """Turn uint8[B, H, W, C] into float32 in 0..1."""
     return images.astype(jnp.float32) / 255
+
+
+def standardise(images, mean, std):
+    """Take `mean` from float32[B, H, W, C] in 0..1 and divide by `std` (float32[C])."""
+    return (images - mean) / std

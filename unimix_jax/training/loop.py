@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import priors, workdir
-from unimix_jax.batch import Predictions
+from unimix_jax.batch import Batch, Predictions
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
 from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
@@ -145,12 +145,12 @@ def prepare(config, directory: pathlib.Path) -> Run:
         config.accumulate,
         unroll=parallel.is_cpu(devices),
     )
-    reading, shape = None, (config.data.get("image_size"),) * 2 + (3,)
     if splits.train.images is not None:
-        shape = splits.train.images.shape[1:]
+        reading, shape = None, splits.train.images.shape[1:]
     else:
         fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers")
         reading = loading.Reading(*(config.data[field] for field in fields))
+        shape = (reading.size, reading.size, 3)
     variables = resnet.initialise(network, shape, config.seed)
     if config.init and not _has_checkpoints(directory):
         variables = weights.begun_from(config.init, variables)
@@ -399,7 +399,7 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
     for stage in this.method.stages:
         partners = stage.partners
         if _function(partners) is sampling.nearest:
-            count = partners.keywords.get("neighbours", sampling.nearest.__kwdefaults__["neighbours"])
+            count = partners.keywords.get("neighbours", sampling.NEIGHBOURS)
             partners = functools.partial(partners, table=table(count))
         picks_at = functools.partial(
             sampling.picks,
@@ -411,20 +411,23 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
         )
         todo = range(max(first, stage.first), stage.last)
         if train.images is None:
-            outside = partners is not None and _function(partners) not in sampling.SAME_BATCH
-            views = config.batch_size * (2 if outside else 1)
-            made = loading.batches(
-                train, this.sets, picks_at, todo, views=views, seed=config.seed, reading=this.reading
-            )
-            for batch, unreadable in made:
-                record.unreadable(this.directory, unreadable)
-                yield stage, parallel.place(batch, this.devices, config.parallel.how)
-            continue
-        for step in todo:
-            batch = picks_at(step=step)
+            made = _read(this, partners, picks_at, todo)
+        else:
+            made = (picks_at(step=step) for step in todo)
             if config.data.residence == "host":
-                batch = loading.gather(train.images, train.labels, batch)
+                made = (loading.gather(train.images, train.labels, picks) for picks in made)
+        for batch in made:
             yield stage, parallel.place(batch, this.devices, config.parallel.how)
+
+
+def _read(this: Run, partners: Callable | None, picks_at: Callable, todo: range) -> Iterator[Batch]:
+    """Read the batches of some steps of a stage from files, and note what could not be read."""
+    outside = partners is not None and _function(partners) not in sampling.SAME_BATCH
+    views, seed = this.config.batch_size * (2 if outside else 1), this.config.seed
+    made = loading.batches(this.splits.train, this.sets, picks_at, todo, views=views, seed=seed, reading=this.reading)
+    for batch, unreadable in made:
+        record.unreadable(this.directory, unreadable)
+        yield batch
 
 
 def _neighbours(this: Run, count: int) -> np.ndarray:

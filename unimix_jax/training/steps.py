@@ -64,9 +64,8 @@ def mixed_batch(batch: Batch, seed, step, stage: Stage, recipe: Recipe) -> mixin
     def ready(images, views):
         view_keys = keys.of_views(seed, step, views)
         images = augment.crop_and_flip(view_keys, images, pad=recipe.pad, flip=recipe.flip)
-        if not any(recipe.jitter):
-            return augment.normalise(images, recipe.mean, recipe.std)
-        return (augment.jitter(view_keys, augment.unit(images), recipe.jitter) - recipe.mean) / recipe.std
+        pixels = augment.jitter(view_keys, augment.unit(images), recipe.jitter)
+        return augment.standardise(pixels, recipe.mean, recipe.std)
 
     image = ready(batch.image, batch.view)
     if stage.mixer is None:
