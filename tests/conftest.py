@@ -1,5 +1,6 @@
 """One process, four virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
 
+import os
 import pathlib
 
 import jax
@@ -7,6 +8,10 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# A command that runs inside of this process leaves its threads as they are.
+os.environ.setdefault(
+    "NPROC", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+)
 
 # Every compilation of this process, in the order of their ends.
 COMPILED = []

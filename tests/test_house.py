@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unimix_jax"
 ROOMS = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
-GROUND = {"errors", "priors", "batch", "workdir", "interrupts", "doors"}
+GROUND = {"errors", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
 DOORS = {"main", "evaluate"}
 WINGS = {"data", "models", "methods", "measures"}
 LATE = {
@@ -29,6 +29,7 @@ LATE = {
     "ml_collections",
     "safetensors",
     "simplejpeg",
+    "llvmlite",
 }
 NO_JAX = sorted(room for room in ROOMS if room.split("/")[0] in ("data", "measures") or room[:-3] in GROUND)
 TOUCH_FILES = {
@@ -116,7 +117,8 @@ def test_no_room_uses_the_global_generator_or_touches_what_is_not_its_own(room):
 def test_rooms_are_of_a_size_to_be_read():
     sizes = {room: len((PACKAGE / room).read_text().splitlines()) for room in ROOMS}
     assert max(sizes.values()) <= 500, sizes
-    assert sum(sizes.values()) <= 9500  # of which the measures, which serve other projects' predictions too, are 3,000
+    # Of which the measures, which serve other projects' predictions too, are 3,000, and programs for CPUs 800.
+    assert sum(sizes.values()) <= 10_500
     assert max(sizes[f"{door}.py"] for door in DOORS) <= 180  # of which a usage text is 30
 
 

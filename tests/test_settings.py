@@ -173,6 +173,8 @@ def test_wrong_arguments(text, message):
         ("optim.decay_at=(0.9,0.8)", "rising fractions"),
         ("optim.decay_at=abc", "rising fractions"),
         ("parallel.how=xmap", "must be shard_map or pmap"),
+        ("parallel.native=yes", "must be auto or on or off"),
+        ("parallel.cores=-1", "a number of cores, or 0 for all"),
         ("checkpoint.keep=1", "at least 2"),
     ],
 )

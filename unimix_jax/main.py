@@ -3,7 +3,7 @@
 import functools
 import sys
 
-from unimix_jax import doors, errors, interrupts, settings, workdir
+from unimix_jax import doors, errors, interrupts, settings, timings, workdir
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,22 +18,27 @@ def main(argv: list[str] | None = None) -> int:
 
 def _answer(argv: list[str], stopped) -> str:
     """Do what a command line says; return what is to be printed."""
-    command = settings.parse(argv)
+    clock = timings.Clock()
+    with clock.part("import"):
+        command = settings.parse(argv)
     if isinstance(command, str):
         return command
     directory = workdir.create(command.workdir) if command.workdir else workdir.fresh(command.name)
     try:
         # Only now the heavy imports: help and mistakes are answered at once.
-        from unimix_jax.measures import tables
-        from unimix_jax.training import loop, parallel
+        with clock.part("import"):
+            from unimix_jax.measures import tables
+            from unimix_jax.training import loop, parallel
 
-        parallel.prepare_runtime()
-        result = loop.run(command.config, directory, stopped)
+        parallel.prepare_runtime(command.config.parallel.cores)
+        result = loop.run(command.config, directory, stopped, clock)
     finally:
         if not command.workdir:
             workdir.discard(directory)  # it stays as soon as a run has begun in it
     doors.show(f"\n{tables.closing_table(result)}\n\nrun directory: {directory}")
-    return f"report: {_report(directory)}"
+    with clock.part("report"):
+        answer = f"report: {_report(directory)}"
+    return f"{answer}\n\n{clock.table()}" if command.timings else answer
 
 
 def _report(directory) -> str:

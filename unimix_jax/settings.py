@@ -26,6 +26,7 @@ Train a model on long-tailed images and measure its calibration.
   --config.FIELD=VALUE            another value for a field, such as --config.epochs=3
   --workdir=DIR                   the run directory; an interrupted run there goes on
                                   (default: a new one under runs/)
+  --timings                       say at the end of a run where the time went
   --methods                       list the methods
   --help                          this text; the fields stand in unimix_jax/settings.py and configs/
 """
@@ -37,6 +38,7 @@ class Command(NamedTuple):
     config: Any  # ConfigDict
     workdir: str | None
     name: str  # of the config file, for a new run directory
+    timings: bool = False  # say where the time went
 
 
 def default():
@@ -82,6 +84,9 @@ def default():
     config.parallel = ConfigDict()
     config.parallel.devices = 0  # how many of this process's devices; 0 for all
     config.parallel.how = "shard_map"  # shard_map or pmap: the same update
+    config.parallel.cores = 0  # threads of XLA on this machine; 0 for one a core; $NPROC goes before it
+    # Layers by programs made for this CPU, with llvmlite: auto, where they work; on, or it is a mistake; off.
+    config.parallel.native = "auto"
     config.parallel.batch_norm = "global"  # statistics of the whole batch, or of each device's share: device
 
     config.checkpoint = ConfigDict()
@@ -205,6 +210,7 @@ def parse(argv: list[str]) -> Command | str:
     _check_fields(argv, config)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("timings", False, "", flag_values=values)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
@@ -215,7 +221,7 @@ def parse(argv: list[str]) -> Command | str:
         raise UserError(f"unexpected argument {rest[1]!r}; options begin with --, see --help")
     _drop_options_of_other_functions(config, set(config_flags.get_override_values(values["config"])))
     check(config)
-    return Command(config, values.workdir, path.stem)
+    return Command(config, values.workdir, path.stem, values.timings)
 
 
 def find_config(name: str) -> pathlib.Path:
@@ -317,7 +323,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "optim.decay_factor": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "parallel.devices": _at_least(0, "a number of devices, or 0 for all"),
+    "parallel.cores": _at_least(0, "a number of cores, or 0 for all"),
     "parallel.how": _in("shard_map", "pmap"),
+    "parallel.native": _in("auto", "on", "off"),
     "parallel.batch_norm": _in("global", "device"),
     "checkpoint.every": _at_least(1, "at least 1 epoch"),
     "checkpoint.keep": _at_least(2, "at least 2, for one checkpoint may be damaged"),

@@ -6,6 +6,7 @@ predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  re
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import logging
@@ -49,7 +50,9 @@ NEUTRAL = (
     "data.workers",
     "eval_every",
     "log_every",
+    "parallel.cores",
     "parallel.how",
+    "parallel.native",
     "remat",
 )
 NEUTRAL_GROUPS = ("checkpoint.",)
@@ -271,6 +274,29 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
             for name in arrays["class_names"].ravel()
         )
     return batch.checked(Predictions(**arrays), str(path))
+
+
+def read_cached(folder: str | os.PathLike, name: str) -> bytes | None:
+    """Return what `write_cached` wrote; None if it is not there, or not whole.
+
+    A folder that is an address (JAX takes gs://...) is let be.
+    """
+    if "://" in str(folder):
+        return None
+    try:
+        data = pathlib.Path(folder, name).read_bytes()
+    except OSError:
+        return None
+    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
+
+
+def write_cached(folder: str | os.PathLike, name: str, data: bytes) -> None:
+    """Write a file that can be made anew, with its digest in front; a folder that cannot be written to is let be."""
+    if "://" in str(folder):
+        return
+    with contextlib.suppress(OSError):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        write_whole(pathlib.Path(folder, name), hashlib.sha256(data).digest() + data)
 
 
 def read_arrays(path: str | os.PathLike, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:

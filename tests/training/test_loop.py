@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from unimix_jax import main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
 from unimix_jax.measures import metrics, parts
-from unimix_jax.training import checkpoints, loop, progress, record, steps
+from unimix_jax.training import checkpoints, loop, prediction, progress, record, steps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
@@ -286,8 +287,13 @@ def command(directory, cache):
     """A longer run in a process of its own."""
     argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}"]
     argv += ["--config.epochs=15", "--config.checkpoint.every=2", "--config.eval_every=5", "--config.log_every=20"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
     return argv, environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def compiled_in(cache):
+    """The programs that a cache keeps, XLA's and native ones."""
+    return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith("-atime")}
 
 
 def stop_after(directory, cache, step, number):
@@ -308,9 +314,13 @@ def stop_after(directory, cache, step, number):
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
     argv, environment = command(tmp_path / "whole", cache)
-    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([*argv, "--timings"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert f"run directory: {tmp_path / 'whole'}" in done.stdout
     assert "step 165/165" in done.stderr  # plain lines without a terminal
+    for part in ("import", "data", "compile", "steps", "evaluation", "checkpoints", "report", "in all"):
+        assert re.search(rf"^{part} +\d+\.\d\d s$", done.stdout, flags=re.M)
+    programs = compiled_in(cache)
+    assert programs
 
     broken = tmp_path / "broken"
     assert stop_after(broken, cache, 22, signal.SIGTERM) == 75
@@ -322,6 +332,7 @@ def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path)
     assert "resuming at step" in done.stderr
     assert len(workdir.read_json(broken / "run.json")["starts"]) == 3
     assert numbers_of(broken) == numbers_of(tmp_path / "whole")
+    assert compiled_in(cache) == programs  # nothing was compiled but by the first of four starts
 
 
 def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, monkeypatch, capsys):
@@ -332,7 +343,7 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
 
     def untrained(this, state, manager, stopped):
         scores = {
-            name: loop.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
+            name: prediction.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
             for name, s in this.splits.evaluated.items()
         }
         return state, scores, {"norm_exponent": 0.3}

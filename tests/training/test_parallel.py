@@ -1,6 +1,7 @@
 """One device, four devices, shard_map and pmap: the same update."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from unimix_jax.data import sampling
 from unimix_jax.errors import UserError
 from unimix_jax.methods import method
 from unimix_jax.methods.rows import ROWS
-from unimix_jax.models import resnet
+from unimix_jax.models import assembly, resnet
 from unimix_jax.training import optim, parallel, steps
 
 COUNTS = np.array([50, 20, 5])
@@ -45,8 +46,8 @@ def batch(size=16):
 
 
 @functools.cache
-def compiled(count, how, axis):
-    network = resnet.build("resnet8", 3, axis=axis)
+def compiled(count, how, axis, kernels):
+    network = resnet.build("resnet8", 3, axis=axis, kernels=kernels)
     step = functools.partial(steps.train_step, stage=STAGE, network=network, recipe=RECIPE)
     return parallel.distribute(step, jax.devices()[:count], how)
 
@@ -60,10 +61,10 @@ NUMBERS = steps.Numbers(np.uint32(3), np.float32(0.1), np.ones(3, np.float32))
 
 
 @functools.cache
-def update(count, how, axis=parallel.AXIS):
+def update(count, how, axis=parallel.AXIS, kernels="plain"):
     """The change of every parameter and statistic after one step, and the sums."""
     devices, state = jax.devices()[:count], start()
-    after, sums = compiled(count, how, axis)(
+    after, sums = compiled(count, how, axis, kernels)(
         parallel.replicate(state, devices), parallel.place(batch(), devices, how), NUMBERS
     )
     before = (state.params, state.batch_stats)
@@ -76,9 +77,18 @@ def same_update(found, expected, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=rtol * largest), found, expected)
 
 
-@pytest.mark.parametrize(("count", "how"), [(4, "shard_map"), (4, "pmap")])
-def test_update_is_the_same_on_any_devices(count, how):
-    (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how)
+NATIVE = [
+    pytest.param(4, how, "native", marks=pytest.mark.skipif(bool(assembly.missing()), reason="none here"))
+    for how in ("shard_map", "pmap")
+]
+
+
+@pytest.mark.parametrize(
+    ("count", "how", "kernels"),
+    [(4, "shard_map", "plain"), *NATIVE],
+)
+def test_update_is_the_same_on_any_devices(count, how, kernels):
+    (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how, kernels=kernels)
     # float32 sums in another order; measured 1e-7 to 4e-7 of the largest entry.
     same_update(found, expected, rtol=5e-6)
     for name, (total, weight) in expected_sums.items():
@@ -114,7 +124,7 @@ def test_the_same_step_twice_gives_the_same_bits():
 
 
 def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
-    step, devices = compiled(1, "shard_map", parallel.AXIS), jax.devices()[:1]
+    step, devices = compiled(1, "shard_map", parallel.AXIS, "plain"), jax.devices()[:1]
     placed = parallel.place(batch(), devices)
     update(1, "shard_map")
     before = step._cache_size()
@@ -146,8 +156,8 @@ def test_unknown_wrappings_and_missing_devices_are_refused():
 
 
 def test_the_environment_names_what_bits_depend_on():
-    here = parallel.environment(jax.devices(), "shard_map")
-    assert parallel.environment(jax.devices(), "pmap")["compiler_options"] == {}
+    here = parallel.environment(jax.devices(), "shard_map", "plain")
+    assert parallel.environment(jax.devices(), "pmap", "plain")["compiler_options"] == {}
     assert here["jax"] == jax.__version__
     assert here["cores"] >= 1
     assert isinstance(here["compiler_options"], dict)
@@ -156,3 +166,89 @@ def test_the_environment_names_what_bits_depend_on():
 def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
         assert parallel.compiler_options() == parallel._CPU_OPTIONS
+
+
+@pytest.fixture
+def untried(monkeypatch, tmp_path):
+    """Forget what is known of native programs, here and in the cache."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    parallel._no_native.cache_clear()
+    yield monkeypatch
+    parallel._no_native.cache_clear()
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
+def test_native_programs_are_tried_in_another_process_once(untried):
+    assert parallel.kernels(jax.devices(), "off") == "cpu"
+    assert parallel.kernels(jax.devices(), "auto") == "native"
+    untried.setattr(parallel.subprocess, "run", None)  # neither the process nor the cache asks again
+    assert parallel.kernels(jax.devices(), "on") == "native"
+
+
+@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
+def test_a_trial_is_made_on_several_threads_and_its_answer_kept(untried, tmp_path, caplog):
+    trials = []
+
+    def run(command, env, **_):
+        trials.append(env["NPROC"])
+        return types.SimpleNamespace(stdout="differs", stderr="", returncode=0)
+
+    untried.setattr(parallel.subprocess, "run", run)
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            assert parallel.kernels(jax.devices(), "auto") == "cpu"
+        assert "a trial of them ended with code 0: differs" in caplog.text
+        caplog.clear()
+        parallel._no_native.cache_clear()
+    assert trials == ["4"]
+    # Another source, another trial.
+    untried.setattr(parallel.inspect, "getsource", lambda _: "other")
+    assert parallel.kernels(jax.devices(), "auto") == "cpu"
+    assert len(trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "found"),
+    [({}, 1, "1"), ({"NPROC": ""}, 3, "3"), ({"NPROC": "4"}, 1, "4"), ({"PJRT_NPROC": "4"}, 1, None), ({}, 0, None)],
+)
+def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, given, cores, found):
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    for name in ("PJRT_NPROC", "NPROC"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(parallel, "_keep_heap", lambda: None)
+    parallel.prepare_runtime(cores)
+    assert parallel.os.environ.get("NPROC") == found
+    assert assembly.threads() == int(given.get("PJRT_NPROC") or found or len(parallel.os.sched_getaffinity(0)))
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "why"),
+    [
+        ("_AGREES", "import os; os.abort()", "ended with code -6"),
+        ("_AGREES", "print('differs')", "differs"),
+        ("_TESTED_JAXLIB", ("0.1.",), "none of those with which they were tested"),
+        ("assembly", types.SimpleNamespace(missing=lambda: "there is no LLVM"), "there is no LLVM"),
+    ],
+)
+@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
+def test_without_native_programs_a_run_goes_on_and_says_why(untried, caplog, attribute, value, why):
+    untried.setattr(parallel, attribute, value)
+    with caplog.at_level("INFO"):
+        assert parallel.kernels(jax.devices(), "auto") == "cpu"
+    assert why in caplog.text
+    if attribute != "_TESTED_JAXLIB":  # which "on" overrules
+        with pytest.raises(UserError, match=r"parallel\.native is on.*" + why):
+            parallel.kernels(jax.devices(), "on")
+
+
+def test_native_programs_are_for_cpus():
+    device = types.SimpleNamespace(platform="gpu")
+    assert parallel.kernels([device], "auto") == parallel.kernels([device], "off") == "plain"
+    with pytest.raises(UserError, match="no CPUs"):
+        parallel.kernels([device], "on")

@@ -14,7 +14,7 @@ from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.measures import files, tables
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
-from unimix_jax.training import loop, parallel, steps
+from unimix_jax.training import loop, parallel, prediction, steps
 
 SMALL = {"network": "stem", "batch_size": 4, "eval_batch_size": 4, "epochs": 2, "parallel.devices": 1}
 SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.every": 1}
@@ -87,7 +87,7 @@ def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path
         this = loop.prepare(config(**{"data.dir": folder, "parallel.devices": devices}), tmp_path)
         variables = resnet.initialise(this.network, this.image_shape, 0)
         state = parallel.replicate(steps.first_state(variables, this.recipe.optimiser), this.devices)
-        scores, _ = loop.predictor(this)(state, ("validation", "test"))
+        scores, _ = prediction.predictor(this)(state, ("validation", "test"))
         for name, score in scores.items():
             source = this.splits.evaluated[name]
             np.testing.assert_array_equal(score.rows, np.arange(len(source.labels)))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax.errors import one_of
-from unimix_jax.models.layers import HEADS, BatchNorm, Convolution, relu
+from unimix_jax.models.layers import HEADS, KERNELS, BatchNorm, Convolution, max_pool
 
 # A block's shortcut: (block, x, train) -> what is added to its convolutions. Called inside of the block, whose layers
 # it makes.
@@ -31,8 +31,8 @@ def projected(block, x, train: bool):
     features = block.expansion * block.features
     if block.stride == 1 and x.shape[-1] == features:
         return x
-    x = Convolution(features, block.stride, block.dtype, 1, name="downsample_conv")(x)
-    return BatchNorm(block.axis, name="downsample_bn")(x, train)
+    x = Convolution(features, block.stride, block.dtype, 1, kernels=block.kernels, name="downsample_conv")(x)
+    return BatchNorm(block.axis, kernels=block.kernels, name="downsample_bn")(x, train)
 
 
 class BasicBlock(nn.Module):
@@ -42,17 +42,19 @@ class BasicBlock(nn.Module):
     stride: int
     axis: str | None
     dtype: Any
+    kernels: str = "plain"
     shortcut: Callable = projected
 
     expansion: ClassVar[int] = 1  # output channels / features
 
     @nn.compact
     def __call__(self, x, train: bool):
-        y = Convolution(self.features, self.stride, self.dtype, name="conv1")(x)
-        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
-        y = Convolution(self.features, 1, self.dtype, name="conv2")(y)
-        y = BatchNorm(self.axis, name="bn2")(y, train)
-        return relu(self.shortcut(self, x, train) + y)
+        conv = functools.partial(Convolution, self.features, dtype=self.dtype, kernels=self.kernels)
+        norm = functools.partial(BatchNorm, self.axis, kernels=self.kernels)
+        y = conv(self.stride, name="conv1")(x)
+        y = norm(name="bn1")(y, train, activate=True)
+        y = conv(name="conv2")(y)
+        return norm(name="bn2")(y, train, self.shortcut(self, x, train), activate=True)
 
 
 class Bottleneck(nn.Module):
@@ -62,6 +64,7 @@ class Bottleneck(nn.Module):
     stride: int
     axis: str | None
     dtype: Any
+    kernels: str = "plain"
     groups: int = 1
     width: int = 64  # of a group in the first stage
 
@@ -70,22 +73,23 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         inner = self.features * self.width // 64 * self.groups
-        y = Convolution(inner, 1, self.dtype, 1, name="conv1")(x)
-        y = relu(BatchNorm(self.axis, name="bn1")(y, train))
-        y = Convolution(inner, self.stride, self.dtype, 3, self.groups, name="conv2")(y)
-        y = relu(BatchNorm(self.axis, name="bn2")(y, train))
-        y = Convolution(4 * self.features, 1, self.dtype, 1, name="conv3")(y)
-        y = BatchNorm(self.axis, name="bn3")(y, train)
-        return relu(projected(self, x, train) + y)
+        conv = functools.partial(Convolution, dtype=self.dtype, kernels=self.kernels)
+        norm = functools.partial(BatchNorm, self.axis, kernels=self.kernels)
+        y = conv(inner, size=1, name="conv1")(x)
+        y = norm(name="bn1")(y, train, activate=True)
+        y = conv(inner, self.stride, groups=self.groups, name="conv2")(y)
+        y = norm(name="bn2")(y, train, activate=True)
+        y = conv(4 * self.features, size=1, name="conv3")(y)
+        return norm(name="bn3")(y, train, projected(self, x, train), activate=True)
 
 
 def _classified(network, x, train: bool, mix: Callable, block: Callable, blocks: tuple[int, ...], features: int):
     """Take what the stem returns through the stages, the mean and the head; called inside of the network.
 
     Args:
-      network: its head, axis, dtype, remat, num_classes are used.
+      network: its head, axis, dtype, kernels, remat, num_classes are used.
       x, train, mix: as in its call.
-      block: called as block(features, stride, axis, dtype, name=...).
+      block: called as block(features, stride, axis, dtype, kernels, name=...).
       blocks: of each stage.
       features: of the first stage; each other one has twice those of the one before.
     """
@@ -93,7 +97,8 @@ def _classified(network, x, train: bool, mix: Callable, block: Callable, blocks:
     for stage, count in enumerate(blocks, start=1):
         for i in range(count):
             stride = 2 if stage > 1 and i == 0 else 1
-            x = block(features, stride, network.axis, network.dtype, name=f"layer{stage}_{i}")(x, train)
+            given = features, stride, network.axis, network.dtype, network.kernels
+            x = block(*given, name=f"layer{stage}_{i}")(x, train)
         x = mix(stage, x) if stage < 3 else x
         features *= 2
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
@@ -124,6 +129,7 @@ class CifarResNet(nn.Module):
     head: str = "linear"
     axis: str | None = None  # the mesh axis over which batch statistics are taken
     dtype: Any = jnp.float32  # of convolutions and activations; parameters and logits stay float32
+    kernels: str = "plain"  # which form of its layers, see `layers`
     remat: bool = False  # compute each block's activations again in the backward pass: less memory, more time
 
     @nn.compact
@@ -136,8 +142,8 @@ class CifarResNet(nn.Module):
           mix: (level, activations) -> activations, called with the input, 0, and the first two stages.
         """
         mix = mix or _unmixed
-        x = Convolution(16, 1, self.dtype, name="conv1")(mix(0, x))
-        x = relu(BatchNorm(self.axis, name="bn1")(x, train))
+        x = Convolution(16, 1, self.dtype, kernels=self.kernels, name="conv1")(mix(0, x))
+        x = BatchNorm(self.axis, kernels=self.kernels, name="bn1")(x, train, activate=True)
         block = functools.partial(BasicBlock, shortcut=subsampled)
         return _classified(self, x, train, mix, block, (self.blocks,) * 3, 16)
 
@@ -156,15 +162,16 @@ class ImageNetResNet(nn.Module):
     head: str = "linear"
     axis: str | None = None
     dtype: Any = jnp.float32
+    kernels: str = "plain"
     remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool, mix: Callable | None = None):
         """Map float[B, H, W, C] images to logits, as `CifarResNet` does."""
         mix = mix or _unmixed
-        x = Convolution(64, 2, self.dtype, 7, name="conv1")(mix(0, x))
-        x = relu(BatchNorm(self.axis, name="bn1")(x, train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = Convolution(64, 2, self.dtype, 7, kernels=self.kernels, name="conv1")(mix(0, x))
+        x = BatchNorm(self.axis, kernels=self.kernels, name="bn1")(x, train, activate=True)
+        x = max_pool(x, self.kernels)
         return _classified(self, x, train, mix, self.block, self.blocks, 64)
 
 
@@ -191,6 +198,7 @@ def build(
     axis: str | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    kernels: str = "plain",
 ) -> nn.Module:
     """Return the network of that name.
 
@@ -201,13 +209,15 @@ def build(
       axis: name of the mesh axis over which batch statistics are taken; None for each device's own.
       dtype: of convolutions and activations.
       remat: compute activations again in the backward pass instead of keeping them.
+      kernels: of `layers.KERNELS`, which form of its layers is used; only "plain" runs elsewhere than on a CPU.
 
     Raises:
       UserError: no network or head has that name.
     """
     network = NETWORKS[one_of("network (config.network)", name, NETWORKS)]
     one_of("head (config.method.head)", head, HEADS)
-    return network(num_classes, head=head, axis=axis, dtype=dtype, remat=remat)
+    one_of("kernels", kernels, KERNELS)
+    return network(num_classes, head=head, axis=axis, dtype=dtype, remat=remat, kernels=kernels)
 
 
 def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int, draw: int = 0) -> dict:
@@ -229,8 +239,8 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
       {"params": ..., "batch_stats": ...} of numpy float32.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    # Only shapes are asked for, and one device has no axis to sum over.
-    init = functools.partial(network.clone(axis=None).init, train=False)
+    # Only shapes are asked for: one device has no axis to sum over, and nothing is to be compiled.
+    init = functools.partial(network.clone(axis=None, kernels="plain").init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)
     kernels = {path[:-1]: leaf.shape for path, leaf in _leaves(shapes) if path[-1] == "kernel"}
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax import priors, workdir
+from unimix_jax import priors, timings, workdir
 from unimix_jax.batch import Batch, Predictions
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
@@ -23,8 +23,8 @@ from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
 from unimix_jax.methods import mixing
-from unimix_jax.models import layers, resnet, weights
-from unimix_jax.training import checkpoints, optim, parallel, progress, record, steps
+from unimix_jax.models import assembly, layers, resnet, weights
+from unimix_jax.training import checkpoints, optim, parallel, prediction, progress, record, steps
 
 _log = logging.getLogger(__name__)
 
@@ -45,40 +45,52 @@ class Run(NamedTuple):
     devices: list
     steps: int  # of all stages
     steps_per_epoch: int
+    clock: timings.Clock
 
 
-def run(config, directory: str | os.PathLike, stopped: threading.Event | None = None) -> dict:
+def run(
+    config,
+    directory: str | os.PathLike,
+    stopped: threading.Event | None = None,
+    clock: timings.Clock | None = None,
+) -> dict:
     """Train as the config says, or go on where an earlier call stopped; return what metrics.json holds.
 
     Args:
       config: of `settings.default()`, checked by `settings.check`.
       directory: the run directory; made if needed.
       stopped: of `interrupts.caught`; once set, the run saves and leaves.
+      clock: told how long each part took.
 
     Raises:
       UserError: a mistake in config or data, or a directory of another run; nothing is compiled before.
       RanAway: the loss is not finite; the last sound checkpoint stays.
       Interrupted: `stopped` was set, and the state is saved.
     """
-    directory, stopped = workdir.create(directory), stopped or threading.Event()
+    directory, stopped, clock = workdir.create(directory), stopped or threading.Event(), clock or timings.Clock()
     with workdir.locked(directory), progress.logging_to(directory):
         about = record.earlier(config, directory)
         if about.get("state") == "complete" and (result := workdir.read_json(directory / workdir.METRICS)):
             _log.info("%s is complete", directory)
             return result
         begun_at = time.monotonic()
-        this = prepare(config, directory)
+        with clock.part("set-up"):
+            this = prepare(config, directory, clock)
         begun_from = weights.digest(config.init) if config.init and not _has_checkpoints(directory) else None
-        about = record.begin(about, config, this.splits, this.method.test_prior, this.devices, begun_from)
+        environment = parallel.environment(this.devices, config.parallel.how, this.network.kernels)
+        about = record.begin(about, config, this.splits, this.method.test_prior, environment, begun_from)
         _log.info("run directory: %s", directory)
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
         workdir.write_json(directory / workdir.RUN, about)
         try:
             if stopped.is_set():
                 raise Interrupted(f"before the first step; --workdir={directory} goes on")
-            with checkpoints.opened(directory / workdir.CHECKPOINTS, config.checkpoint.keep) as manager:
-                _, scores, chosen = train(this, starting_state(this, manager), manager, stopped)
-                result = finish(this, scores, chosen)
+            with _opened_checkpoints(this) as manager:
+                with clock.part("set-up"):
+                    state = starting_state(this, manager)
+                _, scores, chosen = train(this, state, manager, stopped)
+                with clock.part("evaluation"):
+                    result = finish(this, scores, chosen)
         except (Interrupted, RanAway):
             workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
@@ -92,9 +104,23 @@ def run(config, directory: str | os.PathLike, stopped: threading.Event | None = 
         return result
 
 
-def prepare(config, directory: pathlib.Path) -> Run:
+@contextlib.contextmanager
+def _opened_checkpoints(this: Run):
+    """Open the run's checkpoints, and count the time of it."""
+    where, keep = this.directory / workdir.CHECKPOINTS, this.config.checkpoint.keep
+    with contextlib.ExitStack() as stack:
+        with this.clock.part("checkpoints"):
+            manager = stack.enter_context(checkpoints.opened(where, keep))
+        yield manager
+        with this.clock.part("checkpoints"):
+            stack.close()
+
+
+def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None = None) -> Run:
     """Load the data and resolve every name of the config; all of a user's mistakes come out here."""
-    splits = sources.load(config.data)
+    clock = clock or timings.Clock()
+    with clock.part("data"):
+        splits = sources.load(config.data)
     counts, sets = splits.counts, sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = methods.build(
@@ -134,6 +160,7 @@ def prepare(config, directory: pathlib.Path) -> Run:
         axis=axis,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        kernels=parallel.kernels(devices, config.parallel.native),
     )
     recipe = steps.Recipe(
         optim.sgd(config.optim.momentum, config.optim.weight_decay),
@@ -168,6 +195,7 @@ def prepare(config, directory: pathlib.Path) -> Run:
         devices,
         method.stages[-1].last,
         steps_per_epoch,
+        clock,
     )
 
 
@@ -194,7 +222,7 @@ def starting_state(this: Run, manager) -> steps.TrainState:
 def _describe(this: Run, parameters: int) -> None:
     counts, devices = this.splits.counts, len(this.devices)
     _log.info(
-        "%s by %s: %d parameters; %d images of %d classes (%d to %d); %d steps of %d images on %d device%s",
+        "%s by %s: %d parameters; %d images of %d classes (%d to %d); %d steps of %d images on %d device%s, %s layers",
         this.config.network,
         this.method.name,
         parameters,
@@ -206,14 +234,22 @@ def _describe(this: Run, parameters: int) -> None:
         this.config.batch_size,
         devices,
         "s" if devices > 1 else "",
+        this.network.kernels,
     )
+    if this.config.parallel.cores not in (0, assembly.threads()):
+        _log.info(
+            "config.parallel.cores is %d, but XLA has %d threads here: the command sets them when it starts, and "
+            "$PJRT_NPROC or $NPROC go before it",
+            this.config.parallel.cores,
+            assembly.threads(),
+        )
     if this.splits.validation is None and this.config.eval_every:
         _log.info("there is no validation split: evaluations on the way are on the test split")
 
 
 def train(
     this: Run, state: steps.TrainState, manager, stopped: threading.Event
-) -> tuple[steps.TrainState, dict[str, "Scores"], dict]:
+) -> tuple[steps.TrainState, dict[str, prediction.Scores], dict]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 
     Args:
@@ -225,16 +261,17 @@ def train(
       The last state, the scores of each evaluated split after it, and what was chosen post hoc.
     """
     config, first = this.config, int(state.step)
-    predict, programs, stage = predictor(this), {}, None
+    predict, programs, stage = prediction.predictor(this), {}, None
     resident = _resident(this)
     batches = loading.prefetch(_batches(this, first))
-    with progress.steps_bar(first, this.steps) as (bar, show), contextlib.closing(batches):
+    bars, clock = progress.steps_bar(first, this.steps), this.clock
+    with clock.part("steps"), bars as (bar, show), contextlib.closing(batches):
 
         def keep(line):
             workdir.append_metrics(this.directory / workdir.METRICS_LINES, line)
             show(line)
 
-        before, since, clock = None, first, time.monotonic()
+        before, since, begun_at = None, first, time.monotonic()
         for step, (now, batch) in enumerate(batches, start=first + 1):
             if now is not stage:
                 stage, rate = now, learning_rate(this, now)
@@ -243,7 +280,8 @@ def train(
             if fresh:
                 programs[stage.program] = compiled_step(this, stage)
             numbers = steps.Numbers(np.uint32(config.seed), np.float32(rate(step - 1)), stage.class_weight)
-            state, sums = programs[stage.program](state, batch, numbers, *resident)
+            with clock.part("compile" if fresh else "steps"):
+                state, sums = programs[stage.program](state, batch, numbers, *resident)
             jax.block_until_ready(before)  # at most two steps in flight: each has its own buffers
             before = sums
             bar.update()
@@ -256,7 +294,7 @@ def train(
                 means = {name: float(total) / float(weight) for name, (total, weight) in jax.device_get(sums).items()}
                 _check_finite(manager, where, loss=means["loss"], state=state if due.evaluate or due.save else ())
             if due.record:
-                seconds = time.monotonic() - clock
+                seconds = time.monotonic() - begun_at
                 per_second = None if fresh else round(config.batch_size * (step - since) / seconds, 1)
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
                 keep(line | means | about)
@@ -269,13 +307,14 @@ def train(
                 keep(line | {"split": name} | {measure: values[measure] for measure in watched})
             if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
-                checkpoints.save(manager, step, state)
+                with clock.part("checkpoints"):
+                    checkpoints.save(manager, step, state)
                 if stopping and step < this.steps:
                     raise Interrupted(f"at step {step} of {this.steps}, saved; --workdir={this.directory} goes on")
             if fresh or any(due):
                 # The rate is of steps only, without compilation, evaluation and saving.
                 jax.block_until_ready(sums)
-                since, clock = step, time.monotonic()
+                since, begun_at = step, time.monotonic()
     if first == this.steps:
         scores, chosen = predict(state, tuple(this.splits.evaluated))
     return state, scores, chosen
@@ -345,53 +384,6 @@ def compiled_step(this: Run, stage: methods.Stage) -> Callable:
     )
 
 
-class Scores(NamedTuple):
-    """What a model says of a split."""
-
-    logits: np.ndarray  # float32[M, K]
-    labels: np.ndarray  # int32[M]
-    rows: np.ndarray  # int64[M], positions in the split: all, but for images that cannot be read
-
-
-def predictor(this: Run) -> Callable[[steps.TrainState, tuple[str, ...]], tuple[dict[str, Scores], dict]]:
-    """Return predict(state, names of splits) -> ({name: Scores}, what was chosen post hoc)."""
-    size, devices, how = this.config.eval_batch_size, this.devices, this.config.parallel.how
-
-    def step(variables, images, *, axis):
-        return steps.predict_step(variables, images, network=this.network, recipe=this.recipe)
-
-    compiled = parallel.distribute(step, devices, how, split=(False, True), split_result=True)
-
-    def scores_of(state, name):
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        source, logits, present = this.splits.evaluated[name], [], []
-        # The last block is filled up, so that one program serves all; what fills it is left out here.
-        with contextlib.closing(loading.prefetch(loading.blocks(source, size, this.reading))) as blocks:
-            for images, here, unreadable in blocks:
-                record.unreadable(this.directory, unreadable)
-                logits.append(np.asarray(compiled(variables, parallel.place(images, devices, how)))[here])
-                present.append(here)
-        rows = np.flatnonzero(np.concatenate(present))
-        if not len(rows):
-            raise UserError(f"none of the {len(source.labels)} {name} images can be read")
-        return Scores(np.concatenate(logits), source.labels[rows], rows)
-
-    def predict(state, names):
-        scores = {name: scores_of(state, name) for name in names}
-        if this.method.posthoc is None:
-            return scores, {}
-        validation = None
-        if "validation" in scores:
-            validation = scores["validation"].logits, scores["validation"].labels
-        head, chosen = jax.device_get(state.params["head"]), {}
-        for name, score in scores.items():
-            logits, chosen[name] = this.method.posthoc(score.logits, head, validation=validation)
-            scores[name] = score._replace(logits=logits)
-        return scores, chosen[names[0]]
-
-    return predict
-
-
 def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
     """Make each step's stage and placed batch, from the step after `first`; runs in the prefetching thread."""
     config, train = this.config, this.splits.train
@@ -446,7 +438,7 @@ def _resident(this: Run) -> tuple:
     return parallel.replicate((this.splits.train.images, this.splits.train.labels), this.devices)
 
 
-def finish(this: Run, scores: dict[str, Scores], chosen: dict) -> dict:
+def finish(this: Run, scores: dict[str, prediction.Scores], chosen: dict) -> dict:
     """Write the predictions and measures of the last state, and what was chosen post hoc; return the measures."""
     result = {"posthoc": {"name": this.config.method.posthoc.name, **chosen}} if chosen else {}
     for name, source in this.splits.evaluated.items():

@@ -2,8 +2,11 @@
 
 import ctypes
 import functools
+import inspect
+import logging
 import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from unimix_jax import workdir
 from unimix_jax.errors import UserError, one_of
+from unimix_jax.models import assembly
+
+_log = logging.getLogger(__name__)
 
 AXIS = "batch"
 WRAPPINGS = ("shard_map", "pmap")
@@ -22,11 +29,16 @@ WRAPPINGS = ("shard_map", "pmap")
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def prepare_runtime() -> None:
-    """Set up a training process, before JAX starts its backend: the compile cache and the heap.
+def prepare_runtime(cores: int = 0) -> None:
+    """Set up a training process, before JAX starts its backend: the compile cache, the heap, the threads.
 
     Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
+
+    Args:
+      cores: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
     """
+    if cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
+        os.environ["NPROC"] = str(cores)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unimix_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -70,26 +82,100 @@ def compiler_options() -> dict[str, str]:
     return known
 
 
-def environment(devices: Sequence, how: str) -> dict:
+# The interface by which XLA calls native programs is its public one; still each version is tried before it is let in.
+_TESTED_JAXLIB = ("0.10.", "0.11.", "0.12.")
+_AGREES = """
+import sys
+sys.path.append(sys.argv[1])
+from unimix_jax.models import layers
+print("agrees" if layers.native_agrees() else "differs")
+"""
+
+
+def kernels(devices: Sequence, wish: str) -> str:
+    """Return which form of a network's layers these devices run, of `layers.KERNELS`.
+
+    Args:
+      devices: those of the run.
+      wish: config.parallel.native: "auto", "on" or "off"; native programs are for CPUs only.
+
+    Raises:
+      UserError: "on", and they cannot be had.
+    """
+    if wish == "off":
+        return "cpu" if is_cpu(devices) else "plain"
+    why = _no_native(wish == "on") if is_cpu(devices) else "the devices are no CPUs"
+    if why and wish == "on":
+        raise UserError(f"config.parallel.native is on, but there are no native programs here: {why}; set it to auto")
+    if not is_cpu(devices):
+        return "plain"
+    if why:
+        _log.info("steps take longer than they could: there are no native programs, for %s", why)
+    return "cpu" if why else "native"
+
+
+@functools.cache
+def _no_native(untested: bool) -> str:
+    """Return why native programs cannot be had on this machine; "" if they can.
+
+    They are machine code called by another's, where a mistake ends the process: so they are tried first in another
+    one, on threads, until they agreed once with the plain layers for this kind of machine, jaxlib and source.
+    """
+    import jaxlib
+
+    from unimix_jax.models import cpu, layers, native
+
+    if why := assembly.missing():
+        return why
+    version = jaxlib.__version__
+    if not (untested or version.startswith(_TESTED_JAXLIB)):
+        return f"jaxlib {version} is none of those with which they were tested"
+    try:
+        source = [inspect.getsource(room) for room in (assembly, native, cpu, layers)]
+    except OSError:
+        return "their source is not here, by which a trial of them is remembered"
+    cache, name = jax.config.jax_compilation_cache_dir, f"native-agrees-{assembly.digest(version, *source)}"
+    if cache and (answer := workdir.read_cached(cache, name)):
+        return "" if answer == b"agrees" else answer.decode()
+    _log.info("trying native programs, once on this machine")
+    command = [sys.executable, "-c", _AGREES, str(pathlib.Path(__file__).parents[2])]
+    several = {"JAX_PLATFORMS": "cpu", "NPROC": "4", "PJRT_NPROC": "4"}
+    try:
+        tried = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env={**os.environ, **several}, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"they could not be tried ({error})"
+    why = ""
+    if tried.stdout.split()[-1:] != ["agrees"]:
+        last = (tried.stdout + tried.stderr).strip().rpartition("\n")[2]
+        why = f"a trial of them ended with code {tried.returncode}: {last}"
+    if cache:
+        workdir.write_cached(cache, name, (why or "agrees").encode())
+    return why
+
+
+def environment(devices: Sequence, how: str, kernels: str) -> dict:
     """Return what the bits of a result depend on beside config and data: versions, devices, options.
 
     Args:
       devices: those of the run.
       how: their wrapping.
+      kernels: the form of its network's layers.
     """
     import flax
     import jaxlib
     import optax
 
     modules = {"jax": jax, "jaxlib": jaxlib, "flax": flax, "optax": optax, "numpy": np}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         **{name: module.__version__ for name, module in modules.items()},
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cores": cores,
+        "cores": assembly.threads(),
         "how": how,
+        "kernels": kernels,
         "compiler_options": compiler_options() if how == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -17,7 +17,6 @@ import unimix_jax
 from unimix_jax import workdir
 from unimix_jax.data.splits import Splits, digest
 from unimix_jax.errors import UserError
-from unimix_jax.training import parallel
 
 _log = logging.getLogger(__name__)
 _UNREADABLE = threading.Lock()  # training reads ahead in a thread while an evaluation reads in another
@@ -51,13 +50,14 @@ def earlier(config, directory: pathlib.Path) -> dict:
 
 
 def begin(
-    record: dict, config, splits: Splits, test_prior: np.ndarray, devices: list, weights: str | None = None
+    record: dict, config, splits: Splits, test_prior: np.ndarray, environment: dict, weights: str | None = None
 ) -> dict:
     """Return run.json for a run that begins or goes on.
 
     Args:
       record: of `earlier`.
-      config, splits, test_prior, devices: of the run.
+      config, splits, test_prior: of the run.
+      environment: of `parallel.environment`.
       weights: digest of the trained weights that a run begins from; None for none, or those of the earlier start.
 
     Raises:
@@ -81,7 +81,7 @@ def begin(
         "version": unimix_jax.__version__,
         "commit": _commit(),
         "command": sys.argv,
-        "environment": parallel.environment(devices, config.parallel.how),
+        "environment": environment,
     }
     starts = [*record.get("starts", []), start]
     for key in ("version", "commit", "environment"):
