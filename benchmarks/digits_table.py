@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "digits_table")
     given = parser.parse_args()
-    parallel.prepare_runtime()
+    parallel.prepare_runtime(1)  # as configs/digits_lt.py
     started, values = time.monotonic(), {}
     for name in given.methods.split(","):
         values[name] = np.array([measures(name, seed, given.workdir, given.epochs) for seed in range(given.seeds)])

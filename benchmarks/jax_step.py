@@ -1,0 +1,96 @@
+"""The worker of `train_step.py` that runs this project's compiled step."""
+
+import argparse
+import functools
+import os
+import time
+
+import slots
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    slots.add_case(parser)
+    parser.add_argument("--variant", default="auto", help="of layers.KERNELS, or what the loop would choose")
+    case = parser.parse_args()
+    slots.pin(case.threads)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first start
+
+    import jax
+    import numpy as np
+
+    from unimix_jax import priors, settings
+    from unimix_jax.batch import Batch
+    from unimix_jax.data import sampling
+    from unimix_jax.methods import method as methods
+    from unimix_jax.models import resnet
+    from unimix_jax.training import optim, parallel, steps
+
+    parallel.prepare_runtime(1 if case.network == "resnet8" else 0)  # as configs/digits_lt.py
+    devices = parallel.local_devices(1)
+    config = settings.default()
+    settings.use_method(config, "unimix_bayias")
+    counts = np.array(slots.counts(case.classes))
+    stage = methods.build(
+        config.method.to_dict(),
+        counts,
+        name="unimix_bayias",
+        epochs=200,
+        steps_per_epoch=97,
+        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
+        test_prior=priors.read_test_prior("uniform", counts),
+    ).stages[0]
+    kernels = parallel.kernels(devices, "auto") if case.variant == "auto" else case.variant
+    network = resnet.build(case.network, case.classes, axis=parallel.AXIS, kernels=kernels)
+    shape = (case.size, case.size, case.channels)
+    mean, std = np.full(case.channels, 0.47, np.float32), np.full(case.channels, 0.25, np.float32)
+    augmented = case.what == "augmented"
+    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented)
+    state = steps.first_state(resnet.initialise(network, shape, 0), recipe.optimiser)
+    state = parallel.replicate(state, devices)
+    numbers = steps.Numbers(np.uint32(0), np.float32(0.01), stage.class_weight)
+
+    random = np.random.default_rng(0)
+
+    def batch():
+        images = random.integers(0, 256, (2, case.batch, *shape), dtype=np.uint8)
+        labels = random.integers(0, case.classes, (2, case.batch), dtype=np.int32)
+        views = np.arange(2 * case.batch, dtype=np.int32).reshape(2, -1)
+        return Batch(images[0], labels[0], views[0], images[1], labels[1], views[1])
+
+    batches = [batch() for _ in range(4)]
+    if case.what == "evaluate":
+
+        def predict(variables, images, *, axis):
+            return steps.predict_step(variables, images, network=network, recipe=recipe)
+
+        compiled = parallel.distribute(predict, devices, split=(False, True), split_result=True)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+        def run(count):
+            for i in range(count):
+                logits = np.asarray(compiled(variables, parallel.place(batches[i % 4].image, devices)))
+            return float(logits.mean())
+    else:
+        step = functools.partial(steps.train_step, stage=stage, network=network, recipe=recipe)
+        compiled = parallel.distribute(step, devices, donate=(0,))
+
+        def run(count):
+            nonlocal state
+            before = None
+            for i in range(count):  # as the loop does: at most two steps in flight
+                state, sums = compiled(state, parallel.place(batches[i % 4], devices), numbers)
+                jax.block_until_ready(before)
+                before = sums
+            jax.block_until_ready(state)
+            return float(sums["loss"][0] / sums["loss"][1])
+
+    begun = time.perf_counter()
+    run(1)
+    seconds = time.perf_counter() - begun
+    run(1)
+    slots.serve(run, compile_seconds=seconds, jax=jax.__version__, kernels=kernels)
+
+
+if __name__ == "__main__":
+    main()
