@@ -2,6 +2,9 @@
 
 import ctypes
 import functools
+import pathlib
+import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import flax.linen as nn
@@ -54,6 +57,13 @@ def pulled(function, *arguments):
 def same(found, expected, rtol):
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max())
+
+
+def test_on_the_processors_they_are_made_for_nothing_here_is_skipped():
+    """The test extra brings llvmlite there: a skip elsewhere has a reason, there it hides a broken installation."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split() if sys.platform.startswith("linux") else []
+    if platform.machine() == "x86_64" and {"avx2", "fma"} <= set(flags):
+        assert assembly.missing() == ""
 
 
 @needs_native
