@@ -114,14 +114,6 @@ def test_no_room_uses_the_global_generator_or_touches_what_is_not_its_own(room):
         assert not re.search(r"process_index|jax\.(local_)?devices|jax\.device_count", code)
 
 
-def test_rooms_are_of_a_size_to_be_read():
-    sizes = {room: len((PACKAGE / room).read_text().splitlines()) for room in ROOMS}
-    assert max(sizes.values()) <= 500, sizes
-    # Of which the measures, which serve other projects' predictions too, are 3,000, and programs for CPUs 800.
-    assert sum(sizes.values()) <= 10_500
-    assert max(sizes[f"{door}.py"] for door in DOORS) <= 180  # of which a usage text is 30
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_what_is_public_says_what_it_is(room):
     for node in parsed(room).body:
