@@ -7,9 +7,12 @@ ImageNet_LT_train.txt, ImageNet_LT_val.txt and ImageNet_LT_test.txt. Arguments a
 (resnet10, resnet50, ...); recipe: paper, or usual, the field's batch 256, rate .1, cosine, decay 5e-4, 180 epochs.
 
 C.2 gives the rate .2 for both networks. At batch 64 that is eight times what scaling with the batch would give
-(.025); it is kept as written. C.2 names no warm-up, no epoch at which mixing stops and no alpha: there is none, .6
-of the run, and .5 as on CIFAR. Some other repositories use alpha .2, or 1, where the wrapped UniMix factor has no
-effect.
+(.025); it is kept as written. C.2 names no warm-up and no epoch at which mixing stops: there is none, and .6 of the
+run as on CIFAR.
+
+alpha: E says that UniMix keeps the alpha of mixup and Remix on this set, without a number; theirs is 1 (C.1). So
+recipe=paper has 1, and recipe=usual .5, the paper's on CIFAR. At 1 the wrapped UniMix factor is uniform, without
+preference for a class: only the inversely sampled partners are left of UniMix. MiSLAS mixes photographs with .2.
 """
 
 from unimix_jax import settings
@@ -35,5 +38,5 @@ def get_config(text=None):
         config.optim.learning_rate = 0.1
         config.optim.schedule = "cosine"
         config.optim.weight_decay = 5e-4
-    settings.use_method(config, given["method"], data="imagenet_lt")
+    settings.use_method(config, given["method"], data="imagenet_lt", recipe=given["recipe"])
     return config

@@ -7,6 +7,11 @@ iNaturalist18_val.txt; the contest's own train2018.json and val2018.json do as w
 and --config.data.test_list. The field tests on the validation images, and there are no others with labels.
 Arguments after a colon: method; network; recipe: paper, or usual, the field's batch 256, rate .1, cosine, decay
 1e-4, 200 epochs.
+
+alpha: the supplement's E says that UniMix keeps the alpha of mixup and Remix on this set, without a number; theirs is
+1 (C.1). So recipe=paper has 1, and recipe=usual .5, the paper's on CIFAR. At 1 the wrapped UniMix factor is uniform,
+without preference for a class: only the inversely sampled partners are left of UniMix. MiSLAS mixes photographs with
+.2. C.2 names no warm-up and no epoch at which mixing stops: there is none, and .6 of the run as on CIFAR.
 """
 
 from unimix_jax import settings
@@ -32,5 +37,5 @@ def get_config(text=None):
         config.batch_size = 256
         config.optim.learning_rate = 0.1
         config.optim.schedule = "cosine"
-    settings.use_method(config, given["method"], data="inat2018")
+    settings.use_method(config, given["method"], data="inat2018", recipe=given["recipe"])
     return config

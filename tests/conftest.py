@@ -1,4 +1,4 @@
-"""One process, four virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
+"""One process, eight virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # A command that runs inside of this process leaves its threads as they are.
 os.environ.setdefault(
     "NPROC", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from unimix_jax import settings
@@ -170,6 +172,8 @@ def test_wrong_arguments(text, message):
         ("data.residence=disk", "must be host or device"),
         ("optim.learning_rate=0", "above 0"),
         ("optim.momentum=1", "below 1"),
+        ("optim.warmup_epochs=-2", "or -1 for the usual"),
+        ("optim.warmup_epochs=nan", "or -1 for the usual"),
         ("optim.decay_at=(0.9,0.8)", "rising fractions"),
         ("optim.decay_at=abc", "rising fractions"),
         ("parallel.how=xmap", "must be shard_map or pmap"),
@@ -181,3 +185,67 @@ def test_wrong_arguments(text, message):
 def test_values_out_of_range(override, message):
     with pytest.raises(UserError, match=message):
         parse(DIGITS, f"--config.{override}")
+
+
+IMAGES = "--config=image_folder.py"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        pytest.param([], 256, id="the field's"),
+        pytest.param(["--config.data.image_size=224"], 256, id="exactly at 224"),
+        pytest.param(["--config.data.image_size=64"], 73, id="it follows the size"),
+        pytest.param(["--config.data.image_size=448"], 512, id="to larger ones too"),
+        pytest.param(["--config.data.image_size=64", "--config.data.resize=64"], 64, id="unless it is set"),
+        pytest.param(["--config.data.resize=300", "--config.data.image_size=64"], 300, id="in any order"),
+    ],
+)
+def test_the_resize_of_an_evaluation_follows_the_size_of_the_images(argv, expected):
+    assert parse(IMAGES, *argv).config.data.resize == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "argv", "expected"),
+    [
+        ("config.data.image_size = 64", [], 73),
+        ("config.data.image_size = 64", ["--config.data.image_size=32"], 37),
+        ("config.data.resize = 80", ["--config.data.image_size=64"], 80),
+    ],
+)
+def test_the_resize_of_a_config_file_is_kept_and_its_size_followed(tmp_path, fields, argv, expected):
+    lines = ["config = settings.default()", "settings.use_photographs(config)", fields]
+    lines += ['settings.use_method(config, "erm")', "return config"]
+    text = "from unimix_jax import settings\ndef get_config():\n" + "".join(f"    {line}\n" for line in lines)
+    (tmp_path / "mine.py").write_text(text)
+    config = parse(f"--config={tmp_path / 'mine.py'}", *argv).config
+    assert config.data.resize == expected
+    assert json.loads(config.to_json_best_effort())["data"]["resize"] == expected
+
+
+@pytest.mark.parametrize("name", ["unimix", "unimix_bayias", "unimix_bayias_las"])
+@pytest.mark.parametrize(
+    ("file", "alpha"),
+    [
+        ("imagenet_lt.py:recipe=paper", 1.0),  # E: that of mixup and Remix; C.1: theirs is 1
+        ("imagenet_lt.py:recipe=usual", 0.5),
+        ("inat2018.py:recipe=paper", 1.0),
+        ("inat2018.py:recipe=usual", 0.5),
+        ("places_lt.py:network=resnet152", 0.5),
+        ("cifar_lt.py:dataset=cifar100", 0.5),
+    ],
+)
+def test_the_alpha_of_unimix_is_the_supplement_s_for_each_data_set(name, file, alpha):
+    assert parse(f"--config={file},method={name}").config.method.stages.mixed.mixer.alpha == alpha
+
+
+def test_other_rows_keep_their_alpha_and_the_command_line_wins():
+    def alpha(method, *argv):
+        return parse(f"--config=imagenet_lt.py:method={method}", *argv).config.method.stages.mixed.mixer.alpha
+
+    assert alpha("mixup") == alpha("remix") == 1.0
+    assert alpha("mislas") == 0.2
+    assert alpha("unimix_bayias_code") == 0.8
+    assert alpha("unimix", "--config.method.stages.mixed.mixer.alpha=.3") == 0.3
+    smoothed = parse("--config=imagenet_lt.py:method=unimix_bayias_las").config.method.stages.smoothed
+    assert smoothed.trains.classifier == 0.05

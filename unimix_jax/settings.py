@@ -50,7 +50,7 @@ def default():
     config.epochs = 200  # length of the run
     config.batch_size = 128  # images a step, over all devices
     config.accumulate = 1  # parts of a device's share that go through the network one after the other: less memory
-    config.eval_batch_size = 500  # images a prediction step, over all devices
+    config.eval_batch_size = 500  # images a prediction step, over all devices; rounded up to a multiple of them
     config.network = "resnet32"  # a name in models/resnet.py NETWORKS
     config.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
     config.remat = False  # compute activations again in the backward pass: less memory, more time
@@ -76,7 +76,8 @@ def default():
     config.optim.learning_rate = 0.1  # peak
     config.optim.momentum = 0.9
     config.optim.weight_decay = 2e-4  # on every parameter, added to the gradient
-    config.optim.warmup_epochs = 5  # linear; runs under 50 epochs warm up over a tenth; 0 for none
+    # Linear; 0 for none; -1 for the usual: 5 epochs, in runs under 50 epochs a tenth of the run.
+    config.optim.warmup_epochs = -1.0
     config.optim.schedule = "steps"  # the rate falls in steps, or by the cosine to 0: cosine
     config.optim.decay_at = (0.8, 0.9)  # fractions of the run after which the rate falls
     config.optim.decay_factor = 0.01  # each time by this
@@ -108,7 +109,8 @@ def use_photographs(config) -> None:
     config.data.validation_share = 0.1  # then also for validation
     config.data.imbalance = 1.0  # all training images; above 1, a long-tailed cut is made of them
     config.data.image_size = 224  # pixels of a side
-    config.data.resize = 256  # of the shorter side, before the centre is cut out for evaluation
+    # Pixels of the shorter side, before the centre is cut out for evaluation: image_size * 256/224 unless it is set.
+    config.data.resize = (config.data.get_ref("image_size") * 256 + 112) // 224
     config.data.min_area = 0.08  # smallest share of a photograph that a random crop takes
     config.data.pad = 0
     config.data.jitter = (0.4, 0.4, 0.4)
@@ -122,7 +124,7 @@ def use_photographs(config) -> None:
     config.eval_batch_size = 100
 
 
-def use_method(config, name: str, data: str = "") -> None:
+def use_method(config, name: str, data: str = "", recipe: str = "") -> None:
     """Put a row into a config: its stages, and the fields of the run that it changes.
 
     Called last by a config file, for a row may say other things for other data.
@@ -131,6 +133,7 @@ def use_method(config, name: str, data: str = "") -> None:
       config: of `default`.
       name: a key of `ROWS`.
       data: the data set's key in `by_data`; "" for the name of the source.
+      recipe: of the config file, where it has several; a row may say other things for one of them.
 
     Raises:
       UserError: no row has that name.
@@ -140,7 +143,7 @@ def use_method(config, name: str, data: str = "") -> None:
     row = ROWS[one_of("method", name, ROWS)]
     by_data = row.get("by_data", {})
     data = data or config.data.source
-    for key in (data, f"{data}_{config.data.imbalance:g}"):
+    for key in (data, f"{data}_{config.data.imbalance:g}", f"{data}_{recipe}"):
         row = _merged(row, by_data.get(key, {}))
     shown = {"name": name, "head": ROWS["erm"]["head"], "posthoc": ROWS["erm"]["posthoc"]}
     shown |= {key: row[key] for key in ("head", "posthoc") if key in row}
@@ -316,7 +319,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.learning_rate": (lambda v: math.isfinite(v) and v > 0, "above 0"),
     "optim.momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "optim.weight_decay": _at_least(0),
-    "optim.warmup_epochs": _at_least(0),
+    "optim.warmup_epochs": (
+        lambda v: math.isfinite(v) and (v >= 0 or v == -1),
+        "a number of epochs, 0 for none, or -1 for the usual: 5, or a tenth of a run under 50 epochs",
+    ),
     "optim.decay_at": (
         lambda v: all(isinstance(x, int | float) and 0 < x <= 1 for x in v) and list(v) == sorted(v),
         "rising fractions of the run, such as (0.8,0.9)",

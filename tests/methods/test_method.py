@@ -172,14 +172,6 @@ def test_a_stage_goes_on_from_the_one_before_but_draws_its_classifier_anew_only_
     assert longer.restart
 
 
-def test_mixing_inside_of_the_network_needs_partners_of_the_batch():
-    def change(stages):
-        stages["mixed"]["partners"] = {"name": "by_class"}
-
-    with pytest.raises(UserError, match="partners must be permutation or in_batch"):
-        build("manifold_mixup", change)
-
-
 def test_a_stage_too_short_for_a_step_is_left_out():
     assert [stage.name for stage in build(epochs=1, steps_per_epoch=1).stages] == ["mixed"]
 

@@ -42,6 +42,38 @@ def test_without_warm_up_the_rate_begins_at_its_peak():
     assert optim.learning_rate(optim_config(warmup_epochs=0), 10, 10)(0) == 0.1
 
 
+@pytest.mark.parametrize("epochs", [8, 20, 200])
+@pytest.mark.parametrize(
+    ("warmup", "expected"),  # of the rate .1, at the first step of each epoch of ten steps
+    [
+        (5, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1]),
+        (2, [0.05, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        (1, [0.01, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        (0.5, [0.02, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        (2.5, [0.004, 0.044, 0.084, 0.1, 0.1, 0.1]),
+        (0, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_a_warm_up_that_is_set_is_taken_in_a_run_of_any_length(epochs, warmup, expected):
+    rate = optim.learning_rate(optim_config(warmup_epochs=warmup), epochs, 10)
+    assert [rate(10 * epoch) for epoch in range(6)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_configs_are_compared_by_the_warm_up_that_the_run_has():
+    def warmup(value, epochs):
+        return optim.with_warmup_as_it_is({"epochs": epochs, "optim": {"warmup_epochs": value}})["optim"]
+
+    # A run begun when the value was a whole number, which a run under 50 epochs did not look at unless it was 0.
+    for value, epochs in ((5, 200), (5, 50), (5, 49), (3, 10), (0, 10)):
+        rate = {"warmup_epochs": 0.0 if value == 0 else -1.0}
+        assert warmup(value, epochs) == warmup(rate["warmup_epochs"], epochs)
+    assert warmup(3, 200) == warmup(3.0, 200) != warmup(-1.0, 200)
+    assert warmup(5, 20) != warmup(5.0, 20)
+    assert warmup(5.0, 20) != warmup(-1.0, 20)
+    for foreign in ({}, {"optim": 5}, {"epochs": "x", "optim": {"warmup_epochs": 5}}):
+        assert optim.with_warmup_as_it_is(foreign) == foreign
+
+
 def test_sgd_is_pytorchs_also_when_the_rate_falls():
     """Against PyTorch's rule written out: v <- m v + (g + d p), v first the gradient; p <- p - r v."""
     tx, parameter, velocity = optim.sgd(0.9, 0.01), np.float64(2.0), None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unimix_jax import settings
 from unimix_jax.batch import Batch
 from unimix_jax.data import sampling
 from unimix_jax.errors import UserError
@@ -252,3 +253,33 @@ def test_native_programs_are_for_cpus():
     assert parallel.kernels([device], "auto") == parallel.kernels([device], "off") == "plain"
     with pytest.raises(UserError, match="no CPUs"):
         parallel.kernels([device], "on")
+
+
+@pytest.mark.parametrize("devices", [8, 16, 32])
+@pytest.mark.parametrize("name", settings.shipped_configs())
+def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, devices):
+    texts = {
+        "cifar_lt.py": ("", "dataset=cifar100", "method=unimix_bayias_code"),
+        "imagenet_lt.py": ("", "network=resnet50", "recipe=usual"),
+        "inat2018.py": ("", "recipe=usual"),
+    }
+    for text in texts.get(name, ("",)):
+        config = settings.parse(["main", f"--config={name}:{text}"]).config
+        parallel.check_batch(config.batch_size, devices, config.accumulate)
+        block = parallel.rounded_up(config.eval_batch_size, devices)
+        assert block % devices == 0
+        assert 0 <= block - config.eval_batch_size < devices
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "parts", "message"),
+    [
+        (30, 8, 1, r"not a multiple of the 8 devices; set it to 24 or 32, or choose another number of devices"),
+        (5, 8, 1, r"set it to 8, or"),
+        (64, 3, 4, r"the 3 devices times 4 parts of config.accumulate; set it to 60 or 72, or"),
+        (5, 1, 2, r"the 1 device times 2 parts of config.accumulate; set it to 4 or 6$"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_that_can(size, devices, parts, message):
+    with pytest.raises(UserError, match=message):
+        parallel.check_batch(size, devices, parts)

@@ -180,7 +180,7 @@ def test_parts_of_a_batch_do_not_mix_inside_of_the_network(folder, tmp_path):
     assert loop.prepare(config(**fields), tmp_path).recipe.accumulate == 2
     with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
         loop.prepare(config("image_folder.py:method=manifold_mixup", **fields), tmp_path)
-    with pytest.raises(UserError, match="not a multiple of the 1 devices times 3 parts"):
+    with pytest.raises(UserError, match="not a multiple of the 1 device times 3 parts"):
         loop.prepare(config(**{**fields, "accumulate": 3}), tmp_path)
 
 

@@ -60,7 +60,6 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _REDUCTIONS = ("weights", "count")
 _SCHEDULES = ("run", "cosine")
-_SAME_BATCH = ("permutation", "in_batch")  # partner rules that stay in the batch
 _GROUPS = ("backbone", "classifier", "scale")
 
 
@@ -81,6 +80,7 @@ class Stage(NamedTuple):
     restart: bool = False  # begin with an optimiser state of zeros
     reinitialise: bool = False  # and with a classifier drawn anew
     schedule: tuple[tuple[str, Any], ...] = (("name", "run"),)
+    mixes_inside: bool = False  # of the network, with partners of the same batch; seen from what the mixer returns
 
     @property
     def program(self) -> tuple:
@@ -193,11 +193,6 @@ def _stage(stage, first, last, options, functions, counts, method) -> Stage:
     where = f"of stage {stage!r}"
     if (functions["mixer"] is None) != (functions["partners"] is None):
         raise UserError(f"stage {stage!r} of method {method!r} needs a mixer and partners, or neither of them")
-    if options["mixer"]["name"] == "manifold_mixup" and options["partners"]["name"] not in _SAME_BATCH:
-        raise UserError(
-            f"stage {stage!r} of method {method!r} mixes inside of the network, where only partners of the same batch "
-            f"are found: partners must be {' or '.join(_SAME_BATCH)}"
-        )
     weights = functions["class_weight"]
     one_of(f"schedule {where}", options["schedule"]["name"], _SCHEDULES)
     if options["mixer"]["name"] == "smote" and options["partners"]["name"] != "nearest":

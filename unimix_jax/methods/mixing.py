@@ -70,7 +70,8 @@ def unimix_factor(key, count_a, count_b, *, alpha: float = 0.5, wrap: bool = Tru
     Args:
       key: a JAX key.
       count_a, count_b: training images of the two classes, > 0.
-      alpha: > 0, a Python float; .5 in the paper on CIFAR, .8 in the released code.
+      alpha: > 0, a Python float; .5 in the paper on CIFAR, that of mixup (1) on ImageNet-LT and iNaturalist, .8 in
+        the released code.
       wrap: False for the un-wrapped factor (ours).
 
     Returns:

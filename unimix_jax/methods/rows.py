@@ -7,8 +7,8 @@ A row is a nested dict without lists, so that every leaf can be overridden on th
     head            the network's last layer: linear, scaled, cosine
     posthoc         name of a function in methods/posthoc.py, or "none", and its options
     config          fields of the whole run
-    by_data         the same grammar again, by data set ("cifar10"), or data set and imbalance
-                    ("cifar10_50"), for what differs there
+    by_data         the same grammar again, by data set ("cifar10"), data set and imbalance ("cifar10_50"), or
+                    data set and recipe ("inat2018_paper"), for what differs there
     stages          by name; each says what changes and when, and goes on from the one that begins before it:
       begin         start as a fraction of the run; 1.0 for a stage after it, of `epochs`
       epochs        length of a stage after the run
@@ -34,6 +34,10 @@ _PERMUTED = {"partners": {"name": "permutation"}}
 _UNIMIX = {
     "mixer": {"name": "unimix", "alpha": 0.5, "wrap": True},
     "partners": {"name": "by_class", "class_exponent": -1.0},
+}
+# On these sets UniMix keeps the alpha of mixup and Remix, says the supplement's E without a number; C.1 has theirs, 1.
+_UNIMIX_BY_DATA = {
+    f"{data}_paper": {"stages": {"mixed": {"mixer": {"alpha": 1.0}}}} for data in ("imagenet_lt", "inat2018")
 }
 _MIXUP = {"mixer": {"name": "mixup", "alpha": 1.0, "per_example": False}, **_PERMUTED}
 _REMIX = {"mixer": {"name": "remix", "alpha": 1.0, "kappa": 3.0, "threshold": 0.5}, **_PERMUTED}
@@ -173,6 +177,7 @@ ROWS = {
     "unimix": {
         "about": "UniMix: each pair with a factor of its own, partners inversely sampled, cross entropy",
         "stages": {"mixed": _UNIMIX, "plain": _STOP_MIXING},
+        "by_data": _UNIMIX_BY_DATA,
     },
     "bayias": {
         "about": "the Bayias loss: cross entropy of logits + log(train prior / test prior)",
@@ -181,6 +186,7 @@ ROWS = {
     "unimix_bayias": {
         "about": "the paper: UniMix and the Bayias loss, no mixing from 120/200 of the run",
         "stages": {"mixed": {"loss": {"name": "bayias"}, **_UNIMIX}, "plain": _STOP_MIXING},
+        "by_data": _UNIMIX_BY_DATA,
     },
     "unimix_bayias_code": {
         "about": "as the authors released it: partners from the batch, alpha .8, batch 64 on CIFAR, mixing to the end",
@@ -210,7 +216,7 @@ ROWS = {
         "about": "the supplement's Table D3: unimix_bayias, then the second stage of mislas",
         "head": "scaled",
         "stages": {"mixed": {"loss": {"name": "bayias"}, **_UNIMIX}, "plain": _STOP_MIXING, "smoothed": _SMOOTHED},
-        "by_data": _SMOOTHED_BY_DATA,
+        "by_data": _SMOOTHED_BY_DATA | _UNIMIX_BY_DATA,
     },
     "crt": {
         "about": "cross entropy, then ten epochs of a new classifier on class-balanced images",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax.errors import one_of
+from unimix_jax.models import layers
 from unimix_jax.models.layers import HEADS, KERNELS, BatchNorm, Convolution, max_pool
 
 # A block's shortcut: (block, x, train) -> what is added to its convolutions. Called inside of the block, whose layers
@@ -221,13 +222,14 @@ def build(
 
 
 def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int, draw: int = 0) -> dict:
-    """Draw a network's first parameters, in numpy, each leaf by its own name and the seed.
+    """Draw a network's first parameters: those of the project's layers in numpy, each by its own name and the seed.
 
     Small networks as LDAM-DRW draws them: weights Kaiming normal by fan-in with gain sqrt(2). Those of
     photographs as torchvision does: convolutions Kaiming normal by fan-out, the linear layer uniform within
     1/sqrt(fan-in). In both the linear layer's bias is uniform within that, PyTorch's default; the columns of a
     cosine head uniform, of length 1; normalisation and scales start as the identity. Flax's own `init` would
-    compile for 6 to 60 s; and drawn so, the values depend on no device and no other layer.
+    compile for 6 to 60 s; and drawn so, the values depend on no device and no other layer. Whatever layers are not
+    those of `layers`, such as a user's, are drawn by their own initialisers, in all collections.
 
     Args:
       network: a flax module called as network(images, train=...).
@@ -236,16 +238,34 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
       draw: another number gives other values: a classifier that is drawn anew.
 
     Returns:
-      {"params": ..., "batch_stats": ...} of numpy float32.
+      {"params": ..., "batch_stats": ...} of numpy float32, and other collections that the network has.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     # Only shapes are asked for: one device has no axis to sum over, and nothing is to be compiled.
-    init = functools.partial(network.clone(axis=None, kernels="plain").init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), image)
+    alone = {name: value for name, value in (("axis", None), ("kernels", "plain")) if hasattr(network, name)}
+    init = functools.partial(network.clone(**alone).init, train=False)
+    ours = set()  # paths of the project's layers
+
+    def note(call, arguments, keywords, context):
+        if type(context.module).__module__ == layers.__name__:
+            ours.add(context.module.path)
+        return call(*arguments, **keywords)
+
+    with nn.intercept_methods(note):
+        shapes = jax.eval_shape(init, jax.random.key(0), image)
+    shapes = {"batch_stats": {}, **shapes}
+
+    def is_ours(names) -> bool:
+        return any(names[1:end] in ours for end in range(2, len(names)))
+
+    foreign = [names for names, _ in _leaves(shapes) if not is_ours(names)]
+    own = _first_values(init, image, foreign, seed, draw) if foreign else {}
     kernels = {path[:-1]: leaf.shape for path, leaf in _leaves(shapes) if path[-1] == "kernel"}
 
     def value_of(path, leaf):
         names = _names(path)
+        if names in own:
+            return own[names]
         key, counter = [seed, zlib.crc32("/".join(names).encode())], [0, 0, 0, draw]
         random = np.random.Generator(np.random.Philox(key=key, counter=counter))
         kernel = kernels.get(names[:-1])
@@ -261,6 +281,20 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
         return value.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(value_of, shapes)
+
+
+def _first_values(init: Callable, image, wanted: list[tuple[str, ...]], seed: int, draw: int) -> dict:
+    """Return what a network's own initialisers give to the variables of these names."""
+
+    @jax.jit  # what is not returned is not computed: the network itself is not compiled
+    def values(key):
+        found = dict(_leaves(init(key, jnp.zeros(image.shape, image.dtype))))
+        return [found[names] for names in wanted]
+
+    key = jax.random.key(seed % 2**32)
+    for number in (seed >> 32, draw):
+        key = jax.random.fold_in(key, number)
+    return dict(zip(wanted, map(np.asarray, values(key)), strict=True))
 
 
 def _first_kernel(random: np.random.Generator, shape: tuple[int, ...], torchvision: bool) -> np.ndarray:

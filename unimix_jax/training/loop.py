@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import pathlib
@@ -16,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import priors, timings, workdir
-from unimix_jax.batch import Batch, Predictions
+from unimix_jax.batch import Batch, Picks, Predictions
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
 from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
-from unimix_jax.methods import mixing
 from unimix_jax.models import assembly, layers, resnet, weights
 from unimix_jax.training import checkpoints, optim, parallel, prediction, progress, record, steps
 
@@ -140,18 +140,7 @@ def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None 
             config.test_prior,
         )
     devices = parallel.local_devices(config.parallel.devices)
-    for field, parts in (("batch_size", config.accumulate), ("eval_batch_size", 1)):
-        if config[field] % (len(devices) * parts):
-            times = f" times {parts} parts of config.accumulate" if parts > 1 else ""
-            raise UserError(
-                f"config.{field} is {config[field]}, not a multiple of the {len(devices)} devices{times}; change it or "
-                "set --config.parallel.devices"
-            )
-    if config.accumulate > 1 and any(_function(stage.mixer) is mixing.manifold_mixup for stage in method.stages):
-        raise UserError(
-            f"{method.name} mixes inside of the network, where a part of the batch does not see its partners: set "
-            "config.accumulate to 1"
-        )
+    parallel.check_batch(config.batch_size, len(devices), config.accumulate)
     axis = parallel.AXIS if config.parallel.batch_norm == "global" else None
     network = resnet.build(
         config.network,
@@ -178,7 +167,13 @@ def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None 
         fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers")
         reading = loading.Reading(*(config.data[field] for field in fields))
         shape = (reading.size, reading.size, 3)
+    method = _with_inner_mixing(method, sets, shape, config, len(devices))
     variables = resnet.initialise(network, shape, config.seed)
+    if others := variables.keys() - {"params", "batch_stats"}:
+        raise UserError(
+            f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "
+            "batch_stats only"
+        )
     if config.init and not _has_checkpoints(directory):
         variables = weights.begun_from(config.init, variables)
     return Run(
@@ -197,6 +192,54 @@ def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None 
         steps_per_epoch,
         clock,
     )
+
+
+def _with_inner_mixing(
+    method: methods.Method, sets: sampling.ByClass, image_shape: tuple[int, int, int], config, devices: int
+) -> methods.Method:
+    """Mark the stages that mix inside of the network, from what their mixers return.
+
+    Raises:
+      UserError: such a stage has partners from outside of the batch, or the batch goes through the network in parts.
+    """
+    stages = []
+    for stage in method.stages:
+        if steps.mixes_inside(stage, image_shape, config.batch_size // devices):
+            where = f"stage {stage.name!r} of method {method.name!r}"
+            if config.accumulate > 1:
+                raise UserError(
+                    f"{where} mixes inside of the network, where a part of the batch does not see its partners: set "
+                    "config.accumulate to 1"
+                )
+            if "table" in inspect.signature(stage.partners).parameters:  # of neighbours, wherever they are
+                raise UserError(_OUTSIDE.format(where))
+            picks_at = functools.partial(
+                sampling.picks,
+                sets,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                order=stage.order,
+                partners=stage.partners,
+            )
+            _picks_in_batch(picks_at, where, step=stage.first)
+            stage = stage._replace(mixes_inside=True)
+        stages.append(stage)
+    return method._replace(stages=tuple(stages))
+
+
+_OUTSIDE = (
+    "{} mixes inside of the network, where only partners of the same batch are found: partners must be permutation, "
+    "in_batch, or a rule that returns for each partner, as its view, the place in the batch where it stands"
+)
+
+
+def _picks_in_batch(picks_at: Callable, where: str, *, step: int) -> Picks:
+    """Return the picks of a step whose partners must stand in the batch, where their views say."""
+    picks = picks_at(step=step)
+    slots, size = np.asarray(picks.partner_view), len(picks.index)
+    if not ((slots >= 0) & (slots < size)).all() or (picks.index[slots] != picks.partner).any():
+        raise UserError(_OUTSIDE.format(where))
+    return picks
 
 
 def _has_checkpoints(directory: pathlib.Path | None) -> bool:
@@ -401,6 +444,8 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
             order=stage.order,
             partners=partners,
         )
+        if stage.mixes_inside:
+            picks_at = functools.partial(_picks_in_batch, picks_at, f"stage {stage.name!r} of {this.method.name!r}")
         todo = range(max(first, stage.first), stage.last)
         if train.images is None:
             made = _read(this, partners, picks_at, todo)

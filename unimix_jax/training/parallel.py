@@ -196,6 +196,32 @@ def local_devices(count: int = 0) -> list:
     return devices[: count or None]
 
 
+def check_batch(size: int, devices: int, parts: int = 1) -> None:
+    """Refuse a batch that does not come apart into equal shares.
+
+    Args:
+      size: images of the batch.
+      devices: that share it.
+      parts: of each device's share, config.accumulate.
+
+    Raises:
+      UserError: it is not a multiple of devices * parts; the nearest sizes that are.
+    """
+    share = devices * parts
+    if size % share:
+        below, above = size // share * share, rounded_up(size, share)
+        of = f"{devices} device{'s' if devices > 1 else ''}"
+        times = f" times {parts} parts of config.accumulate" if parts > 1 else ""
+        nearest = f"{below} or {above}" if below else f"{above}"
+        other = ", or choose another number of devices by --config.parallel.devices" if devices > 1 else ""
+        raise UserError(f"config.batch_size is {size}, not a multiple of the {of}{times}; set it to {nearest}{other}")
+
+
+def rounded_up(size: int, devices: int) -> int:
+    """Return the smallest multiple of `devices` that is at least `size`."""
+    return -(-size // devices) * devices
+
+
 def is_cpu(devices: Sequence) -> bool:
     """Return whether these devices are the CPU, which is slow at loops around convolutions."""
     return devices[0].platform == "cpu"

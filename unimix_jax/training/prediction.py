@@ -1,6 +1,7 @@
 """What the state of a run says of its evaluated splits."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import numpy as np
 from unimix_jax.data import loading
 from unimix_jax.errors import UserError
 from unimix_jax.training import parallel, record, steps
+
+_log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
@@ -26,7 +29,10 @@ def predictor(this) -> Callable[[steps.TrainState, tuple[str, ...]], tuple[dict[
     Args:
       this: of `loop.prepare`.
     """
-    size, devices, how = this.config.eval_batch_size, this.devices, this.config.parallel.how
+    devices, how = this.devices, this.config.parallel.how
+    wanted, size = this.config.eval_batch_size, parallel.rounded_up(this.config.eval_batch_size, len(devices))
+    if size != wanted:
+        _log.info("eval_batch_size %d is rounded up to %d, a multiple of the %d devices", wanted, size, len(devices))
 
     def step(variables, images, *, axis):
         return steps.predict_step(variables, images, network=this.network, recipe=this.recipe)

@@ -17,6 +17,7 @@ import unimix_jax
 from unimix_jax import workdir
 from unimix_jax.data.splits import Splits, digest
 from unimix_jax.errors import UserError
+from unimix_jax.training import optim
 
 _log = logging.getLogger(__name__)
 _UNREADABLE = threading.Lock()  # training reads ahead in a thread while an evaluation reads in another
@@ -36,7 +37,7 @@ def earlier(config, directory: pathlib.Path) -> dict:
     begun_with = workdir.read_json(directory / workdir.CONFIG)
     if begun_with is None:
         return {}
-    differing, neutral = workdir.differing_keys(begun_with, plain(config))
+    differing, neutral = workdir.differing_keys(*map(optim.with_warmup_as_it_is, (begun_with, plain(config))))
     if differing:
         old, new = workdir.flat(begun_with), workdir.flat(plain(config))
         shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in differing[:5])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from unimix_jax.batch import Batch
+from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.method import Stage
 from unimix_jax.training import augment, keys
@@ -78,6 +79,39 @@ def mixed_batch(batch: Batch, seed, step, stage: Stage, recipe: Recipe) -> mixin
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
 
 
+def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> bool:
+    """Return whether a stage's mixer leaves the mixing to the network; the mixer is traced, nothing is computed.
+
+    Args:
+      stage: with a mixer or without.
+      image_shape: (H, W, C).
+      size: images of a device's share.
+
+    Raises:
+      UserError: the mixer fails on images of this shape, or returns something else than a `Mixed`.
+    """
+    if stage.mixer is None:
+        return False
+    name = getattr(getattr(stage.mixer, "func", stage.mixer), "__name__", stage.mixer)
+
+    def mixed(seed, images, labels):
+        key = jax.random.key(seed)
+        return stage.mixer(mixing.Keys(key, jax.random.split(key, size)), images, images, labels, labels)
+
+    of = jax.ShapeDtypeStruct
+    shapes = of((), jnp.uint32), of((size, *image_shape), jnp.float32), of((size,), jnp.int32)
+    try:
+        made = jax.eval_shape(mixed, *shapes)
+    except UserError:
+        raise
+    except Exception as error:  # the mixer may be the user's, and raise anything
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"the mixer {name} of stage {stage.name!r} fails on a batch of images: {why}") from error
+    if not isinstance(made, mixing.Mixed):
+        raise UserError(f"the mixer {name} of stage {stage.name!r} returns {type(made).__name__}; it must return Mixed")
+    return made.hidden is not None
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -124,7 +158,7 @@ def train_step(
             logits = network.apply(variables, mixed.image, train=False, mix=mix)
         else:
             logits, updates = network.apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
-            batch_stats = updates["batch_stats"]
+            batch_stats = updates.get("batch_stats", batch_stats)
         losses = mixing.objective(stage.loss, logits, mixed, numbers.class_weight)
         return losses.sum(), (logits, batch_stats)
 
