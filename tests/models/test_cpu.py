@@ -178,6 +178,33 @@ def test_a_program_needs_no_worker_beside_its_caller(pool):
     assert forgotten == ([(24, 0, 4242)] * 2 if pool == "refuses" else [])
 
 
+def described(code):
+    """A program of one piece that does nothing."""
+    return 1
+
+
+@needs_native
+def test_a_program_names_the_interface_for_which_it_is_written_not_the_caller_s():
+    """The handler, asked for its metadata as a later XLA asks."""
+    name, text = assembly._program(described, (), "described", "float32", 1)
+    handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(assembly._loaded(assembly._compiled(text), name))
+    frame, extension = (ctypes.c_uint64 * 20)(), (ctypes.c_uint64 * 4)()
+    api, metadata = (ctypes.c_uint32 * 40)(), (ctypes.c_uint32 * 16)()
+    api[8:10] = 7, 9  # XLA_FFI_Api.api_version
+    frame[1], frame[2] = ctypes.addressof(extension), ctypes.addressof(api)
+    extension[1], extension[3] = 1, ctypes.addressof(metadata)
+    assert handler(ctypes.addressof(frame)) is None
+    assert (tuple(metadata[6:8]), *metadata[:6], *metadata[8:]) == ((0, 3), *[0] * 14)
+
+
+@needs_native
+def test_xla_refuses_a_program_for_an_interface_that_it_does_not_speak(monkeypatch):
+    assert jax.devices()  # before JAX has a backend it keeps what is registered until then
+    monkeypatch.setattr(assembly, "INTERFACE", (0, 99))
+    with pytest.raises(RuntimeError, match=r"API version \(0.99\) is incompatible"):
+        assembly._registered(described, (), "described", "float32", 1)
+
+
 @needs_native
 def test_examples_one_after_the_other_are_the_batch():
     random = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,6 +186,61 @@ def test_first_values_depend_on_the_seed_and_the_name_only():
     )
     other = resnet.initialise(resnet.build("resnet20", 10), (32, 32, 3), seed=1)["params"]
     assert (small["conv1"]["conv"]["kernel"] != other["conv1"]["conv"]["kernel"]).any()
+
+
+class Theirs(nn.Module):
+    """A user's network: two layers of the project's, others of their own with names of all kinds."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train, mix=None):
+        x = layers.Convolution(16, 1, name="conv1")(x)
+        x = layers.BatchNorm(name="bn1")(x, train)
+        x = x + self.param("position", nn.initializers.truncated_normal(0.02), x.shape[1:])
+        x = x * self.param("gamma", nn.initializers.constant(0.1), x.shape[-1:])
+        x = nn.LayerNorm(name="norm", scale_init=nn.initializers.constant(0.5))(x)
+        x = nn.Conv(16, (3, 3), name="residual", kernel_init=nn.initializers.zeros)(x)
+        average = self.variable("batch_stats", "average", lambda: jnp.full(x.shape[-1:], 7.0))
+        self.variable("ema", "decay", lambda: jnp.float32(0.9))
+        x = nn.Dense(12, name="mixer", bias_init=nn.initializers.constant(3.0))((x + average.value).mean((1, 2)))
+        return layers.LinearHead(self.num_classes, name="head")(x)
+
+
+def test_layers_of_a_user_begin_with_their_own_first_values():
+    network = Theirs(10)
+    variables = resnet.initialise(network, (8, 8, 3), seed=0)
+    params, statistics = variables["params"], variables["batch_stats"]
+    own = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, 8, 8, 3)), train=False), jax.random.key(1))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, own)
+    for found, expected in (
+        (params["gamma"], 0.1),
+        (params["norm"]["scale"], 0.5),
+        (params["residual"]["kernel"], 0),
+        (params["mixer"]["bias"], 3),
+        (statistics["average"], 7),
+        (statistics["bn1"]["var"], 1),
+        (variables["ema"]["decay"], np.float32(0.9)),
+    ):
+        np.testing.assert_array_equal(found, np.full(np.shape(found), expected, np.float32))
+    assert abs(params["position"].std() / 0.02 - 1) < 0.1
+    assert abs(params["mixer"]["kernel"].std() * np.sqrt(16) - 1) < 0.2  # lecun_normal
+    # The project's layers keep theirs, whatever stands around them.
+    np.testing.assert_array_equal(
+        params["conv1"]["conv"]["kernel"],
+        resnet.initialise(resnet.build("resnet8", 10), (8, 8, 3), seed=0)["params"]["conv1"]["conv"]["kernel"],
+    )
+    assert 0 < np.abs(params["head"]["linear"]["bias"]).max() <= 1 / np.sqrt(12)
+    other, drawn = (resnet.initialise(network, (8, 8, 3), *at)["params"]["position"] for at in ((1,), (0, 1)))
+    assert (params["position"] != other).all()
+    assert (params["position"] != drawn).all()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet10", "resnext50_32x4d"])
+def test_first_values_of_the_project_s_networks_compile_nothing(compilations, name):
+    variables = resnet.initialise(resnet.build(name, 10, axis="batch", remat=True), (8, 8, 3), seed=0)
+    assert variables.keys() == {"params", "batch_stats"}
+    assert compilations() == 0
 
 
 def test_logits_and_running_statistics_are_the_authors(golden):

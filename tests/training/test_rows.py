@@ -4,12 +4,18 @@ On the stem of a network alone: what rows differ in is before and behind it.
 """
 
 import functools
+import sys
+import types
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unimix_jax import settings, workdir
+from unimix_jax.errors import UserError
+from unimix_jax.methods import mixing
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, optim, parallel, steps
@@ -111,3 +117,118 @@ def test_a_retrained_classifier_begins_anew_and_the_backbone_stays():
     jax.tree.map(np.testing.assert_array_equal, again, begun)  # a resumed run begins the stage alike
     same = jax.device_get(loop.begun(this, plain, state))
     jax.tree.map(np.testing.assert_array_equal, same, jax.device_get(state))
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """Functions of a user, in a module of theirs: mixers, and rules for partners."""
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+
+    def hidden(keys, image_a, image_b, label_a, label_b):
+        return mixing.Mixed(image_a, label_a, label_b, jnp.full(len(label_a), 0.7), jnp.int32(1))
+
+    def blended(keys, image_a, image_b, label_a, label_b):
+        return mixing.Mixed((image_a + image_b) / 2, label_a, label_b, jnp.full(len(label_a), 0.5))
+
+    def pair(keys, image_a, image_b, label_a, label_b):
+        return image_a, label_a
+
+    def fails(keys, image_a, image_b, label_a, label_b):
+        return image_a @ label_a
+
+    def neighbour(sets, index, *, seed, step):
+        slots = np.roll(np.arange(len(index), dtype=np.int32), 1)
+        return index[slots], slots
+
+    def anywhere(sets, index, *, seed, step):
+        return np.arange(len(index)) % len(sets.labels), np.arange(len(index), 2 * len(index), dtype=np.int32)
+
+    def other_place(sets, index, *, seed, step):
+        return np.roll(index, 1), np.arange(len(index), dtype=np.int32)
+
+    def later_outside(sets, index, *, seed, step):
+        return (neighbour if step < 3 else anywhere)(sets, index, seed=seed, step=step)
+
+    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside):
+        setattr(module, function.__name__, function)
+
+
+def mixed_by(mixer, partners, *more):
+    argv = ["main", "--config=digits_lt.py:method=mixup", "--config.network=stem", "--config.parallel.devices=1"]
+    argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("partners", partners))]
+    return loop.prepare(settings.parse([*argv, *more]).config, None)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "partners"),
+    [
+        ("mine:hidden", "by_class"),
+        ("mine:hidden", "nearest"),
+        ("mine:hidden", "mine:anywhere"),
+        ("mine:hidden", "mine:other_place"),
+        ("manifold_mixup", "by_class"),
+        ("manifold_mixup", "nearest"),
+        ("manifold_mixup", "mine:anywhere"),
+    ],
+)
+def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, partners):
+    with pytest.raises(UserError, match="stage 'mixed' of method 'mixup' mixes inside .*partners must be permutation"):
+        mixed_by(mixer, partners)
+
+
+@pytest.mark.parametrize("mixer", ["mine:hidden", "manifold_mixup"])
+@pytest.mark.parametrize("partners", ["permutation", "in_batch", "mine:neighbour"])
+def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(mine, mixer, partners):
+    assert [stage.mixes_inside for stage in mixed_by(mixer, partners).method.stages] == [True, False]
+    with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
+        mixed_by(mixer, partners, "--config.accumulate=2")
+
+
+def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
+    for partners in ("by_class", "mine:anywhere"):
+        this = mixed_by("mine:blended", partners, "--config.accumulate=2")
+        assert not any(stage.mixes_inside for stage in this.method.stages)
+
+
+def test_partners_that_leave_the_batch_later_are_refused_then(mine):
+    batches = loop._batches(mixed_by("mine:hidden", "mine:later_outside"), 0)
+    for _ in range(3):
+        next(batches)
+    with pytest.raises(UserError, match="mixes inside of the network"):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        ("mine:pair", "the mixer pair of stage 'mixed' returns tuple; it must return Mixed"),
+        ("mine:fails", "the mixer fails of stage 'mixed' fails on a batch of images: TypeError"),
+    ],
+)
+def test_a_mixer_that_cannot_work_is_refused_before_training(mine, mixer, message):
+    with pytest.raises(UserError, match=message):
+        mixed_by(mixer, "permutation")
+
+
+def test_a_network_without_running_statistics_trains_and_one_with_other_collections_is_refused(monkeypatch):
+    class Bare(nn.Module):
+        num_classes: int
+        counts: bool = False
+
+        @nn.compact
+        def __call__(self, x, train, mix=None):
+            if self.counts:
+                self.variable("calls", "count", lambda: jnp.int32(0))
+            return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1))
+
+    monkeypatch.setitem(resnet.NETWORKS, "stem", lambda classes, **_: Bare(classes))
+    this = mixed_by("none", "none")
+    state = steps.first_state(this.variables, this.recipe.optimiser)
+    numbers = steps.Numbers(np.uint32(0), np.float32(0.1), np.ones(10, np.float32))
+    step = functools.partial(steps.train_step, stage=this.method.stages[0], network=this.network, recipe=this.recipe)
+    after, _ = jax.jit(step)(state, next(loop._batches(this, 0))[1], numbers)
+    assert np.abs(after.params["head"]["kernel"] - state.params["head"]["kernel"]).max() > 0
+    monkeypatch.setitem(resnet.NETWORKS, "stem", lambda classes, **_: Bare(classes, counts=True))
+    with pytest.raises(UserError, match="keeps variables in the collection 'calls'"):
+        mixed_by("none", "none")

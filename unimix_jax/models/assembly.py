@@ -225,9 +225,8 @@ def registered(write: Callable[..., int], options: tuple, name: str, dtype: str,
 
 def _registered(*program) -> str:
     name, text = _program(*program)
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    jax.ffi.register_ffi_target(name, capsule(_loaded(_compiled(text), name), None, None), "cpu")
+    address = ctypes.c_void_p(_loaded(_compiled(text), name))
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(address), "cpu")
     return name
 
 
@@ -241,6 +240,8 @@ def _program(write: Callable[..., int], options: tuple, name: str, dtype: str, w
         "body": "\n".join(code.lines),
         "vector": code.vector,
         "fma": f"@llvm.fma.v{code.lanes}f{8 * code.bytes}",
+        "major": INTERFACE[0],
+        "minor": INTERFACE[1],
     }
     # The digest: a program that XLA kept calls the one it was compiled with, not another version of it.
     name = f"unimix_{name}_{dtype}_{digest(_PROGRAM.format(name='', **parts))[:8]}"
@@ -283,9 +284,11 @@ def _engine():
     return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine()[0])
 
 
-# Offsets are those of XLA_FFI_CallFrame (extension 8, api 16, context 24, arguments 72, results 112), XLA_FFI_Api
-# (version 32, Error_Destroy 64, ThreadPool_Schedule 136), XLA_FFI_Metadata_Extension (type 8, metadata 24) and
-# XLA_FFI_Metadata (version 24).
+# The version of XLA's interface (XLA_FFI_API_MAJOR and _MINOR in xla/ffi/api/c_api.h) for which programs are written.
+# Offsets are its: those of XLA_FFI_CallFrame (extension 8, api 16, context 24, arguments 72, results 112), XLA_FFI_Api
+# (Error_Destroy 64, ThreadPool_Schedule 136), XLA_FFI_Metadata_Extension (type 8, metadata 24) and XLA_FFI_Metadata
+# (version 24).
+INTERFACE = 0, 3
 _PROGRAM = """
 %State = type {{ i64, i64, i64, i64, ptr, ptr }}  ; pieces taken, pieces done, workers come, workers left, out, in
 
@@ -303,13 +306,11 @@ which:
   %asked = icmp eq i32 %type, 1
   br i1 %asked, label %describe, label %run
 
-describe:  ; XLA asks for which version of its interface this is: for the one that asks
-  %version.at = getelementptr i8, ptr %api, i64 32
-  %version = load i64, ptr %version.at
+describe:  ; XLA asks for which version of its interface this is written, and refuses one that it does not speak
   %metadata.at = getelementptr i8, ptr %extension, i64 24
   %metadata = load ptr, ptr %metadata.at
   %answer = getelementptr i8, ptr %metadata, i64 24
-  store i64 %version, ptr %answer
+  store {{ i32, i32 }} {{ i32 {major}, i32 {minor} }}, ptr %answer
   ret ptr null
 
 run:
