@@ -1,7 +1,16 @@
 """One process, eight virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
+
+# Compiled programs are kept for the tests that follow, and for processes that tests start; JAX reads this as it starts.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="unimix_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
@@ -31,6 +40,18 @@ def golden():
             return {key: file[key] for key in file.files}
 
     return load
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Let LLVM not optimise the steps of runs: half the time of compiling, for tests of what is computed by whom."""
+    from unimix_jax.training import parallel
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(parallel._CPU_OPTIONS, "xla_backend_optimization_level", 0)
+        parallel.compiler_options.cache_clear()
+        yield
+    parallel.compiler_options.cache_clear()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One device, four devices, shard_map and pmap: the same update."""
+"""One device, eight devices, shard_map and pmap: the same update."""
 
 import functools
 import types
@@ -17,7 +17,10 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import assembly, resnet
 from unimix_jax.training import optim, parallel, steps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 COUNTS = np.array([50, 20, 5])
+# Every layer there is, of which a CPU has forms: convolutions with a stride and without, max-pooling, a residual.
+network = functools.partial(resnet.ImageNetResNet, 3, blocks=(1,))
 RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.25]), 1, True)
 
 
@@ -48,13 +51,12 @@ def batch(size=16):
 
 @functools.cache
 def compiled(count, how, axis, kernels):
-    network = resnet.build("resnet8", 3, axis=axis, kernels=kernels)
-    step = functools.partial(steps.train_step, stage=STAGE, network=network, recipe=RECIPE)
+    step = functools.partial(steps.train_step, stage=STAGE, network=network(axis=axis, kernels=kernels), recipe=RECIPE)
     return parallel.distribute(step, jax.devices()[:count], how)
 
 
 def start():
-    variables = resnet.initialise(resnet.build("resnet8", 3), (8, 8, 1), seed=0)
+    variables = resnet.initialise(network(), (8, 8, 1), seed=0)
     return steps.first_state(variables, RECIPE.optimiser)
 
 
@@ -79,14 +81,14 @@ def same_update(found, expected, rtol):
 
 
 NATIVE = [
-    pytest.param(4, how, "native", marks=pytest.mark.skipif(bool(assembly.missing()), reason="none here"))
+    pytest.param(8, how, "native", marks=pytest.mark.skipif(bool(assembly.missing()), reason="none here"))
     for how in ("shard_map", "pmap")
 ]
 
 
 @pytest.mark.parametrize(
     ("count", "how", "kernels"),
-    [(4, "shard_map", "plain"), *NATIVE],
+    [(8, "shard_map", "plain"), *NATIVE],
 )
 def test_update_is_the_same_on_any_devices(count, how, kernels):
     (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how, kernels=kernels)
@@ -98,9 +100,7 @@ def test_update_is_the_same_on_any_devices(count, how, kernels):
 
 
 def test_update_is_that_of_the_plain_step_without_an_axis():
-    plain = functools.partial(
-        steps.train_step, stage=STAGE, network=resnet.build("resnet8", 3), recipe=RECIPE, axis=None
-    )
+    plain = functools.partial(steps.train_step, stage=STAGE, network=network(), recipe=RECIPE, axis=None)
     state = start()
     after, _ = jax.jit(plain)(state, batch(), NUMBERS)
     found = jax.tree.map(
@@ -111,7 +111,7 @@ def test_update_is_that_of_the_plain_step_without_an_axis():
 
 def test_statistics_of_each_device_alone_are_another_update():
     """The option does something, and the devices still agree on their average."""
-    (found, _), (expected, _) = update(4, "shard_map", None), update(1, "shard_map")
+    (found, _), (expected, _) = update(8, "shard_map", None), update(1, "shard_map")
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[0]))
     differences = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), found[0], expected[0]))
     assert max(differences) > 1e-3 * largest
@@ -119,8 +119,8 @@ def test_statistics_of_each_device_alone_are_another_update():
 
 
 def test_the_same_step_twice_gives_the_same_bits():
-    first, _ = update(4, "shard_map")
-    second, _ = update.__wrapped__(4, "shard_map")
+    first, _ = update(8, "shard_map")
+    second, _ = update.__wrapped__(8, "shard_map")
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -140,7 +140,7 @@ def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
 
 @pytest.mark.parametrize("how", parallel.WRAPPINGS)
 def test_split_results_come_back_in_order(how):
-    devices = jax.devices()[:4]
+    devices = jax.devices()[:8]
     double = parallel.distribute(
         lambda factor, x, *, axis: factor * x, devices, how, split=(False, True), split_result=True
     )
@@ -152,7 +152,7 @@ def test_split_results_come_back_in_order(how):
 def test_unknown_wrappings_and_missing_devices_are_refused():
     with pytest.raises(UserError, match="unknown wrapping"):
         parallel.distribute(lambda x, *, axis: x, jax.devices(), "xmap", split=(False,))
-    with pytest.raises(UserError, match=r"parallel.devices is 9, but this process has 4"):
+    with pytest.raises(UserError, match=r"parallel.devices is 9, but this process has 8"):
         parallel.local_devices(9)
 
 
@@ -167,6 +167,7 @@ def test_the_environment_names_what_bits_depend_on():
 def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
         assert parallel.compiler_options() == parallel._CPU_OPTIONS
+        assert "xla_cpu_experimental_ynn_fusion_type" in parallel.compiler_options()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, parallel, prediction, steps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {"network": "stem", "batch_size": 4, "eval_batch_size": 4, "epochs": 2, "parallel.devices": 1}
 SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.every": 1}
 
@@ -83,8 +84,9 @@ def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path
 
 def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path):
     found = []
-    for devices in (1, 4):
-        this = loop.prepare(config(**{"data.dir": folder, "parallel.devices": devices}), tmp_path)
+    for devices in (1, 8):
+        fields = {"data.dir": folder, "parallel.devices": devices, "batch_size": 8}
+        this = loop.prepare(config(**fields), tmp_path)  # by 4 images on one device, by 8 on eight
         variables = resnet.initialise(this.network, this.image_shape, 0)
         state = parallel.replicate(steps.first_state(variables, this.recipe.optimiser), this.devices)
         scores, _ = prediction.predictor(this)(state, ("validation", "test"))
