@@ -267,8 +267,10 @@ def class_distributions(panels: list[dict]):
       panels: dicts of title; closed (label, y float[M], values float[M], on the scale of a law over the classes);
         exact and drawn (laws float[K] over the classes, the most frequent first).
     """
-    figure, axes = _figure(3.5 * len(panels), 3.3, 1, len(panels), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(3.7 * columns, 3.1 * rows, rows, columns, squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=True):
         place = np.arange(1, len(panel["exact"]) + 1)
         thin = len(place) > 40
         axis.bar(place, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
