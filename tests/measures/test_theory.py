@@ -406,9 +406,7 @@ TEN = {"num_classes": 10, "imbalance": 100}
         ({"y": [[math.nan]]}, "y is nan"),
     ],
 )
-@pytest.mark.parametrize(
-    "name", DENSITIES
-)
+@pytest.mark.parametrize("name", DENSITIES)
 def test_densities_refuse_what_is_out_of_range(name, changed, message):
     given = {"y": 1} | TEN | changed
     with pytest.raises(UserError, match=message):

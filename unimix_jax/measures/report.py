@@ -200,8 +200,8 @@ def laws_section(laws: list[dict], factor: dict) -> Section:
         "the least frequent class.",
         "A.8 and A.12 are masses rather than laws: they count only pairs whose natural first image is the rarer one. "
         "Those of A.8 are half of the pairs, and the other half has the same law; those of A.12 are, at this imbalance "
-        f"and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for constant, which "
-        "gives every mixed image to its rarer class.",
+        f"and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for constant, "
+        "which gives every mixed image to its rarer class.",
         "The bars are the exact law of the class that dominates a mixed image under this project's sampler and factor, "
         "the dots what these drew.",
         f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
