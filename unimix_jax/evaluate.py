@@ -28,7 +28,8 @@ Measure predictions of classes: accuracy, calibration, test priors, pictures.
   --classwise_intervals   intervals of SCE, ACE and TACE too, which takes longer
   --test_prior=PRIOR      a column corrected for uniform, train, imbalance:R, a file of shares, or estimate
   --figure=A1             the class distributions of Corollaries 1 to 3, with --classes, --imbalance, and for UniMix
-                          --alpha=.5, --class_exponent=-1, --nowrap
+                          --alpha=.5, --class_exponent=-1, --nowrap; the paper's panel (f) has --classes=100
+                          --imbalance=200
   --help                  this text
 """
 
@@ -154,8 +155,7 @@ def _laws(given) -> tuple[list[dict], dict] | None:
 
 
 def _law_figure(given) -> str:
-    from unimix_jax import priors
-    from unimix_jax.measures import files, report
+    from unimix_jax.measures import files, report, theory
     from unimix_jax.training import laws
 
     if not given.output:
@@ -163,15 +163,10 @@ def _law_figure(given) -> str:
     place = files.output(given.output)
     if place.others["json"].exists():
         raise UserError(f"{place.html} is a report on models, which this figure would replace; give another --output")
-    counts = priors.profile("exp", 50_000 // given.classes, given.classes, given.imbalance)
-    if not counts.all():
-        raise UserError(
-            f"with --classes={given.classes} the largest class has {counts[0]} images, of which --imbalance="
-            f"{given.imbalance:g} leaves none in the smallest"
-        )
+    profile = theory.exponential_profile(given.classes, given.imbalance)
     factor = {name: given[name].value for name in _FACTOR}
-    title = f"Class distributions: {given.classes} classes, imbalance {counts[0] / counts[-1]:.4g}"
-    files.write(place, title, _ABOUT, [report.laws_section(laws.class_laws(counts, **factor), factor)], [])
+    title = f"Class distributions: {given.classes} classes, imbalance {given.imbalance:g}"
+    files.write(place, title, _ABOUT, [report.laws_section(laws.class_laws(profile, **factor), factor)], [])
     return f"report: {place.html}"
 
 

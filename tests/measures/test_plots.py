@@ -24,13 +24,76 @@ def test_a_reliability_diagram_shows_accuracy_gap_and_images(predicted):
     figure = plots.reliability({"test": bins})
     upper, lower = figure.axes
     held = bins.count > 0
-    accuracy, over, under = np.split(np.array(heights(upper)), 3)
-    np.testing.assert_allclose(accuracy, bins.accuracy[held])
-    np.testing.assert_allclose(accuracy + over + under, bins.confidence[held])
-    assert (over >= 0).all()
-    assert (under <= 0).all()
+    accuracy, over, under = upper.containers
+    np.testing.assert_allclose([bar.get_height() for bar in accuracy], bins.accuracy[held])
+    confidence, mean = bins.confidence, bins.accuracy
+    assert len(over) == (confidence > mean).sum() > 0
+    assert len(under) == (confidence < mean).sum() > 0
+    np.testing.assert_allclose([bar.get_y() for bar in over], mean[confidence > mean])
+    np.testing.assert_allclose([bar.get_y() + bar.get_height() for bar in over], confidence[confidence > mean])
+    np.testing.assert_allclose([bar.get_y() for bar in under], mean[confidence < mean])
+    np.testing.assert_allclose([bar.get_y() + bar.get_height() for bar in under], confidence[confidence < mean])
     np.testing.assert_allclose(heights(lower), bins.count)
     assert upper.get_title(loc="left") == f"test\nECE {100 * metrics.ece(*predicted):.1f} %"
+
+
+def drawn(figure):
+    """Return the pixels of a figure in the pictures' style, float[H, W, 3], and its renderer."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3] / 255, canvas.get_renderer()
+
+
+def test_the_solid_bar_of_an_under_confident_bin_ends_at_the_accuracy():
+    probabilities = np.tile([0.55, 0.45], (10, 1))
+    figure = plots.reliability({"test": metrics.reliability(probabilities, np.zeros(10, int), 10)})  # accuracy 1
+    pixels, _ = drawn(figure)
+    # Inside of the bin 0.5 to 0.6, beside the gap from 0.55 to 1.
+    for height in (0.3, 0.7, 0.95):
+        x, y = figure.axes[0].transData.transform((0.51, height))
+        np.testing.assert_allclose(pixels[len(pixels) - round(y), round(x)], [0, 0x72 / 255, 0xB2 / 255], atol=1e-6)
+
+
+LONG = ("W" * 60, "a rather long name, in words, of a run that says all of what was done in it")
+
+
+@pytest.mark.parametrize("name", ["test", *LONG])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda bins, name: plots.reliability({name: bins}),
+        lambda bins, name: plots.reliability({name: bins, f"2{name}": bins}),
+        lambda bins, name: plots.error_bars({name: (0.5, (0.4, 0.6)), f"2{name}": (0.4, None)}),
+        lambda bins, name: plots.training_curves(
+            {
+                f"{i}{name}": [{"epoch": 1.0, "loss": 1.0, "accuracy": 0.5}, {"epoch": 2.0, "loss": 0.5}]
+                for i in range(4)
+            }
+        ),
+        lambda bins, name: plots.accuracy_by_count(
+            {f"{i}{name}": (np.array([30, 3]), np.array([0.9, 0.5])) for i in range(2)}
+        ),
+    ],
+    ids=["one diagram", "two diagrams", "errors", "curves", "accuracy by count"],
+)
+def test_names_and_legends_of_any_length_lie_in_the_picture(predicted, draw, name, recwarn):
+    from matplotlib.legend import Legend
+
+    figure = draw(metrics.reliability(*predicted), name)
+    _, renderer = drawn(figure)
+    legends = figure.findobj(Legend)
+    texts = [axis._left_title for axis in figure.axes] + [t for a in figure.axes for t in a.get_yticklabels()]
+    shown = [each for each in texts if "…" in each.get_text() or "test" in each.get_text()] + legends
+    assert shown
+    for each in shown:
+        box = each.get_window_extent(renderer)
+        assert figure.bbox.x0 - 1 <= box.x0 < box.x1 <= figure.bbox.x1 + 1, each
+        assert figure.bbox.y0 - 1 <= box.y0 < box.y1 <= figure.bbox.y1 + 1, each
+    if len(figure.axes) == 3:  # the legend of the curves lies beside no axis
+        assert legends[0].get_window_extent(renderer).y0 > max(axis.get_window_extent().y1 for axis in figure.axes)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
@@ -75,11 +138,17 @@ def test_accuracy_against_training_images_leaves_out_absent_classes():
     assert [text.get_text() for text in axis.texts] == [r"\$x_1\$", "a"]
 
 
-@pytest.mark.parametrize("counts", [[7, 7, 7], [5, 0, 0]], ids=["equal counts", "classes without images"])
+@pytest.mark.parametrize(
+    "counts",
+    [[7, 7, 7], [100, 100, 100], [5, 0, 0], [0, 0, 0]],
+    ids=["equal", "equal, many", "classes without images", "no images"],
+)
 def test_accuracy_against_training_images_at_its_edges(counts, recwarn):
     axis = plots.accuracy_by_count({"_run": (np.array(counts), np.array([0.9, 0.7, 0.5]))}, ["a", "b", "c"]).axes[0]
     assert len(axis.lines[0].get_xdata()) == len(axis.texts) == np.count_nonzero(counts)
     assert axis.get_legend_handles_labels()[1] == [" _run"]
+    assert axis.get_xscale() == "linear"  # there are no orders of magnitude
+    drawn(axis.figure)
     assert not recwarn.list
 
 
@@ -104,7 +173,10 @@ def test_test_errors_have_their_intervals():
 
 def test_class_distributions_show_closed_exact_and_drawn():
     panel = {"title": "t", "closed": ("closed", np.arange(3), np.ones(3) / 3), "exact": [0.5, 0.3, 0.2]}
-    axis = plots.class_distributions([panel | {"drawn": [0.4, 0.4, 0.2]}]).axes[0]
+    panels = [panel | {"drawn": [0.4, 0.4, 0.2]}] * 4
+    axes = plots.class_distributions(panels).axes
+    axis = axes[0]
+    assert len({round(a.get_position().y0, 2) for a in axes}) == 2  # four make two rows
     np.testing.assert_allclose(heights(axis), [0.5, 0.3, 0.2])
     np.testing.assert_allclose(axis.lines[1].get_ydata(), [0.4, 0.4, 0.2])
 

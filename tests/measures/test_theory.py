@@ -30,7 +30,8 @@ def integral(function, num_classes):
         pytest.param(theory.sampler_density, {}, lambda rho: 1, id="A.14, inverse"),
         pytest.param(theory.sampler_density, {"class_exponent": 0}, lambda rho: 1, id="A.14, uniform"),
         pytest.param(theory.sampler_density, {"class_exponent": 0.5}, lambda rho: 1, id="A.14, square root"),
-        pytest.param(theory.mixup_density, {}, lambda rho: 1 / 2, id="A.8"),
+        pytest.param(theory.mixup_density, {}, lambda rho: 1, id="A.5"),
+        pytest.param(theory.factor_density, {}, lambda rho: 1 / 2, id="A.8"),
         pytest.param(theory.unimix_density, {}, theory.unimix_mass, id="A.12, inverse"),
         pytest.param(theory.unimix_density, {"class_exponent": 1}, lambda rho: 1 / 2, id="A.12, natural"),
     ],
@@ -57,7 +58,7 @@ def test_densities_are_the_printed_equations(rho, tau):
     np.testing.assert_allclose(theory.natural_density(y, **given), printed(y), rtol=1e-12)
     np.testing.assert_allclose(theory.sampler_density(y, **given, class_exponent=tau), printed(y, tau), rtol=1e-12)
     for found, t in (
-        (theory.mixup_density(y, **given), 1),
+        (theory.factor_density(y, **given), 1),
         (theory.unimix_density(y, **given, class_exponent=tau), tau),
     ):
         expected = [printed(v) * integral(lambda u, t=t: printed(u, t), v) for v in y]
@@ -65,9 +66,9 @@ def test_densities_are_the_printed_equations(rho, tau):
 
 
 @pytest.mark.parametrize(("num_classes", "imbalance"), [(10, 100), (100, 10), (1000, 3)])
-def test_the_peak_of_mixup(num_classes, imbalance):
+def test_the_peak_of_the_factor_alone(num_classes, imbalance):
     y = np.linspace(1, num_classes, 100_001)
-    found = y[theory.mixup_density(y, num_classes=num_classes, imbalance=imbalance).argmax()]
+    found = y[theory.factor_density(y, num_classes=num_classes, imbalance=imbalance).argmax()]
     expected = 1 + math.log(2) * (num_classes - 1) / math.log(imbalance)
     assert abs(found - expected) <= y[1] - y[0]  # the grid's step
 
@@ -94,7 +95,8 @@ def test_a_balanced_set_has_uniform_and_triangular_densities():
     given = {"num_classes": 5, "imbalance": 1}
     np.testing.assert_array_equal(theory.natural_density(y, **given), np.full(9, 0.25))
     np.testing.assert_array_equal(theory.sampler_density(y, **given), np.full(9, 0.25))
-    np.testing.assert_array_equal(theory.mixup_density(y, **given), (y - 1) / 16)
+    np.testing.assert_array_equal(theory.mixup_density(y, **given), np.full(9, 0.25))
+    np.testing.assert_array_equal(theory.factor_density(y, **given), (y - 1) / 16)
     np.testing.assert_array_equal(theory.unimix_density(y, **given), (y - 1) / 16)
     # At imbalance 1 + d the densities differ by at most d of their largest value.
     near = theory.unimix_density(y, num_classes=5, imbalance=1 + 1e-9)
@@ -110,6 +112,23 @@ def test_no_imbalance_overflows(imbalance):
             assert np.isfinite(values).all()
             assert (values >= 0).all()
     assert theory.unimix_mass(imbalance) > 0
+
+
+@pytest.mark.parametrize(("num_classes", "imbalance"), [(2, 1), (10, 100), (100, 200), (1000, 1e6)])
+def test_mixup_s_closed_form_is_the_exact_law_of_an_exponential_profile(num_classes, imbalance):
+    profile = theory.exponential_profile(num_classes, imbalance)
+    assert profile[0] == 1
+    assert profile[0] / profile[-1] == pytest.approx(imbalance, rel=1e-12)
+    np.testing.assert_allclose(profile[1:] / profile[:-1], imbalance ** (-1 / (num_classes - 1)), rtol=1e-12)
+    density = theory.mixup_density(np.arange(1.0, num_classes + 1), num_classes=num_classes, imbalance=imbalance)
+    prior = priors.prior(profile)
+    np.testing.assert_allclose(density / density.sum(), theory.mixed_law(prior, prior, 0.5), rtol=1e-10)
+
+
+def test_profiles_of_theory_are_not_cut_to_whole_images():
+    # 500 images cut to 2 at imbalance 200 are an imbalance of 250.
+    assert priors.profile("exp", 500, 100, 200)[-1] == 2
+    np.testing.assert_allclose(500 * theory.exponential_profile(100, 200)[-1], 2.5, rtol=1e-12)
 
 
 # Per unit of y at the classes 1..10, imbalance 100.
@@ -139,7 +158,7 @@ def test_the_discrete_law_tends_to_the_closed_forms(tau, imbalance):
     # A sum at steps of 1 for an integral: wrong by half a step of either law, at most ln(imbalance) / 2K each.
     np.testing.assert_allclose(found, expected, atol=2 * math.log(imbalance) / classes * expected.max())
     if tau == 1:
-        np.testing.assert_allclose(expected, 2 * theory.mixup_density(y, **given), rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(expected, 2 * theory.factor_density(y, **given), rtol=1e-9, atol=1e-15)
 
 
 # --- The factor
@@ -371,6 +390,7 @@ def test_drawn_pairs_by_hand(soft, expected, kind):
 
 # --- What is refused
 
+DENSITIES = ("natural_density", "sampler_density", "mixup_density", "factor_density", "unimix_density")
 TEN = {"num_classes": 10, "imbalance": 100}
 
 
@@ -386,7 +406,7 @@ TEN = {"num_classes": 10, "imbalance": 100}
         ({"y": [[math.nan]]}, "y is nan"),
     ],
 )
-@pytest.mark.parametrize("name", ["natural_density", "sampler_density", "mixup_density", "unimix_density"])
+@pytest.mark.parametrize("name", DENSITIES)
 def test_densities_refuse_what_is_out_of_range(name, changed, message):
     given = {"y": 1} | TEN | changed
     with pytest.raises(UserError, match=message):

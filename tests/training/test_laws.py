@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from unimix_jax import settings
+from unimix_jax import priors, settings
+from unimix_jax.measures import theory
 from unimix_jax.training import laws, record
 
 
@@ -18,7 +19,40 @@ def test_what_is_drawn_is_what_theory_says(wrap):
         assert (values >= 0).all()
 
 
-@pytest.mark.parametrize("counts", [[5], [5, 0], [1] * 1001, [10**12, 10]])
+def test_a_trillion_images_are_drawn():
+    unimix = laws.class_laws(np.array([10**12, 10]))[-1]
+    np.testing.assert_allclose(unimix["drawn"], unimix["exact"], atol=4 * np.sqrt(0.25 / 100_000))
+
+
+@pytest.mark.parametrize(("classes", "imbalance"), [(10, 100), (100, 200)], ids=["panel b", "panel f"])
+def test_the_panels_of_the_paper(classes, imbalance):
+    panels = laws.class_laws(theory.exponential_profile(classes, imbalance))
+    training, mixup, factor, unimix = panels
+    assert [panel["title"] for panel in panels] == [
+        "Training images",
+        "mixup",
+        "UniMix's factor, natural partners",
+        "UniMix",
+    ]
+    prior = imbalance ** (-np.arange(classes) / (classes - 1))
+    prior /= prior.sum()
+    for panel in (training, mixup):
+        np.testing.assert_allclose(panel["exact"], prior, rtol=1e-12)  # rounding
+        np.testing.assert_allclose(np.interp(np.arange(1, classes + 1), *panel["closed"][1:]), prior, rtol=2e-3)
+    if classes == 10:
+        np.testing.assert_allclose(factor["exact"][:4], [0.331, 0.245, 0.165, 0.106], atol=6e-4)  # three digits
+        cut = priors.prior(priors.profile("exp", 5000, 10, 100))
+        np.testing.assert_allclose(mixup["exact"], cut, atol=1e-4)  # whole images, cut down
+    assert (np.diff(factor["exact"]) < 0).all()  # the factor alone does not change the order of the classes
+    assert unimix["exact"].argmax() == classes - 1
+    for panel in panels:
+        error = np.sqrt(panel["exact"] / 100_000)
+        assert (abs(panel["drawn"] - panel["exact"]) < 4.5 * error + 1e-9).all()
+    peak = factor["closed"][1][factor["closed"][2].argmax()]  # of A.8, at 1 + ln 2 (C - 1) / ln rho
+    assert peak == pytest.approx(1 + np.log(2) * (classes - 1) / np.log(imbalance), abs=classes / 400)
+
+
+@pytest.mark.parametrize("counts", [[5], [5, 0], [1] * 1001])
 def test_what_is_not_drawn(counts):
     assert laws.class_laws(np.array(counts)) is None
 

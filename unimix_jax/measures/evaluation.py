@@ -226,11 +226,8 @@ def _missing(given: Given, test: Predictions, validation: Predictions | None, op
                 "correction for a test prior: the logits stand for no known prior; an array 'logits_prior' or "
                 "validation predictions would give it"
             )
-    most = theory.MOST_CLASSES, theory.MOST_IMAGES
-    if test.counts is not None and (len(test.counts) > most[0] or test.counts.sum() > most[1]):
-        lines.append(
-            f"class distributions of mixed images: they are drawn for at most {most[0]:,} classes, {most[1]:,} images"
-        )
+    if test.counts is not None and len(test.counts) > theory.MOST_CLASSES:
+        lines.append(f"class distributions of mixed images: they are drawn for at most {theory.MOST_CLASSES:,} classes")
     estimated = validation is not None or test.logits_prior is not None
     if estimated and options.samples and not _estimate_samples(options.samples, *test.logits.shape):
         lines.append(

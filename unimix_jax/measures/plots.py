@@ -32,6 +32,7 @@ _STYLE = {
     "pdf.fonttype": 42,  # text stays text
 }
 _BLOCKS = 300  # rows and columns of a confusion matrix at most
+_LONGEST = 60  # characters of a name at most
 _LABELLED = 30  # classes whose names are written out at most
 
 
@@ -62,29 +63,40 @@ def image(figure, kind: str, dpi: int = 150) -> bytes:
 
 @_in_style
 def reliability(panels: dict[str, metrics.Bins]):
-    """Reliability diagrams side by side: accuracy in each bin of confidence, the gap shaded, the examples below.
+    """Reliability diagrams side by side: accuracy in each bin of confidence, the gap hatched, the examples below.
+
+    The bar ends at the accuracy. The gap to the confidence stands on the bar where the model is over-confident, and
+    lies in it where the model is under-confident.
 
     Args:
       panels: title -> bins of `metrics.reliability`.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure, axes = _figure(3.2 * columns, 4.4 * rows, 2 * rows, columns, height_ratios=[3, 1] * rows, squeeze=False)
+    figure_width = 3.2 * columns if columns > 1 else 3.7  # at least as wide as the legend
+    figure, axes = _figure(figure_width, 4.4 * rows, 2 * rows, columns, height_ratios=[3, 1] * rows, squeeze=False)
+    accuracy = {"facecolor": BLUE, "edgecolor": "white"}
+    over = {"facecolor": "#F6D5BF", "edgecolor": RED, "hatch": "////"}
+    under = {"facecolor": "#D6E9F8", "edgecolor": BLUE, "hatch": "////"}
     for i, (title, bins) in enumerate(panels.items()):
         upper, lower = axes[2 * (i // columns)][i % columns], axes[2 * (i // columns) + 1][i % columns]
         left, width = bins.edges[:-1], np.diff(bins.edges)
         held = bins.count > 0
         error = float(np.nansum(np.abs(bins.accuracy - bins.confidence) * bins.count) / bins.count.sum())
-        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="confidence = accuracy")
-        accuracy, gap = bins.accuracy[held], (bins.confidence - bins.accuracy)[held]
-        options = {"width": width[held], "align": "edge", "linewidth": 0.6}
-        upper.bar(left[held], accuracy, color=BLUE, edgecolor="white", label="accuracy", **options)
-        options |= {"bottom": accuracy, "hatch": "////"}
-        over = {"color": "#F6D5BF", "edgecolor": RED, "label": "gap, over-confident"}
-        upper.bar(left[held], np.maximum(gap, 0), **over, **options)
-        under = {"color": "#D6E9F8", "edgecolor": BLUE, "label": "gap, under-confident"}
-        upper.bar(left[held], np.minimum(gap, 0), **under, **options)
-        upper.set(title=f"{_short(title, 34)}\nECE {100 * error:.1f} %", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        upper.bar(left[held], bins.accuracy[held], width[held], align="edge", linewidth=0.6, **accuracy)
+        for found, share, style in (
+            (held & (bins.confidence > bins.accuracy), 1, over),
+            # Narrower than the bar of the accuracy, which it lies in: that one is seen to end at the accuracy.
+            (held & (bins.confidence < bins.accuracy), 0.6, under),
+        ):
+            gap, place = (bins.confidence - bins.accuracy)[found], (left + width / 2)[found]
+            upper.bar(place, gap, share * width[found], bottom=bins.accuracy[found], linewidth=0.6, **style)
+        upper.set(title=f"{_fitting(title, figure_width / columns - 0.75, 10, bold=True)}\nECE {100 * error:.1f} %")
+        upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         upper.tick_params(labelbottom=False)
         lower.bar(left, bins.count, width=width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
         lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
@@ -92,8 +104,13 @@ def reliability(panels: dict[str, metrics.Bins]):
     for j in range(len(panels), rows * columns):
         for row in range(2):
             axes[2 * (j // columns) + row][j % columns].set_visible(False)
-    handles, words = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, words, loc="outside upper center", ncols=2 * columns)
+    handles = [
+        Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="confidence = accuracy"),
+        Patch(**accuracy, label="accuracy"),
+        Patch(**over, label="gap, over-confident"),
+        Patch(**under, label="gap, under-confident"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2 * columns)
     return figure
 
 
@@ -179,7 +196,7 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
       names: of the classes, written beside the points of a single run with few classes.
     """
     figure, axis = _figure(5.2, 3.4)
-    spread = 1
+    spread = [1.0]  # of each run, largest count / smallest
     for (run, (counts, accuracy)), colour, marker in _styled(runs):
         kept = ~np.isnan(accuracy) & (counts > 0)  # without images there is no place on a logarithmic axis
         x, y = counts[kept], 100 * accuracy[kept]
@@ -187,15 +204,15 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
         options = {"color": colour, "marker": marker, "alpha": 0.85 if len(x) <= 100 else 0.4}
         axis.plot(x, y, linestyle="none", markersize=5 if len(x) <= 100 else 3, **options)
         order = np.argsort(x, kind="stable")
-        groups = np.array_split(order, len(order) if few else 8)
+        groups = np.array_split(order, max(len(order), 1) if few else 8)
         middle = [[np.exp(np.log(x[g]).mean()), y[g].mean()] for g in groups if len(g)]
-        axis.plot(*np.array(middle).reshape(-1, 2).T, color=colour, label=_short(run, 40) or " ")
-        spread = max(spread, x.max(initial=1) / x.min(initial=1))
+        axis.plot(*np.array(middle).reshape(-1, 2).T, color=colour, label=_fitting(run, 3.4, 8) or " ")
+        spread += [x.max() / x.min()] if len(x) else []
         if names is not None and len(runs) == 1 and few:
             for place, (name, at) in enumerate(zip(np.array(names, object)[kept][order], order, strict=True)):
                 above = (3, 4) if place % 2 else (3, -9)  # of neighbours one above, one below
                 axis.annotate(_short(name), (x[at], y[at]), xytext=above, textcoords="offset points", fontsize=7)
-    if spread > 1:
+    if max(spread) > 1:
         _log_scale(axis.xaxis, axis.set_xscale)
     axis.set(title="Accuracy against training images", ylim=(-3, 106))
     axis.set(xlabel="training images of the class", ylabel="test accuracy of the class, %")
@@ -211,27 +228,30 @@ def training_curves(runs: dict[str, list[dict]]):
     Args:
       runs: name -> lines; lines with a `split` are evaluations, drawn with marks. Of several runs each has a colour.
     """
-    figure, axes = _figure(9.0, 3.0, 1, 3)
     alone = len(runs) == 1
+    lines_of_legend = 0 if alone else -(-len(runs) // 3)
+    figure, axes = _figure(9.0, 3.0 + 0.19 * lines_of_legend, 1, 3)
     for (run, lines), colour, _ in _styled(runs):
         steps = [line for line in lines if "split" not in line]
         for axis, key, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
             x, y = _series(steps, key)
-            label = "training" if alone else _short(run, 30) if axis is axes[0] else None
+            label = "training" if alone else _fitting(run, 2.4, 8) or " " if axis is axes[0] else None
             axis.plot(x, scale * y, color=colour, alpha=0.6, linewidth=1, label=label)
         for i, split in enumerate(sorted({line["split"] for line in lines if "split" in line})):
             evaluations = [line for line in lines if line.get("split") == split]
             style = {"marker": "os^"[i % 3], "markersize": 3, "color": CYCLE[1 + i] if alone else colour}
             for axis, key in ((axes[1], "accuracy"), (axes[2], "ece")):
                 x, y = _series(evaluations, key)
-                axis.plot(x, 100 * y, label=split if alone else None, **style)
+                axis.plot(x, 100 * y, label=_short(split) if alone else None, **style)
     titles = ("Training loss", "Accuracy, %", "ECE, %")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="epoch")
     if all(min(line.get_ydata(), default=1) > 0 for line in axes[0].lines):
         _log_scale(axes[0].yaxis, axes[0].set_yscale)
-    for axis in axes:
-        if axis.get_legend_handles_labels()[0] and not (alone and axis is axes[0]):
+    if not alone:
+        figure.legend(loc="outside upper left", ncols=3)
+    for axis in axes[1:] if alone else ():
+        if axis.get_legend_handles_labels()[0]:
             axis.legend()
     return figure
 
@@ -253,7 +273,7 @@ def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]):
         axis.plot([low, high], [y, y], color="black", linewidth=1.2)
         axis.annotate(f"{error:.1f}", (high, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         farthest = max(farthest, high)
-    axis.set_yticks(place, [_short(name, 45) for name in runs])
+    axis.set_yticks(place, [_fitting(name, 2.8, 9) for name in runs])
     axis.set(title="Test error", xlabel="test error, %", xlim=(0, 1.12 * max(farthest, 1)))
     axis.grid(visible=False, axis="y")
     return figure
@@ -267,8 +287,10 @@ def class_distributions(panels: list[dict]):
       panels: dicts of title; closed (label, y float[M], values float[M], on the scale of a law over the classes);
         exact and drawn (laws float[K] over the classes, the most frequent first).
     """
-    figure, axes = _figure(3.5 * len(panels), 3.3, 1, len(panels), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(3.7 * columns, 3.1 * rows, rows, columns, squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=True):
         place = np.arange(1, len(panel["exact"]) + 1)
         thin = len(place) > 40
         axis.bar(place, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
@@ -314,6 +336,21 @@ def _short(name: str, length: int = 14) -> str:
     half = (length - 1) // 2
     name = name if len(name) <= length else f"{name[: length - 1 - half]}…{name[-half:]}"
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
+def _fitting(name: str, inches: float, points: float, bold: bool = False) -> str:
+    """Cut a user's name in its middle until it is no wider than so many inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=points, weight="bold" if bold else "normal")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        for length in range(min(len(name), _LONGEST), 2, -1):
+            short = _short(name, length)
+            if text_to_path.get_text_width_height_descent(short, font, ismath=False)[0] <= 72 * inches:
+                return short
+    return _short(name, 3)
 
 
 def _log_scale(axis, set_scale) -> None:

@@ -1,11 +1,13 @@
 """The laws of labels behind UniMix: closed forms of the paper's Corollaries 1 to 3, exact and drawn laws of pairs.
 
 The closed forms are over a continuous class y in [1, K], 1 the most frequent, whose prior falls exponentially by the
-factor `imbalance` from 1 to K. Some are laws (integral 1), some only a mass (a part of a law; integral below 1). At the
-integers they do not sum to their integrals, so divide by the sum before putting one beside a law of K classes.
+factor `imbalance` from 1 to K; `exponential_profile` is the same at the integers. Some are laws (integral 1), some only
+a mass (a part of a law; integral below 1). At the integers they do not sum to their integrals, so divide by the sum
+before putting one beside a law of K classes.
 
-The closed forms give every mixed image to its rarer class, as a constant weight s = count_b / (count_a + count_b) does.
-The factor that is used gives it there less often: `preference` and `mixed_law` say how often, exactly.
+The closed form of mixup is the prior. Those of Corollaries 2 and 3 give every mixed image to its rarer class, as a
+constant weight s = count_b / (count_a + count_b) does. The factor that is used gives it there less often: `preference`
+and `mixed_law` say how often, exactly.
 """
 
 import math
@@ -15,8 +17,29 @@ import numpy as np
 from unimix_jax import priors
 from unimix_jax.errors import UserError
 
-# What class laws are made for: the exact law looks at every pair of classes, a sampler holds the label of each image.
-MOST_CLASSES, MOST_IMAGES = 1000, 50_000_000
+MOST_CLASSES = 1000  # of class laws: the exact one looks at every pair of classes
+
+
+def exponential_profile(num_classes: int, imbalance: float) -> np.ndarray:
+    """Sizes of the classes relative to the largest, for the profile that the closed forms are made for.
+
+    Unlike `priors.profile` these are no whole images, so that the imbalance is the one asked for.
+
+    Args:
+      num_classes: K >= 2.
+      imbalance: rho, largest class / smallest, at least 1.
+
+    Returns:
+      float64[K], imbalance**(-c / (K - 1)) for c = 0..K-1: the first 1, the last 1 / imbalance.
+
+    Raises:
+      UserError: K or imbalance out of range.
+
+    Source: Eq. A.2 of the paper's supplement.
+    """
+    place = _place(np.arange(1.0, num_classes + 1), num_classes, imbalance)
+    return np.exp(-_steepness(imbalance, 1.0) * place)
+
 
 # --- Closed forms, over y
 
@@ -35,7 +58,7 @@ def natural_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.
     Raises:
       UserError: a y, K or imbalance out of range.
 
-    Source: Corollary 1, Eq. A.4 of the paper's supplement.
+    Source: Eq. A.4 of the paper's supplement.
     """
     return sampler_density(y, num_classes=num_classes, imbalance=imbalance, class_exponent=1.0)
 
@@ -60,7 +83,28 @@ def sampler_density(y: np.ndarray, *, num_classes: int, imbalance: float, class_
 
 
 def mixup_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.ndarray:
+    """Density of the dominant class of an image that mixup mixed: that of the training images.
+
+    Both images are natural ones, and either has the larger weight in half of the pairs, whatever their classes.
+
+    Args:
+      y, num_classes, imbalance: see `natural_density`.
+
+    Returns:
+      float64[...], a law: integral 1 over [1, K].
+
+    Raises:
+      UserError: a y, K or imbalance out of range.
+
+    Source: Corollary 1, Eq. A.5 of the paper's supplement.
+    """
+    return natural_density(y, num_classes=num_classes, imbalance=imbalance)
+
+
+def factor_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.ndarray:
     """Density of the first image's class over the pairs of natural images in which it is the rarer one.
+
+    It belongs to UniMix's factor without UniMix's sampler.
 
     Args:
       y, num_classes, imbalance: see `natural_density`.

@@ -24,48 +24,56 @@ def factor_of(config: dict) -> dict:
 def class_laws(
     counts: np.ndarray, *, alpha: float = 0.5, class_exponent: float = -1.0, wrap: bool = True, seed: int = 0
 ) -> list[dict] | None:
-    """Return the panels of the paper's Fig. A1: training images, mixup, UniMix.
+    """Return the panels of the paper's Fig. A1: training images, mixup, UniMix's factor alone, UniMix.
 
     Args:
-      counts: int[K], training images per class, in any order; classes without images are left out.
+      counts: int[K] or float[K], training images per class or numbers in proportion to them, in any order; classes
+        without images are left out.
       alpha, wrap: of `mixing.unimix_factor`.
       class_exponent: of `sampling.partners_by_class`.
       seed: of the draws.
 
     Returns:
       For `plots.class_distributions`: title, closed (label, y, values), exact and drawn (float64[K], the most
-      frequent class first); None for one class, and above `theory.MOST_CLASSES` or `theory.MOST_IMAGES`.
+      frequent class first); None for one class, and above `theory.MOST_CLASSES`.
     """
-    counts = np.sort(np.asarray(counts))[::-1]
+    counts = np.sort(np.asarray(counts, np.float64))[::-1]
     counts = counts[counts > 0]
-    if not 2 <= len(counts) <= theory.MOST_CLASSES or counts.sum() > theory.MOST_IMAGES:
+    if not 2 <= len(counts) <= theory.MOST_CLASSES:
         return None
     classes, prior = len(counts), priors.prior(counts)
-    sets = sampling.sorted_by_class(np.repeat(np.arange(classes), counts))
-    label_a = sets.labels[sampling.natural(sets, seed=seed, step=0, batch_size=_PAIRS)]
+    # A data set of one position a class: the sampler draws a class by its count, whole or not, then that position,
+    # because a random number below 1 times a relative count is below 1.
+    each = np.arange(classes)
+    sets = sampling.ByClass(labels=each, order=each, first=each, counts=counts / counts[0])
     keys = jax.random.split(jax.random.key(seed), _PAIRS)
 
-    def partners(exponent, step):
-        drawn = sampling.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
-        return sets.labels[drawn]
+    def drawn_classes(exponent, step):
+        return sampling.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
+
+    draw_factors = jax.jit(jax.vmap(lambda key, a, b: mixing.unimix_factor(key, a, b, alpha=alpha, wrap=wrap)))
 
     def factors(label_b):
-        draw = jax.vmap(lambda key, a, b: mixing.unimix_factor(key, a, b, alpha=alpha, wrap=wrap))
-        return np.asarray(jax.jit(draw)(keys, counts[label_a], counts[label_b]))
+        return np.asarray(draw_factors(keys, sets.counts[label_a], sets.counts[label_b]))
 
-    def panel(title, density, exact, label_b, weight, **options):
+    def panel(title, equation, density, exact, label_b, weight, **options):
         grid, places = np.linspace(1, classes, 400), np.arange(1.0, classes + 1)
         law = {"num_classes": classes, "imbalance": counts[0] / counts[-1], **options}
         values = density(grid, **law) / density(places, **law).sum()
         drawn = theory.empirical_law(label_a, label_b, weight, classes)
-        return {"title": title, "closed": ("closed form, scaled", grid, values), "exact": exact, "drawn": drawn}
+        closed = f"closed form {equation}, scaled", grid, values
+        return {"title": title, "closed": closed, "exact": exact, "drawn": drawn}
 
-    natural, inverse = partners(1.0, 0), partners(class_exponent, 1)
+    label_a, natural, sampled = (drawn_classes(power, step) for step, power in enumerate((1.0, 1.0, class_exponent)))
     preference = theory.preference(counts[:, None], counts, alpha=alpha, wrap=wrap)
     shares = np.asarray(jax.jit(jax.vmap(lambda key: mixing.beta(key, 1.0)))(keys))
+    factor = theory.mixed_law(prior, prior, preference)
     unimix = theory.mixed_law(prior, priors.prior(counts, class_exponent), preference)
+    inverse = {"class_exponent": class_exponent}
+    only = "UniMix's factor, natural partners"
     return [
-        panel("Training images", theory.natural_density, prior, label_a, np.ones(_PAIRS)),
-        panel("mixup", theory.mixup_density, theory.mixed_law(prior, prior, 0.5), natural, shares),
-        panel("UniMix", theory.unimix_density, unimix, inverse, factors(inverse), class_exponent=class_exponent),
+        panel("Training images", "A.4", theory.natural_density, prior, label_a, np.ones(_PAIRS)),
+        panel("mixup", "A.5", theory.mixup_density, theory.mixed_law(prior, prior, 0.5), natural, shares),
+        panel(only, "A.8", theory.factor_density, factor, natural, factors(natural)),
+        panel("UniMix", "A.12", theory.unimix_density, unimix, sampled, factors(sampled), **inverse),
     ]
