@@ -118,6 +118,13 @@ def test_a_run_gives_every_number_and_picture(door, run):
     assert set(test["intervals"]) == {*metrics.MEASURES, "many", "medium", "few"} - {"sce", "ace", "tace"}
     assert result["temperature"] > 1
     assert result["test_at_temperature"]["nll"] < test["nll"]
+    words = f"calibrated on the 120 validation images by a temperature, {result['corrected_logits'].split()[9]}"
+    assert result["corrected_logits"].startswith(words)
+    assert f"The logits that are corrected are {result['corrected_logits']}" in out
+    # Its logits stand for the training images' prior, its test images are balanced: said beside the figures.
+    assert (
+        out.index("test, T = ") < out.index("Test: the logits stand for the training images' prior") < out.index("EM")
+    )
     assert [row["imbalance"] for row in result["cut_tests"]] == [100, 10, 1, 0.1, 0.01]
     assert set(result["cut_tests"][0]["variants"]) == {"as it is", "known prior", "EM", "BBSE"}
     assert set(result["estimates"]) == {"em", "bbse"}
@@ -222,6 +229,24 @@ def test_unlabelled_predictions_have_an_estimated_prior(door, tmp_path):
     for estimate in result["estimates"].values():
         np.testing.assert_allclose(estimate["prior"], true, atol=0.05)  # 333 validation images a class
     assert result["corrected"]["prior"] == result["estimates"]["em"]["prior"]
+
+
+def test_probabilities_of_zero_are_measured_and_said(door, tmp_path):
+    logits, labels = predicted(90)
+    probabilities = np.round(parts.softmax(logits), 1)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        np.savez(tmp_path / "log.npz", logits=np.log(probabilities), labels=labels)
+    np.savez(tmp_path / "p.npz", probabilities=probabilities, labels=labels)
+    answers = [door(f"--predictions={tmp_path}/{name}.npz", "--samples=0") for name in ("log", "p")]
+    assert answers[0] == answers[1]
+    zeros, own = (probabilities == 0).sum(), (probabilities[np.arange(90), labels] == 0).sum()
+    assert f"warning: {zeros} of 540 test probabilities are 0" in answers[0][1]
+    assert f"; {own} of them are a label's" in answers[0][1]
+    np.savez(tmp_path / "wrong.npz", logits=probabilities, labels=labels)
+    code, out, err = door(f"--predictions={tmp_path}/wrong.npz", "--samples=0")
+    assert (code, out) == (2, "")
+    assert "look like probabilities" in err
 
 
 def test_each_validation_file_belongs_to_the_predictions_of_its_place(door, tmp_path):

@@ -12,7 +12,7 @@ from unimix_jax.errors import UserError
 
 
 def test_predictions_come_back_as_written(tmp_path):
-    written = Predictions(np.eye(3, dtype=np.float32), np.arange(3), np.array([5, 2, 1]), None, ("a", "b", "ü"))
+    written = Predictions(2 * np.eye(3, dtype=np.float32), np.arange(3), np.array([5, 2, 1]), None, ("a", "b", "ü"))
     workdir.write_predictions(tmp_path / "p.npz", written)
     read = workdir.read_predictions(tmp_path / "p.npz")
     np.testing.assert_array_equal(read.logits, written.logits)
@@ -44,10 +44,11 @@ ROWS = np.array([[0.5, 0.5], [0.2, 0.8]])
         ({"probabilities": np.full((2, 2), np.nan)}, "hold nan"),
         ({"logits": ROWS[0]}, r"are float64\[2\]; they must be numbers \[N, K\]"),
         ({"logits": np.zeros((0, 2))}, "N > 0"),
-        ({"logits": ROWS, "labels": np.array([0])}, r"labels of .* are int64\[1\]; they must be integers \[2\]"),
-        ({"logits": ROWS, "labels": np.array([0.0, 1])}, "must be integers"),
-        ({"logits": ROWS, "labels": np.array([0, 2])}, "hold 2; with 2 classes"),
-        ({"logits": ROWS, "counts": np.array([5, 4, 3])}, "counts of"),
+        ({"logits": -ROWS, "labels": np.array([0])}, r"labels of .* are int64\[1\]; they must be integers \[2\]"),
+        ({"logits": -ROWS, "labels": np.array([0.0, 1])}, "must be integers"),
+        ({"logits": -ROWS, "labels": np.array([0, 2])}, "hold 2; with 2 classes"),
+        ({"logits": -ROWS, "counts": np.array([5, 4, 3])}, "counts of"),
+        ({"logits": ROWS}, "look like probabilities"),
     ],
 )
 def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, arrays, message):

@@ -9,6 +9,10 @@ import numpy as np
 
 from unimix_jax.errors import UserError
 
+LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))  # -708.4: the log probability that stands for a probability of 0
+_ROUNDED = 1e-2  # row sums of probabilities in half precision miss 1 by less
+_MANY_ROWS = 20  # genuine logits do not come that near to 1 by chance in so many rows
+
 
 class Picks(NamedTuple):
     """Which examples make a batch: positions in the data set, before any pixel is touched."""
@@ -38,6 +42,20 @@ class Predictions(NamedTuple):
     counts: np.ndarray | None = None  # int64[K], training images per class
     logits_prior: np.ndarray | None = None  # float64[K], the prior softmax(logits) stands for
     class_names: tuple[str, ...] | None = None  # K names
+
+    @classmethod
+    def from_probabilities(cls, probabilities, labels=None, **others) -> "Predictions":
+        """Make predictions of probabilities: their logits are the logarithms.
+
+        Args:
+          probabilities: float[N, K], rows that sum to 1 within 1e-5; 0 counts as the smallest positive float64.
+          labels: int[N], or None.
+          others: further fields by name.
+
+        Raises:
+          UserError: they are no probabilities.
+        """
+        return cls(logits_of_probabilities(probabilities, "probabilities"), labels, **others)
 
 
 def checked(predictions: Predictions, name: str = "the predictions") -> Predictions:
@@ -85,14 +103,71 @@ def checked(predictions: Predictions, name: str = "the predictions") -> Predicti
 def checked_logits(logits, what: str) -> np.ndarray:
     """Return logits as float32 or float64 [N, K], N > 0, K > 1, finite and of a size whose squares are finite too.
 
+    An entry of -inf, the logarithm of a probability of 0, becomes the logit of the smallest positive float64: 708.4
+    below the logarithm of its row's sum of exponentials.
+
     Raises:
-      UserError: another shape, no numbers, nan, infinity, or an entry beyond 1e100.
+      UserError: another shape, no numbers, nan, +inf, a row of -inf alone, an entry beyond 1e100, or probabilities
+        (see `refuse_probabilities`).
     """
     logits = checked_scores(logits, what)
     lowest, highest = float(logits.min()), float(logits.max())  # nan comes through both
+    if lowest == -np.inf and highest <= 1e100:
+        logits = _without_infinity(logits, what)
+        lowest = float(logits.min())
     if not (lowest >= -1e100 and highest <= 1e100):
-        raise UserError(f"{what} hold nan, infinity or numbers beyond 1e100; each must be a finite number")
+        raise UserError(
+            f"{what} hold nan, infinity or numbers beyond 1e100; each must be a finite number, or -inf for a "
+            "probability of 0"
+        )
+    refuse_probabilities(logits, what)
     return logits
+
+
+def refuse_probabilities(logits: np.ndarray, what: str) -> None:
+    """Refuse probabilities, or per cent, under the name of logits: softmax would be taken of them once more.
+
+    Refused are numbers [N, K] of which none is negative and every row sums to 1, or every row to 100: within 1e-5 of
+    that, or, where there are 20 rows or more, within 1e-2 of it (rounded ones). One-hot rows are such too. Genuine
+    logits are so by chance in no practical case, and with 1 added to all of them never.
+
+    Raises:
+      UserError: they look like probabilities.
+    """
+    if not logits.size or logits.min() < -1e-6:  # genuine logits go no further, but for a few
+        return
+    sums = logits.sum(axis=1, dtype=np.float64)
+    within = _ROUNDED if len(sums) >= _MANY_ROWS else 1e-5
+    for total, name in ((1, "probabilities"), (100, "per cent")):
+        if np.abs(sums / total - 1).max() <= within:
+            raise UserError(
+                f"{what} look like {name}: no entry is negative and every row sums to {total}, so softmax would be "
+                "taken twice; give probabilities as such (array 'probabilities' of a file, or "
+                "Predictions.from_probabilities) or give their logarithms; if these are logits all the same, add 1 to "
+                "all, which changes no softmax"
+            )
+
+
+def logits_of_probabilities(probabilities, what: str) -> np.ndarray:
+    """Return the logarithm of probabilities [N, K], float64; 0 counts as the smallest positive float64.
+
+    Raises:
+      UserError: they are no probabilities, see `check_probabilities`.
+    """
+    probabilities = checked_scores(probabilities, what)
+    check_probabilities(probabilities, what)
+    logits = np.maximum(probabilities, np.finfo(np.float64).tiny, dtype=np.float64)
+    return np.log(logits, out=logits)
+
+
+def _without_infinity(logits: np.ndarray, what: str) -> np.ndarray:
+    """Put the logit of the smallest positive float64 in the place of -inf: float64[N, K]."""
+    logits = logits.astype(np.float64)
+    largest = logits.max(axis=1, keepdims=True)
+    if largest.min() == -np.inf:
+        raise UserError(f"{what} hold -inf in all of row {int(largest.argmin())}; one class must have a probability")
+    total = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
+    return np.where(logits == -np.inf, total + LOG_ZERO, logits)
 
 
 def checked_scores(scores, what: str) -> np.ndarray:

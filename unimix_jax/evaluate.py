@@ -26,7 +26,8 @@ Measure predictions of classes: accuracy, calibration, test priors, pictures.
   --bins=15               of the calibration errors
   --samples=1000          of the bootstrap; 0 for no intervals
   --classwise_intervals   intervals of SCE, ACE and TACE too, which takes longer
-  --test_prior=PRIOR      a column corrected for uniform, train, imbalance:R, a file of shares, or estimate
+  --test_prior=PRIOR      a column corrected for uniform, train, imbalance:R, a file of shares, or estimate (by EM); of
+                          calibrated logits where there are validation predictions
   --figure=A1             the class distributions of Corollaries 1 to 3, with --classes, --imbalance, and for UniMix
                           --alpha=.5, --class_exponent=-1, --nowrap; the paper's panel (f) has --classes=100
                           --imbalance=200
@@ -122,7 +123,10 @@ def report_on(inputs: list, place, options=None, kinds=("png", "pdf")) -> str:
         else:
             sections, title = report.of_many(inputs, results), f"{len(inputs)} models side by side"
         files.write(place, title, _ABOUT, sections, results, kinds)
-    text = [f"{found.title}\n\n{tables.table(found.rows)}" for found in report.printed(results)]
+    text = [
+        "\n\n".join(filter(None, (found.title, tables.table(found.rows), found.note)))
+        for found in report.printed(results)
+    ]
     for word, kind in (("warning", "warnings"), ("missing", "missing")):
         text += ["\n".join(f"{word}: {line}" for line in report.remarks(results, kind))]
     text += [f"report: {place.html}" if place is not None else "report: none; --output=DIR writes one"]

@@ -264,10 +264,7 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
         which = "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
         raise UserError(f"{path} holds {which}" + ("" if "logits" in arrays else " and no 'probabilities'"))
     if "probabilities" in arrays:
-        probabilities = batch.checked_scores(arrays.pop("probabilities"), f"probabilities of {path}")
-        batch.check_probabilities(probabilities, f"probabilities of {path}")
-        logits = np.maximum(probabilities, np.finfo(np.float64).tiny, dtype=np.float64)
-        arrays["logits"] = np.log(logits, out=logits)
+        arrays["logits"] = batch.logits_of_probabilities(arrays.pop("probabilities"), f"probabilities of {path}")
     if "class_names" in arrays:
         arrays["class_names"] = tuple(
             name.decode(errors="replace") if isinstance(name, bytes) else str(name)

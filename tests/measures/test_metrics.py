@@ -4,7 +4,7 @@ import pytest
 from unimix_jax import batch
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
-from unimix_jax.measures import metrics, parts
+from unimix_jax.measures import adapt, evaluation, intervals, metrics, parts
 
 
 def slow_ece(probabilities, labels, bins):
@@ -113,7 +113,7 @@ def test_ece_is_its_definition():
 
 def test_softmax_of_large_logits():
     np.testing.assert_allclose(parts.softmax(np.array([[1e4, 1e4, -1e4]])), [[0.5, 0.5, 0]])
-    np.testing.assert_allclose(parts.log_softmax(np.array([[0, -1e4]])), [[0, -1e4]])
+    np.testing.assert_allclose(parts.normalised(np.array([[0, -1e4]])), [[0, -1e4]])
 
 
 def test_accuracies_by_class_and_group():
@@ -184,21 +184,34 @@ def test_of_tied_classes_the_first_ones_are_on_top():
     np.testing.assert_array_equal(parts.top_hits(rows, np.array([0, 1]), 2), [True, False])
 
 
-def test_ties_are_ranked_in_the_order_of_the_examples():
-    # Class 0's values are all .5: the first range has examples 0 and 1, of which one has its label.
+def test_labels_of_tied_probabilities_are_shared_out_to_their_ranges():
+    # Class 0's values are all .5, and 3 of 4 are its label: 1.5 in each range of two, where 1 is expected.
     probabilities, labels = np.full((4, 2), 0.5), np.array([1, 0, 0, 0])
-    np.testing.assert_allclose(metrics.ace(probabilities, labels, ranges=2), 2 * (0 + 1) / 4 / 2)
+    np.testing.assert_allclose(metrics.ace(probabilities, labels, ranges=2), 2 * (0.5 + 0.5) / 4 / 2)
+    # A constant of 1/4 is calibrated, however the rows are sorted.
+    np.testing.assert_allclose(metrics.ace(np.full((200, 4), 0.25), np.repeat(np.arange(4), 50)), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ace", "tace", "sce", "ece", "mce", "smooth_ece"])
+def test_no_calibration_error_of_tied_probabilities_depends_on_the_order_of_the_examples(name):
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.4, 0.4, 0.2]])[np.arange(100) % 3]
+    labels = np.sort(np.arange(100) % 7 % 3)
+    order = np.random.default_rng(0).permutation(100)
+    found = [metrics.MEASURES[name](probabilities[i], labels[i]) for i in (np.arange(100), order, order[::-1])]
+    np.testing.assert_allclose(found, found[0], rtol=1e-12)
+    assert metrics.measured((name,), probabilities[order], labels[order])[name] == pytest.approx(found[0], rel=1e-12)
 
 
 def sorted_ranges(probabilities, labels, ranges, threshold, weighting):
-    """The definition of ACE and TACE, class by class."""
+    """The definition of ACE and TACE, class by class; each example has the mean label of those tied with it."""
     total = 0.0
     for c, column in enumerate(probabilities.T):
         kept = np.flatnonzero(column >= threshold)
+        own = np.array([(labels[column == value] == c).mean() for value in column])
         for part in np.array_split(kept[np.argsort(column[kept], kind="stable")], ranges):
             if len(part):
                 weight = len(part) / len(labels) if weighting == "count" else 1 / ranges
-                total += weight * abs((labels[part] == c).mean() - column[part].mean())
+                total += weight * abs(own[part].mean() - column[part].mean())
     return total / probabilities.shape[1]
 
 
@@ -361,6 +374,109 @@ def test_no_bins_are_refused(measure, options, predicted):
         metrics.MEASURES[measure](*predicted, **options)
 
 
+ROWS = np.array([[0.7, 0.2, 0.1], [0, 1, 0], [0.25, 0.5, 0.25]])
+TAKE_LOGITS = {
+    "summary": lambda logits, labels: metrics.summary(Predictions(logits, labels)),
+    "bootstrap": lambda logits, labels: intervals.bootstrap(Predictions(logits, labels), samples=2),
+    "by_chance": lambda logits, labels: intervals.by_chance(Predictions(logits), samples=2),
+    "nll_of_logits": metrics.nll_of_logits,
+    "softmax": lambda logits, labels: parts.softmax(logits),
+    "fit_temperature": adapt.fit_temperature,
+    "fit_bias_corrected": adapt.fit_bias_corrected,
+    "calibrated": lambda logits, labels: adapt.calibrated(logits, adapt.Calibration(1.0, np.zeros(3))),
+    "shift_prior": lambda logits, labels: adapt.shift_prior(logits, np.ones(3), np.ones(3)),
+    "estimate_prior": lambda logits, labels: adapt.estimate_prior(logits, logits_prior=np.ones(3), samples=0),
+    "estimate_prior, validation": lambda logits, labels: adapt.estimate_prior(
+        -ROWS, validation=(logits, labels), samples=0
+    ),
+    "evaluate": lambda logits, labels: evaluation.evaluate(evaluation.Given("p", Predictions(logits))),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_LOGITS)
+@pytest.mark.parametrize("scale", [1, 100])
+def test_everything_that_takes_logits_refuses_probabilities(name, scale):
+    with pytest.raises(UserError, match="look like p(robabilities|er cent)"):
+        TAKE_LOGITS[name](scale * ROWS, np.array([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(np.array([[0.5, 0.5]]), id="one row of two classes"),
+        pytest.param(np.array([[0.9, 0.1, 0.0]], np.float32), id="single precision"),
+        pytest.param(np.eye(3, dtype=np.int64), id="one-hot"),
+        pytest.param(parts.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))).astype(np.float16), id="half"),
+        pytest.param(np.round(100 * parts.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))), 2), id="per cent"),
+    ],
+)
+def test_rows_that_are_probabilities_are_known_as_such(rows):
+    with pytest.raises(UserError, match="add 1 to all"):
+        batch.checked_logits(rows, "logits")
+    kept = batch.checked_logits(rows.astype(np.float64) + 1, "logits")
+    np.testing.assert_array_equal(kept, rows.astype(np.float64) + 1)
+
+
+def test_genuine_logits_are_not_refused():
+    random = np.random.default_rng(0)
+    for classes in (2, 3, 10):
+        for rows in (1, 2, 50):
+            for _ in range(300):
+                logits = random.normal(0, random.choice([0.1, 1, 10]), (rows, classes))
+                batch.checked_logits(logits, "logits")
+                batch.checked_logits(np.abs(logits), "logits")
+    for given in ([[0.0, 0.0]], [[0.3, 0.6]], [[1.0, 1.0], [0.2, 0.8]], [[0.2, 0.8], [-0.1, 1.1]], [[2.0, -1.0]]):
+        batch.checked_logits(np.array(given), "logits")
+
+
+def test_predictions_of_probabilities_are_measured_as_these():
+    labels = np.array([0, 2, 0])
+    predictions = Predictions.from_probabilities(ROWS, labels, class_names=("a", "b", "c"))
+    values = metrics.summary(predictions)
+    for name in ("accuracy", "ece", "ace", "brier", "nll"):
+        assert values[name] == pytest.approx(metrics.MEASURES[name](ROWS, labels), rel=1e-9), name
+    assert predictions.class_names == ("a", "b", "c")
+    np.testing.assert_allclose(parts.softmax(predictions.logits), ROWS, atol=1e-15)
+    # The logarithm of a probability of 0 is -inf, which stands for the same.
+    with np.errstate(divide="ignore"):
+        logits = np.add(np.log(ROWS), [[5.0], [0], [-3]])
+    assert metrics.summary(Predictions(logits.astype(np.float32), labels))["nll"] == pytest.approx(values["nll"])
+    assert np.isfinite(adapt.fit_temperature(logits, labels))
+    with pytest.raises(UserError, match="-inf in all of row 1"):
+        batch.checked_logits(np.array([[0, 1.0], [-np.inf, -np.inf]]), "logits")
+
+
+@pytest.mark.parametrize("logits", [np.array([[2.0, -1.0]]), np.array([[0.5, 0.2]]), np.log(ROWS[:1])])
+def test_logits_under_the_name_of_probabilities_are_refused(logits):
+    prior = np.ones(logits.shape[1])
+    labels = np.array([0])
+    for take in (
+        lambda: Predictions.from_probabilities(logits),
+        lambda: adapt.em(logits, prior),
+        lambda: adapt.em_covariance(logits, prior, prior),
+        lambda: adapt.bbse(logits, logits, labels),
+        *(lambda measure=measure: measure(logits, labels) for measure in metrics.MEASURES.values()),
+    ):
+        with pytest.raises(UserError, match=r"must lie in 0\.\.1|must sum to 1"):
+            take()
+
+
+def test_what_the_logits_stand_for_is_said_where_the_labels_have_other_shares():
+    random = np.random.default_rng(0)
+    labels = np.arange(600) % 3
+    counts = np.array([90, 9, 1])
+    predictions = Predictions(random.normal(size=(600, 3)), labels, counts, counts / 100, ("a", "b", "c"))
+    sentence = metrics.summary(predictions)["other_prior"]
+    assert "stand for the training images' prior" in sentence
+    assert "57 % of the shares differ, most in class a, 90.0 % against 33.3 %" in sentence
+    uniform = predictions._replace(logits_prior=np.full(3, 1 / 3))
+    assert "other_prior" not in metrics.summary(uniform)
+    # Shares drawn by the prior differ by chance, of few images much.
+    drawn = random.choice(3, 40, p=[0.5, 0.3, 0.2])
+    few = Predictions(random.normal(size=(40, 3)), drawn, logits_prior=np.array([0.5, 0.3, 0.2]))
+    assert "other_prior" not in metrics.summary(few)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -400,7 +516,7 @@ def test_a_summary_leaves_out_what_says_nothing():
     logits, labels = np.array([[9.0, 0], [0, 9]]), np.array([0, 1])
     values = metrics.summary(Predictions(logits, labels, np.array([5, 3])))
     assert not {"top5", "many"} & values.keys()  # two classes
-    logits = np.eye(6)
+    logits = 2 * np.eye(6)
     assert "many" not in metrics.summary(Predictions(logits, np.arange(6), np.full(6, 7)))
     values = metrics.summary(Predictions(logits, np.arange(6), np.arange(6)), by="thirds", names=("top5", "ece"))
     assert (values["groups"], values["top5"], "accuracy" in values) == ("thirds", 1.0, False)

@@ -43,3 +43,17 @@ def test_facts_of_a_run_of_which_little_is_known(about, expected):
     assert expected.items() <= facts.items()
     assert "None" not in " ".join(facts.values())
     assert all(isinstance(value, str) for value in facts.values())
+
+
+def test_tables_say_that_logits_stand_for_another_prior_and_which_were_corrected():
+    test = {"accuracy": 0.5, "ece": 0.1, "images": 9, "other_prior": "the logits stand for a uniform prior, ..."}
+    # Both splits have it: it is said once.
+    text = tables.closing_table({"test": test, "validation": test})
+    assert text.splitlines()[-1] == "test: the logits stand for a uniform prior, ..."
+    corrected = {"accuracy": 0.6, "images": 9, "for": "uniform", "logits": "calibrated on ..."}
+    result = {"test": test, "validation": test, "corrected": corrected}
+    found = tables.measures_table(result)
+    assert found.rows[0][3:] == ["test, calibrated, corrected for uniform", "validation"]
+    assert found.note == "Test: the logits stand for a uniform prior, .... Corrected: the logits are calibrated on ...."
+    side = tables.side_by_side("t", [("a", test), ("b", corrected)], tables.PRINTED)
+    assert side.note == "a: the logits stand for a uniform prior, .... b: the logits are calibrated on ...."

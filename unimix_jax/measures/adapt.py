@@ -12,12 +12,15 @@ import numpy as np
 from unimix_jax import batch, priors
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.measures import parts
-from unimix_jax.measures.parts import log_softmax, softmax
+from unimix_jax.measures.parts import normalised, softmax
 
 METHODS = ("em", "bbse")
 IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
 TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
 _LEAST = 1e-6  # what an estimated share is at least, times 1/K: a prior must be positive to be shifted to
+_PULL = 3.0  # standard deviation of a share around that of the validation images in BBSE, times 1/K
+_STEPS = 3000  # of EM
+_ROUNDS = 3  # of BBSE, whose errors depend on the shares
 _SPREAD = 0.1  # total variation between an estimate and those of other samples, above which that is said
 _MISFIT = 4.0  # standard errors of the mean confidence, beyond which label shift is in doubt
 _MISFIT_LEAST = 0.03  # and by this much at least: the calibration is not exact either
@@ -97,7 +100,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     def slopes(inverse):
         """First and second derivative of the NLL by 1 / T."""
-        probabilities = softmax(logits * inverse)
+        probabilities = np.exp(normalised(logits * inverse))
         mean = np.einsum("nk,nk->n", probabilities, logits)
         return mean.mean() - own, (np.einsum("nk,nk,nk->n", probabilities, logits, logits) - mean**2).mean()
 
@@ -151,13 +154,13 @@ def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibratio
 
     def loss(theta):
         inverse, bias = np.exp(theta[0]), theta[1:]
-        shifted = log_softmax(inverse * logits + bias)
+        shifted = normalised(inverse * logits + bias)
         value = -shifted[rows, labels].sum()
         probabilities = np.exp(shifted)
         probabilities[rows, labels] -= 1
         gradient = np.concatenate([[inverse * (probabilities * logits).sum()], probabilities.sum(axis=0)])
         # One image of every class in equal parts, at logits 0: convex, and its least at equal biases.
-        prior = log_softmax(bias[None])[0]
+        prior = normalised(bias[None])[0]
         value -= prior.mean()
         gradient[1:] += np.exp(prior) - 1 / classes
         return value / size, gradient / size
@@ -172,7 +175,7 @@ def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibratio
 
 def calibrated(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Apply a `Calibration` to logits float[N, K]; float64[N, K]."""
-    return np.asarray(logits, np.float64) / calibration.temperature + calibration.bias
+    return np.asarray(batch.checked_logits(logits, "logits"), np.float64) / calibration.temperature + calibration.bias
 
 
 class Estimate(NamedTuple):
@@ -191,12 +194,14 @@ def em(
     *,
     weights: np.ndarray | None = None,
     start: np.ndarray | None = None,
-    steps: int = 1000,
-    tolerance: float = 1e-4,
+    steps: int = _STEPS,
+    tolerance: float = 1e-6,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the prior of unlabelled data by expectation-maximisation: its maximum likelihood.
 
-    The likelihood sum_n log sum_c q_c p_nc / source_c is concave in q and never falls from step to step.
+    The likelihood sum_n log sum_c q_c p_nc / source_c is concave in q and never falls from step to step. Of each two
+    steps the common direction is followed farther (SQUAREM), where that raises the likelihood: where classes are alike,
+    plain steps are so short that they would seem to have settled.
 
     Args:
       probabilities: float64[N, K], calibrated for `source_prior`.
@@ -210,8 +215,13 @@ def em(
       float64[K], or [K, S] with weights; and the mean log-likelihood of each step, float64[steps taken (, S)],
       each less the constant of the shares of `source_prior`.
 
-    Source: Saerens, Latinne, Decaestecker, Neural Computation 2002.
+    Raises:
+      UserError: no probabilities, or a prior that is none.
+
+    Source: Saerens, Latinne, Decaestecker, Neural Computation 2002; steps as Varadhan, Roland, Scandinavian Journal of
+    Statistics 2008.
     """
+    batch.check_probabilities(probabilities)
     source = _prior(source_prior, probabilities.shape[1], "source_prior")[:, None]
     ratios = probabilities / source.T
     # Only the direction of a row matters: the largest ratio of each is 1, so that none overflows.
@@ -219,18 +229,37 @@ def em(
     ratios /= largest
     shares = np.full((len(ratios), 1), 1.0) if weights is None else np.asarray(weights, np.float64)
     totals = shares.sum(axis=0)
+    constant = (np.log(largest) * shares).sum(axis=0) / totals
     prior = source if start is None else _prior(start, len(source), "start")[:, None]
     prior = np.repeat(prior, shares.shape[1], axis=1)
-    likelihoods = []
-    for _ in range(steps):
+
+    def step(prior):
+        """The prior one step on, and the likelihood before it."""
         mixture = ratios @ prior  # [N, S]
-        likelihoods.append(((np.log(mixture) + np.log(largest)) * shares).sum(axis=0) / totals)
-        new = prior * (ratios.T @ (shares / mixture)) / totals
-        moved, prior = (np.abs(new - prior) / (prior + 1 / len(source))).max(), new
-        if moved < tolerance:
-            break
+        likelihood = (np.log(mixture) * shares).sum(axis=0) / totals + constant
+        return prior * (ratios.T @ (shares / mixture)) / totals, likelihood
+
+    likelihoods = []
+    new, likelihood = step(prior)
+    likelihoods.append(likelihood)
+    while len(likelihoods) < steps and (np.abs(new - prior) / (prior + 1 / len(source))).max() >= tolerance:
+        newer, likelihood = step(new)
+        likelihoods.append(likelihood)
+        first, change = new - prior, newer - 2 * new + prior
+        tiny = np.finfo(np.float64).tiny
+        length = np.sqrt((first**2).sum(axis=0) / np.maximum((change**2).sum(axis=0), tiny))
+        far = prior + length * (2 * first + length * change)
+        # No share may become 0 in a leap, for it would stay there.
+        far = np.where(length > 1, np.maximum(far, 0.1 * newer), newer)
+        far /= far.sum(axis=0)
+        new, reached = step(far)
+        if (worse := reached < likelihood).any():
+            far = np.where(worse, newer, far)
+            new, reached = step(far)
+        prior = far
+        likelihoods.append(np.maximum(reached, likelihood))  # they differ by rounding at the end
     likelihoods = np.array(likelihoods)
-    return (prior[:, 0], likelihoods[:, 0]) if weights is None else (prior, likelihoods)
+    return (new[:, 0], likelihoods[:, 0]) if weights is None else (new, likelihoods)
 
 
 def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -242,6 +271,7 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
       probabilities, source_prior: as for `em`.
       prior: float64[K] that it found.
     """
+    batch.check_probabilities(probabilities)
     source = _prior(source_prior, probabilities.shape[1], "source_prior")
     scores = probabilities / source
     scores /= (scores @ prior)[:, None]
@@ -251,42 +281,64 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
     return inverse - np.outer(row, row) / row.sum()
 
 
-def bbse(
-    confusion: np.ndarray, predicted: np.ndarray, validation_size: int, test_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate the prior of unlabelled data from a confusion matrix and how often each class is predicted.
+def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the prior of unlabelled data from the mean probabilities of each class's validation images.
 
-    With C[i, j] the share of validation images predicted as i with label j, and m[i] that of test images predicted
-    as i, label shift says C w = m for the weights w = test prior / validation prior. The weights are the
-    non-negative ones of highest posterior: each row's error is Gaussian with the variance of its counts, each share
-    w_j * (validation prior)_j is Gaussian around the validation prior, with a standard deviation of that or of 1/K,
-    whichever is more. Without that pull tail classes with few validation images get any weight.
+    With column j of M the mean probabilities of the validation images of class j (the soft confusion matrix) and m
+    those of the test images, label shift says M q = m for the shares q. The shares are the non-negative ones of highest
+    posterior: the error of m - M q is Gaussian with the covariance that so many test images, and the q_j^2 of so many
+    validation images of each class j, leave; each q_j is Gaussian around its share of the validation images, with a
+    standard deviation of that or of 3/K, whichever is more. What has few validation images is pulled the most.
 
     Args:
-      confusion: float64[K, K], sums to 1.
-      predicted: float64[K], sums to 1.
-      validation_size, test_size: how many images stand behind the two.
+      probabilities: float64[N, K] of the test images.
+      held: float64[V, K] of the validation images.
+      held_labels: int[V].
 
     Returns:
       The prior float64[K], sums to 1, and the posterior's standard deviation of each share, float64[K].
 
-    Source: Lipton, Wang, Smola, ICML 2018; regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
-    """
-    from scipy.optimize import nnls
+    Raises:
+      UserError: no probabilities.
 
-    classes, held = len(predicted), confusion.sum(axis=0)
-    row = confusion.sum(axis=1)
-    # Half an image where a class is never predicted: its count is uncertain too.
-    variance = (predicted + 0.5 / test_size) / test_size + (row + 0.5 / validation_size) / validation_size
-    scaled, target = confusion / np.sqrt(variance)[:, None], predicted / np.sqrt(variance)
-    pull = np.minimum(1, classes * held)
-    system = scaled.T @ scaled + np.diag(np.maximum(pull, 1e-6) ** 2)
-    weights = np.linalg.solve(system, scaled.T @ target + pull**2)
-    if weights.min() < 0:
-        stacked = np.concatenate([scaled, np.diag(pull)])
-        weights, _ = nnls(stacked, np.concatenate([target, pull]))
-    errors = held * np.sqrt(np.diag(np.linalg.inv(system)))
-    return priors.prior(np.maximum(weights * held, _LEAST / classes)), errors
+    Source: Lipton, Wang, Smola, ICML 2018, with the soft confusion matrix of Alexandari et al., ICML 2020;
+    regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
+    """
+    for given in (probabilities, held):
+        batch.check_probabilities(given)
+    size, classes = probabilities.shape
+    counts = np.bincount(held_labels, minlength=classes)
+    # A class without validation images looks like all of them together.
+    means = np.stack([parts.class_means(column, held_labels, classes) for column in held.T])
+    means = np.where(counts > 0, means, held.mean(axis=0)[:, None])
+    target = probabilities.mean(axis=0)
+    apart = held - means.T[held_labels]
+    pooled = apart.T @ apart / len(held)
+    centred = probabilities - target
+    # Half an image where a class gets no probability at all: it is uncertain too.
+    of_test = centred.T @ centred / size**2 + np.eye(classes) * (0.5 / size**2 + 0.5 / len(held) ** 2)
+    centre = (counts + 1 / classes) / (len(held) + 1)
+    pull = 1 / np.maximum(centre, _PULL / classes) ** 2
+    shares = centre
+    for _ in range(_ROUNDS):
+        # The covariance of each class's images is its own and that of two images of the pooled one.
+        each = shares**2 / np.maximum(counts, 0.5) / (counts + 2)
+        spread = of_test + (each[held_labels, None] * apart).T @ apart + 2 * each.sum() * pooled
+        weighted = np.linalg.solve(spread, means)
+        system, right = means.T @ weighted + np.diag(pull), weighted.T @ target + pull * centre
+        shares = _not_negative(system, right)
+    return priors.prior(np.maximum(shares, _LEAST / classes)), np.sqrt(np.diag(np.linalg.inv(system)))
+
+
+def _not_negative(system: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve a linear system; solutions below 0 are set to 0 and the others solved for again, until none is."""
+    free = np.full(len(right), True)
+    while True:
+        found = np.zeros(len(right))
+        found[free] = np.linalg.solve(system[np.ix_(free, free)], right[free])
+        if found.min() >= 0:
+            return found
+        free &= found > 0
 
 
 def estimate_prior(
@@ -310,8 +362,8 @@ def estimate_prior(
       method: "em" or "bbse".
       calibration: of `fit_bias_corrected` on the validation data, if it is already there.
       samples: of the bootstrap; 0 for no interval (nan). Both test and validation images are drawn again; the
-        calibration is fitted anew for every tenth sample, and for BBSE not at all. An interval reaches at least as
-        far as the standard errors of the method itself do, which see what no resampling moves.
+        calibration is fitted anew for every tenth sample. An interval reaches at least as far as the standard errors
+        of the method itself do, which see what no resampling moves. BBSE's are these alone.
       level: of the interval.
       seed: of the draws.
 
@@ -362,7 +414,9 @@ def estimate_prior(
     random = np.random.Generator(np.random.Philox(key=seed))
 
     def by_em():
-        prior, _ = em(probabilities, source)
+        prior, likelihoods = em(probabilities, source)
+        if len(likelihoods) >= _STEPS:
+            warnings.append(f"EM had not settled after {_STEPS} steps: some shares may be others")
         covariance = em_covariance(probabilities, source, prior)
         start, drawn = np.maximum(prior, _LEAST / classes), [np.empty((0, classes))]
         for first in range(0, samples, 10):
@@ -376,26 +430,16 @@ def estimate_prior(
                 )
             many = min(10, samples - first)
             weights = random.multinomial(size, np.full(size, 1 / size), size=many).T
-            drawn.append(em(*resampled, weights=weights, start=start, steps=100)[0].T)
+            drawn.append(em(*resampled, weights=weights, start=start, steps=100, tolerance=1e-4)[0].T)
         if validation is not None:
             warnings.extend(_misfit(prior, covariance, held, held_labels, probabilities))
         return prior, np.sqrt(np.maximum(np.diag(covariance), 0)), np.concatenate(drawn)
 
-    def by_bbse():
-        chosen, held_chosen = probabilities.argmax(axis=1), held.argmax(axis=1)
-
-        def estimate(test, index):
-            confusion = parts.confusion_matrix(held_labels[index], held_chosen[index], classes).T
-            sizes = len(index), len(test)
-            return bbse(confusion / sizes[0], np.bincount(chosen[test], minlength=classes) / sizes[1], *sizes)
-
-        def resampled(number):
-            return random.integers(number, size=number)
-
-        drawn = [estimate(resampled(size), resampled(len(held_labels)))[0] for _ in range(samples)]
-        return *estimate(np.arange(size), np.arange(len(held_labels))), np.array(drawn).reshape(-1, classes)
-
-    prior, errors, drawn = by_em() if method == "em" else by_bbse()
+    if method == "em":
+        prior, errors, drawn = by_em()
+    else:
+        prior, errors = bbse(probabilities, held, held_labels)
+        drawn = prior[None]  # its errors hold the chance of both sets of images
     prior = priors.prior(np.maximum(prior, _LEAST / classes))
     if not samples:
         return Estimate(prior, *np.full((2, classes), np.nan), method, tuple(warnings))

@@ -44,8 +44,8 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
     Returns:
       What report.json holds of one model: name, images, classes, class_names, options; test and validation (the
       summaries, in test with `intervals` and `by_chance`), temperature, test_at_temperature, corrected, cut_tests,
-      estimates (by method), test_share, counts, each where it can be had; missing: a sentence for each thing that
-      cannot; warnings: what a reader should know.
+      estimates (by method), test_share, counts, each where it can be had; corrected_logits: which logits a correction
+      for a prior begins with; missing: a sentence for each thing that cannot; warnings: what a reader should know.
 
     Raises:
       UserError: predictions that do not fit together, or an unknown test prior.
@@ -82,25 +82,30 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
             result["test_at_temperature"] = metrics.summary(cooled, **measured)
     held = None if validation is None else (validation.logits, validation.labels)
     estimator = {"validation": held, "calibration": calibration, "logits_prior": test.logits_prior}
-    trained, fitted = _standing(test, validation, calibration)
+    standing, words = _standing(test, validation, calibration)
+    if standing is not None:
+        result["corrected_logits"] = words
     result["estimates"] = {}
-    for method in adapt.METHODS if held is not None else ("em",) if fitted is not None else ():
+    for method in adapt.METHODS if held is not None else ("em",) if standing is not None else ():
         samples = _estimate_samples(options.samples, *test.logits.shape)
         estimate = adapt.estimate_prior(test.logits, **estimator, method=method, samples=samples, seed=options.seed)
         ends = {"low": estimate.low.tolist(), "high": estimate.high.tolist()} if samples else {}
         found = {"samples": samples, "prior": estimate.prior.tolist(), "warnings": list(estimate.warnings)}
         result["estimates"][method] = found | ends
     if options.test_prior:
-        result["corrected"] = _corrected(given.name, test, result, trained, fitted, options)
+        result["corrected"] = _corrected(given.name, test, result, standing, options)
     if test.labels is not None and test.counts is not None and all(result["test_share"]):
-        result["cut_tests"] = _cut_tests(test, estimator, trained, fitted, options)
-    result["warnings"] = _warnings(result)
+        result["cut_tests"] = _cut_tests(test, estimator, standing, options)
+    result["warnings"] = _warnings(result, test, validation)
     return result
 
 
-def _warnings(result: dict) -> list[str]:
+def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list[str]:
     """What a reader should know before believing the numbers."""
     lines = []
+    for split, predictions in (("test", test), ("validation", held)):
+        if predictions is not None:
+            lines += _zeros(split, predictions)
     validation = result.get("validation")
     if validation and validation["images"] < _FEW_VALIDATION:
         lines.append(f"the temperature rests on {validation['images']} validation images: it is uncertain")
@@ -124,24 +129,41 @@ def _estimate_samples(asked: int, images: int, classes: int) -> int:
     return 0 if cost > _MANY else min(asked, 200, max(20, 200 * _QUICK // cost))
 
 
+def _zeros(split: str, predictions: Predictions) -> list[str]:
+    """Say how many probabilities are 0, which no logarithm has, and how many of them are a label's."""
+    # float32 keeps the logarithm of the smallest positive float to 6e-5.
+    zero = np.abs(parts.normalised(predictions.logits) - batch.LOG_ZERO) < 1e-3
+    if not zero.any():
+        return []
+    own = 0 if predictions.labels is None else int(zero[np.arange(len(zero)), predictions.labels].sum())
+    return [
+        f"{int(zero.sum())} of {zero.size} {split} probabilities are 0 and count as the smallest positive number "
+        f"(1e-308); {own} of them are a label's, each of which costs {-batch.LOG_ZERO:.0f} nats of NLL"
+    ]
+
+
 def _standing(test: Predictions, validation: Predictions | None, calibration) -> tuple:
-    """Return two pairs of logits of the test images and the prior that they stand for; None where it is not known.
+    """Return logits of the test images with the prior that they stand for (None where it is not known), and words.
 
-    The first is for a known test prior: the model's own logits with the prior it was trained for, or else calibrated
-    ones with the prior of the validation predictions. The second, for an estimated one, prefers the latter.
+    Wherever there are validation predictions the logits are the calibrated ones, which stand for the validation images'
+    prior whatever the model was trained for: a correction of over-confident logits would be too weak. (A temperature
+    alone will not do: fitted on validation images of another prior than that of the logits, it makes up for both.)
     """
+    if calibration is not None:
+        held = parts.softmax(adapt.calibrated(validation.logits, calibration))
+        words = (
+            f"calibrated on the {len(held)} validation images by a temperature, {calibration.temperature:.3g}, and a "
+            "bias for each class"
+        )
+        return (adapt.calibrated(test.logits, calibration), adapt.mean_shares(held)), words
     trained = None if test.logits_prior is None else (test.logits, test.logits_prior)
-    if calibration is None:
-        return trained, trained
-    held = parts.softmax(adapt.calibrated(validation.logits, calibration))
-    fitted = adapt.calibrated(test.logits, calibration), adapt.mean_shares(held)
-    return trained or fitted, fitted
+    return trained, "the model's own, which are not calibrated, for there are no validation predictions"
 
 
-def _corrected(name: str, test: Predictions, result: dict, trained, fitted, options: Options) -> dict:
+def _corrected(name: str, test: Predictions, result: dict, standing, options: Options) -> dict:
     """The measures of test predictions corrected for the prior that the user names."""
     if options.test_prior == "estimate":
-        prior = np.array(result["estimates"]["em"]["prior"]) if fitted is not None else None
+        prior = np.array(result["estimates"]["em"]["prior"]) if standing is not None else None
     else:
         counts = np.ones(test.logits.shape[1], np.int64) if test.counts is None else test.counts
         prior = priors.read_test_prior(options.test_prior, counts)
@@ -152,22 +174,23 @@ def _corrected(name: str, test: Predictions, result: dict, trained, fitted, opti
                 f"class {result['class_names'][int(prior.argmin())]} has no training image, so no logits can stand for "
                 f"test_prior={options.test_prior}"
             )
-    standing = fitted if options.test_prior == "estimate" else trained
     if standing is None:
         raise UserError(
             f"{name} cannot be corrected for a test prior: its logits stand for no known prior (array 'logits_prior') "
             "and there are no validation predictions to calibrate them on"
         )
     words = "the prior estimated by EM" if options.test_prior == "estimate" else options.test_prior
-    values = {"for": words, "prior": prior.tolist()}
+    values = {"for": words, "prior": prior.tolist(), "logits": result["corrected_logits"]}
     if test.labels is not None:
-        shifted = test._replace(logits=adapt.shift_prior(*standing, prior))
+        shifted = test._replace(logits=adapt.shift_prior(*standing, prior), logits_prior=prior)
         values |= metrics.summary(shifted, bins=options.bins, by=options.by)
     return values
 
 
-def _cut_tests(test: Predictions, estimator: dict, trained, fitted, options: Options) -> list[dict]:
+def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -> list[dict]:
     """Accuracy and ECE on test sets cut to other imbalances: as they are, for the known prior, for estimated ones.
+
+    All corrections begin with the same logits, those of `_standing`.
 
     Source: Table D2 of the paper's supplement; what it leaves as future work, a prior that nobody knows, is ours.
     """
@@ -176,12 +199,12 @@ def _cut_tests(test: Predictions, estimator: dict, trained, fitted, options: Opt
         index = adapt.cut(test.labels, test.counts, imbalance, options.seed)
         part = Predictions(test.logits[index], test.labels[index])
         variants = {"as it is": part.logits}
-        if trained is not None:
+        if standing is not None:
             known = priors.read_test_prior(f"imbalance:{imbalance}", test.counts)
-            variants["known prior"] = adapt.shift_prior(trained[0][index], trained[1], known)
+            variants["known prior"] = adapt.shift_prior(standing[0][index], standing[1], known)
             for method in adapt.METHODS if estimator["validation"] is not None else ("em",):
                 found = adapt.estimate_prior(part.logits, **estimator, method=method, samples=0)
-                variants[method.upper()] = adapt.shift_prior(fitted[0][index], fitted[1], found.prior)
+                variants[method.upper()] = adapt.shift_prior(standing[0][index], standing[1], found.prior)
         row: dict = {"imbalance": imbalance, "images": len(index), "variants": {}}
         for name, logits in variants.items():
             values = metrics.summary(part._replace(logits=logits), names=("accuracy", "ece"), bins=options.bins)

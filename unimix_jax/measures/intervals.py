@@ -1,5 +1,6 @@
 """Bootstrap intervals of measures: how far a number could be another with other images of the same kind. numpy."""
 
+import statistics
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,8 @@ SAMPLES = 1000
 LEVEL = 0.95
 # Each sample of the class-wise measures costs a whole measurement.
 DEFAULT = tuple(name for name in metrics.MEASURES if name not in metrics.CLASSWISE)
+CALIBRATION = ("ece", "smooth_ece", "mce")  # errors that chance makes larger, whose intervals allow for it
+_SCALES = np.linspace(0, 2, 9)  # of the gaps between accuracy and confidence that are tried out
 
 
 def bootstrap(
@@ -25,13 +28,15 @@ def bootstrap(
     bins: int = metrics.BINS,
     by: str = "auto",
 ) -> dict[str, tuple[float, float]]:
-    """Interval of each measure over resampled examples.
+    """Interval of each measure: where its value on endless examples of the same kind lies.
 
     The examples are drawn again with replacement. The quantiles of the measure over the samples, less their mean,
-    are laid around its value on the examples as they are: calibration errors of samples lie above that value (a
-    sample holds doubles, so its bins are noisier), which would put the value outside of the plain quantiles. The
-    value itself lies above what endless examples would give, see `by_chance`: for a well-calibrated model the
-    interval of a calibration error speaks of this many examples, and does not hold the limit.
+    are laid around its value on the examples as they are.
+
+    ECE, smooth ECE and MCE lie above their values on endless examples, for chance moves bins away from their
+    confidence, see `by_chance`. Their intervals are the errors under which a value as this one is not unlikely: see
+    `_calibration_intervals`. They reach to 0 where the value can be chance, and always hold the value itself. SCE, ACE
+    and TACE have the same bias, and their intervals do not allow for it: with few examples a class they lie too high.
 
     Args:
       predictions: logits and labels; with counts that differ, also the groups of `metrics.summary`.
@@ -51,7 +56,8 @@ def bootstrap(
     if samples < 2 or not 0 < level < 1:
         raise UserError(f"a bootstrap of {samples} samples at level {level:g}: give at least 2, and a level in 0..1")
     labels, num_classes = predictions.labels, predictions.logits.shape[1]
-    measures = _measures(predictions, tuple(one_of("measure", name, metrics.MEASURES) for name in names), bins, by)
+    names = tuple(one_of("measure", name, metrics.MEASURES) for name in names)
+    measures = _measures(predictions, tuple(name for name in names if name not in CALIBRATION), bins, by)
     random = np.random.Generator(np.random.Philox(key=seed))
     everything = np.arange(len(labels))
     values = {name: measure(everything) for name, measure in measures.items()}
@@ -61,6 +67,9 @@ def bootstrap(
         row[:] = [measure(index) for measure in measures.values()]
     tail = 50 * (1 - level)
     result = {}
+    if errors := tuple(name for name in names if name in CALIBRATION):
+        top = parts.top_label(parts.softmax(predictions.logits), labels)
+        result = _calibration_intervals(*top, errors, samples, level, random, bins)
     for (name, value), column in zip(values.items(), drawn.T, strict=True):
         column = column[~np.isnan(column)]  # a group of rare classes can be missing from a sample
         if len(column) and not np.isnan(value) and not (name == "top5" and num_classes <= 5):
@@ -83,15 +92,61 @@ def by_chance(predictions: Predictions, *, samples: int = 200, seed: int = 0, bi
     """
     confidence = np.minimum(parts.softmax(batch.checked(predictions).logits).max(axis=1), 1.0)
     random = np.random.Generator(np.random.Philox(key=seed))
-    drawn = np.empty((samples, 3))
+    measures = _of_top_label(bins)
+    drawn = np.empty((samples, len(measures)))
     for row in drawn:
         hits = random.random(len(confidence)) < confidence
-        row[:] = [
-            parts.ece_of(confidence, hits, bins),
-            parts.smooth_ece_of(confidence, hits),
-            parts.mce_of(confidence, hits, bins),
-        ]
-    return dict(zip(("ece", "smooth_ece", "mce"), drawn.mean(axis=0).tolist(), strict=True))
+        row[:] = [measure(confidence, hits) for measure in measures.values()]
+    return dict(zip(measures, drawn.mean(axis=0).tolist(), strict=True))
+
+
+def _calibration_intervals(
+    confidence: np.ndarray,
+    hits: np.ndarray,
+    names: tuple[str, ...],
+    samples: int,
+    level: float,
+    random: np.random.Generator,
+    bins: int,
+) -> dict[str, tuple[float, float]]:
+    """Intervals of calibration errors on endless examples, by trying out which errors explain the values found.
+
+    Tried out are models whose accuracy differs from the confidence by s times the gap found in each bin, s from 0
+    (calibrated) to 2. For each s the error on endless examples is known, and examples are drawn with their hits: an
+    error is in the interval if the value found lies within the quantiles (of a Gaussian) of the values drawn under it.
+    """
+    size, place = len(hits), parts.bin_of(confidence, bins)
+    sizes = np.maximum(np.bincount(place, minlength=bins), 1)
+    gaps = (np.bincount(place, weights=hits - confidence, minlength=bins) / sizes)[place]
+    accuracies = [np.clip(confidence + scale * gaps, 0, 1) for scale in _SCALES]
+    measures = {name: measure for name, measure in _of_top_label(bins).items() if name in names}
+    drawn = np.empty((max(samples // (len(_SCALES) - 1), 20), len(_SCALES), len(measures)))
+    for of_sample in drawn:
+        # The same draws for each s, so that what is drawn grows with it.
+        index, level_of_hit = random.integers(size, size=size), random.random(size)
+        for row, accuracy in zip(of_sample, accuracies, strict=True):
+            drawn_hits = level_of_hit < accuracy[index]
+            row[:] = [measure(confidence[index], drawn_hits) for measure in measures.values()]
+    half = statistics.NormalDist().inv_cdf((1 + level) / 2) * drawn.std(axis=0)
+    low, high = drawn.mean(axis=0) - half, drawn.mean(axis=0) + half
+    fine = np.linspace(_SCALES[0], _SCALES[-1], 401)
+    found = {}
+    for i, (name, measure) in enumerate(measures.items()):
+        value = measure(confidence, hits)
+        limits = np.interp(fine, _SCALES, [measure(confidence, accuracy) for accuracy in accuracies])
+        likely = np.interp(fine, _SCALES, low[:, i]) <= value, value <= np.interp(fine, _SCALES, high[:, i])
+        ends = limits[likely[0] & likely[1]]
+        found[name] = (min([value, *ends]), min(max([value, *ends]), 1.0))
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+
+def _of_top_label(bins: int) -> dict[str, Callable]:
+    """The measures of `CALIBRATION`, of confidences and hits."""
+    return {
+        "ece": lambda confidence, hits: parts.ece_of(confidence, hits, bins),
+        "smooth_ece": parts.smooth_ece_of,
+        "mce": lambda confidence, hits: parts.mce_of(confidence, hits, bins),
+    }
 
 
 def _measures(
@@ -100,13 +155,10 @@ def _measures(
     """Each measure as a function of the positions of examples; what does not change is worked out once."""
     probabilities, labels = parts.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
-    confidence, hits = parts.top_label(probabilities, labels)
+    _, hits = parts.top_label(probabilities, labels)
 
     def mean(per_example):
         return lambda index: per_example[index].mean()
-
-    def of_top_label(measure, **options):
-        return lambda index: measure(confidence[index], hits[index], **options)
 
     def recalls(index):
         return parts.class_means(hits[index], labels[index], num_classes)
@@ -125,9 +177,6 @@ def _measures(
         "nll": lambda: mean(parts.surprise_of_logits(predictions.logits, labels)),
         "balanced_accuracy": lambda: lambda index: np.nanmean(recalls(index)),
         "geometric_mean": lambda: lambda index: parts.geometric(recalls(index)),
-        "ece": lambda: of_top_label(parts.ece_of, bins=bins),
-        "mce": lambda: of_top_label(parts.mce_of, bins=bins),
-        "smooth_ece": lambda: of_top_label(parts.smooth_ece_of),
     }
     measures = {name: known[name]() if name in known else whole(name) for name in names}
     if chosen := metrics.choose_groups(predictions.counts, by):

@@ -153,9 +153,11 @@ def tace(
 ) -> float:
     """Thresholded adaptive calibration error: ranges of equal count instead of bins of equal width.
 
-    For class c: the probabilities p_c of at least `threshold`, sorted (ties in the order of the examples), are cut
-    into ranges of equal count, the first ones longer by one where it does not come out even; |share of label c -
-    mean p_c| of each range; mean over the classes. A class with no such probability counts 0.
+    For class c: the probabilities p_c of at least `threshold`, sorted, are cut into ranges of equal count, the first
+    ones longer by one where it does not come out even; |share of label c - mean p_c| of each range; mean over the
+    classes. A class with no such probability counts 0. Where a cut goes through equal probabilities, the labels c among
+    them are shared out to both sides in the proportion of their numbers, so that the order of the examples does not
+    matter.
 
     Args:
       probabilities, labels: see the module.
@@ -254,7 +256,8 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
 
     Returns:
       The measures, images, bins, class_accuracy and class_ece (lists), and with counts many, medium, few, groups
-      ("shots" or "thirds"). What cannot be had (a class or group without images) is None.
+      ("shots" or "thirds"). What cannot be had (a class or group without images) is None. other_prior: a sentence,
+      where the logits stand for a prior that the labels do not have.
 
     Raises:
       UserError: no labels, or arrays that are no predictions.
@@ -276,7 +279,34 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
     if chosen := choose_groups(predictions.counts, by):
         values["groups"], groups = chosen
         values |= {group: _none_if_nan(parts.mean_of(accuracies, members)) for group, members in groups.items()}
+    if sentence := _other_prior(predictions):
+        values["other_prior"] = sentence
     return values
+
+
+def _other_prior(predictions: Predictions) -> str:
+    """Say if the logits stand for other shares of the classes than the labels have, by more than by chance."""
+    prior = predictions.logits_prior
+    if prior is None:
+        return ""
+    share = np.bincount(predictions.labels, minlength=len(prior)) / len(predictions.labels)
+    distance = np.abs(prior - share).sum() / 2
+    # The mean distance of the shares of so many labels drawn by the prior.
+    chance = np.sqrt(2 / np.pi * prior * (1 - prior) / len(predictions.labels)).sum() / 2
+    if distance <= 2 * chance + 0.02:
+        return ""
+    which, counts = "a test prior chosen for training", predictions.counts
+    if np.ptp(prior) < 1e-6:
+        which = "a uniform prior"
+    elif counts is not None and np.abs(priors.prior(counts) - prior).max() < 1e-6:
+        which = "the training images' prior"
+    most = int(np.abs(prior - share).argmax())
+    name = predictions.class_names[most] if predictions.class_names else most
+    return (
+        f"the logits stand for {which}, and these images have another one: {100 * distance:.0f} % of the shares "
+        f"differ, most in class {name}, {100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are "
+        "those of the logits as they are, and --test_prior of evaluate corrects them"
+    )
 
 
 def choose_groups(counts: np.ndarray | None, by: str = "auto") -> tuple[str, dict[str, np.ndarray]] | None:
@@ -327,29 +357,22 @@ def _class_ranges(probabilities, labels, edges: list[Callable]) -> Iterator[list
             block = np.ascontiguousarray(probabilities[:, c : c + _COLUMNS].T, np.float64)
         column = block[c % _COLUMNS]
         values = np.sort(column)
-        rank = _ranks(column, values, order[ends[c - 1] if c else 0 : ends[c]])
-        yield [_range_gaps(values, rank, borders(values)) for borders in edges]
+        own = np.sort(column[order[ends[c - 1] if c else 0 : ends[c]]])
+        yield [_range_gaps(values, own, borders(values)) for borders in edges]
 
 
-def _range_gaps(values: np.ndarray, rank: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of members (by their ranks) less sum of sorted values in each range, and the ranges' sizes."""
+def _range_gaps(values: np.ndarray, own: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of members less sum of values in each range, and the ranges' sizes; own: the members' sorted values."""
     sizes = np.diff(borders)
     held, sums = sizes > 0, np.zeros(len(sizes))  # ranges that hold something end where the next of them begins
     if held.any():
         sums[held] = np.add.reduceat(values, borders[:-1][held])
-    inside = np.searchsorted(borders, rank, side="right") - 1
-    return np.bincount(inside[inside >= 0], minlength=len(sizes)) - sums, sizes
-
-
-def _ranks(column: np.ndarray, values: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Places of some examples in the stable order of a column, given its sorted values: int[len(members)]."""
-    own = column[members]
-    rank = np.searchsorted(values, own, side="left")
-    tied = np.searchsorted(values, own, side="right") - rank > 1
-    for value in np.unique(own[tied]):
-        same = own == value
-        rank[same] += np.searchsorted(np.flatnonzero(column == value), members[same])
-    return rank
+    # Members before each border; of values that are tied across it the part that lies before it.
+    at = values[np.minimum(borders, len(values) - 1)]
+    first, last = (np.searchsorted(values, at, side=side) for side in ("left", "right"))
+    below, upto = (np.searchsorted(own, at, side=side) for side in ("left", "right"))
+    before = below + (borders - first) / (last - first) * (upto - below)
+    return np.diff(before) - sums, sizes
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -13,17 +13,18 @@ _ROWS = 4096  # examples at once where a block of them is copied
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits float[N, K] into probabilities float64[N, K]."""
+    """Turn logits float[N, K] into probabilities float64[N, K]; what looks like probabilities already is refused."""
     values = np.array(logits, np.float64)
+    batch.refuse_probabilities(values, "logits")
     values -= values.max(axis=1, keepdims=True)
     np.exp(values, out=values)
     values /= values.sum(axis=1, keepdims=True)
     return values
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits float[N, K] into log probabilities float64[N, K]."""
-    values = np.array(logits, np.float64)
+def normalised(scores: np.ndarray) -> np.ndarray:
+    """Shift each row of float[N, K] such that its exponentials sum to 1, whatever it holds: float64[N, K]."""
+    values = np.array(scores, np.float64)
     values -= values.max(axis=1, keepdims=True)
     values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
     return values
@@ -68,7 +69,7 @@ def surprise_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     labels = batch.checked_labels(labels, logits.shape, "labels")
     values = np.empty(len(labels))
     for start in range(0, len(labels), _ROWS):
-        rows = log_softmax(logits[start : start + _ROWS])
+        rows = normalised(logits[start : start + _ROWS])
         values[start : start + _ROWS] = -rows[np.arange(len(rows)), labels[start : start + _ROWS]]
     return values
 

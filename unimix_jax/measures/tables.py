@@ -81,7 +81,8 @@ def closing_table(values: dict) -> str:
         if any(key in found for _, found in columns):
             rows.append([label, *(_number(found.get(key), 100, 1) for _, found in columns)])
     rows.append(["images", *(str(found.get("images", "")) for _, found in columns)])
-    return table(rows)
+    notes = {values[name]["other_prior"]: name for name in reversed(splits) if "other_prior" in values[name]}
+    return "\n".join([table(rows), *(f"{name}: {note}" for note, name in reversed(notes.items()))])
 
 
 def measures_table(result: dict) -> Table:
@@ -90,7 +91,8 @@ def measures_table(result: dict) -> Table:
     if "test_at_temperature" in result:
         columns.append((f"test, T = {result['temperature']:.3f}", result["test_at_temperature"]))
     if "corrected" in result and "accuracy" in result["corrected"]:
-        columns.append((f"test, corrected for {result['corrected']['for']}", result["corrected"]))
+        calibrated = ", calibrated" if "validation" in result else ""
+        columns.append((f"test{calibrated}, corrected for {result['corrected']['for']}", result["corrected"]))
     if "validation" in result:
         columns.append(("validation", result["validation"]))
     test, groups = result["test"], result["test"].get("groups")
@@ -109,7 +111,10 @@ def measures_table(result: dict) -> Table:
             rows.append([label, unit, _number(test[key], factor, decimals), *beside, *others])
     images = [str(values["images"]) for _, values in columns]
     rows.append(["images", "", images[0], *("" for _ in extra), *images[1:]])
-    return Table("Measures", rows)
+    notes = [f"Test: {test['other_prior']}."] if "other_prior" in test else []
+    if "accuracy" in result.get("corrected", ()):
+        notes.append(f"Corrected: the logits are {result['corrected']['logits']}.")
+    return Table("Measures", rows, " ".join(notes))
 
 
 def best_table(best: dict) -> Table:
@@ -129,8 +134,14 @@ def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...
     for name, values in found:
         cells = [_number(values.get(key), factor, decimals) for key, _, factor, decimals, _ in columns]
         rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
-    note = "Every measure is in the CSV and JSON files." if keys is SIDE_BY_SIDE else ""
-    return Table(title, rows, note)
+    notes = ["Every measure is in the CSV and JSON files."] if keys is SIDE_BY_SIDE else []
+    said: dict[str, list[str]] = {}
+    for name, values in found:
+        sentences = [values["other_prior"]] if "other_prior" in values else []
+        for sentence in (*sentences, *([f"the logits are {values['logits']}"] if "logits" in values else [])):
+            said.setdefault(sentence, []).append(name)
+    notes += [f"{', '.join(names)}: {sentence}." for sentence, names in said.items()]
+    return Table(title, rows, " ".join(notes))
 
 
 def intervals_side_by_side(found: list[tuple[str, dict]]) -> list[Table]:
@@ -189,27 +200,33 @@ def cut_tables(result: dict) -> list[Table]:
     variants = list(result["cut_tests"][0]["variants"])
     note = (
         "Below 1 the class with the fewest training images has the most test images. Known prior: logits corrected for "
-        "it; EM, BBSE: for one that was estimated without a label of these test images."
+        "it; EM (the default), BBSE: for one that was estimated without a label of these test images."
     )
+    if "corrected_logits" in result:
+        note += f" The logits that are corrected are {result['corrected_logits']}; those as they are, the model's own."
     found = []
     for measure, words, decimals in (("accuracy", "Accuracy", 1), ("ece", "ECE", 2)):
         rows = [["imbalance", "images", *variants]]
         for row in result["cut_tests"]:
             cells = [_number(row["variants"][v][measure], 100, decimals) for v in variants]
             rows.append([f"{row['imbalance']:g}", str(row["images"]), *cells])
-        found.append(Table(f"{words} on test sets cut to another imbalance, %", rows, note if found else ""))
+        found.append(Table(f"{words} on test sets cut to another imbalance, %", rows, "" if found else note))
     return found
 
 
 def cut_tables_side_by_side(measured: list[tuple[Given, dict]]) -> list[Table]:
     """Accuracy of several models on test sets cut to other imbalances, a table for each way to correct logits."""
     tables, cut = [], [(r["name"], r["cut_tests"]) for _, r in measured if "cut_tests" in r]
+    corrected = [
+        f"{r['name']}: the logits are {r['corrected_logits']}." for _, r in measured if "corrected_logits" in r
+    ]
     variants = list(dict.fromkeys(v for _, rows in cut for v in rows[0]["variants"]))
     for variant in variants:
         rows = [["run", *(f"{i:g}" for i in adapt.IMBALANCES)]]
         for name, found in cut:
             rows.append([name, *(_number(row["variants"].get(variant, {}).get("accuracy"), 100) for row in found)])
-        tables.append(Table(f"Accuracy on test sets cut to an imbalance, {variant}, %", rows))
+        note = "" if variant == "as it is" else " ".join(corrected)
+        tables.append(Table(f"Accuracy on test sets cut to an imbalance, {variant}, %", rows, note))
     return tables
 
 
@@ -221,7 +238,8 @@ def estimates_table(result: dict) -> list[Table]:
     rows = [["share of the test images, %", *next(iter(found.values()))]]
     rows += [[group, *(_number(share, 100) for share in shares.values())] for group, shares in found.items()]
     samples = max(estimate["samples"] for estimate in result["estimates"].values())
-    note = f"By class in the table of classes, with 95 % intervals of {samples} samples." if samples else ""
+    note = "EM is the default: --test_prior=estimate corrects for its estimate. BBSE stands beside it for comparison."
+    note += f" By class in the table of classes, with 95 % intervals (EM: {samples} samples)." if samples else ""
     return [Table("The prior of these test images, estimated without their labels", rows, note)]
 
 
