@@ -18,12 +18,12 @@ from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-LAYOUTS = ("auto", "classes")
+_UNUSED = "unlabelled"
 _SPLITS = {  # words by which folders are called
     "train": ("train", "training", "trainval", "trn", "learn", "learning"),
     "validation": ("val", "valid", "validation", "validate", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "heldout", "holdout"),
-    "unlabelled": (
+    _UNUSED: (
         "unlabelled",
         "unlabeled",
         "unlabel",
@@ -150,7 +150,7 @@ def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
         hidden = not entry.name.startswith("._") and entry.name.lower().endswith(tuple(images.suffixes()))
         return ("with a name that begins with a dot", False) if hidden else ()
     if not entry.is_file():
-        return "no regular file", True
+        return "that are no regular files", True
     if suffix in images.suffixes():
         return None
     if suffix:
@@ -159,10 +159,10 @@ def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
         with open(entry.path, "rb") as file:
             head = file.read(_HEAD)
     except OSError:
-        return "without a suffix, unreadable", True
+        return "without a suffix that cannot be read", True
     if images.is_image(head):
         return None
-    return "without a suffix", b"\0" in head
+    return "without a suffix that are no images", b"\0" in head
 
 
 def role(name: str) -> tuple[str, tuple[str, ...]]:
@@ -207,7 +207,7 @@ def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
         found: dict[str, list[str]] = {}
         for top, split in group.items():
             found.setdefault(split, []).append(top)
-        flat = [top for top, split in group.items() if split != "unlabelled" and not _is_nested(tops[top])]
+        flat = [top for top, split in group.items() if split != _UNUSED and not _is_nested(tops[top])]
         beside = [top for top in roles if top not in group]
         if len(found) == 1 and (flat or (beside and len(tops[found["train"][0]].nested) < 2)):
             continue  # a class that is called train
@@ -218,7 +218,7 @@ def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
                 f"by --config.data.dir={root / found['train'][0]}, or name list files by --config.data.train_list; "
                 "where all are classes, say so by --config.data.layout=classes"
             )
-        if twice := next((split for split, folders in found.items() if len(folders) > 1 and split != "unlabelled"), ""):
+        if twice := next((split for split, folders in found.items() if len(folders) > 1 and split != _UNUSED), ""):
             raise UserError(
                 f"{root} has several folders for one split, {' and '.join(f'{x}/' for x in found[twice])}; keep one, "
                 "or name list files by --config.data.train_list, validation_list and test_list"
@@ -229,8 +229,9 @@ def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
                 "be seen which class they are of; make a folder for each class in it, or name list files by "
                 "--config.data.train_list and test_list, or give only the folder with classes by --config.data.dir"
             )
-        return {split: _doubled(folders[0], names, split) for split, folders in found.items() if split != "unlabelled"}
-    called = sorted({split for split, rest in roles.values() if split and not rest} - {"unlabelled"})
+        used = [split for split in _SPLITS if split in found and split != _UNUSED]
+        return {split: _doubled(found[split][0], names, split) for split in used}
+    called = sorted({split for split, rest in roles.values() if split and not rest} - {_UNUSED})
     if len(called) > 1 and all(split for split, _ in roles.values()):
         raise UserError(
             f"{root} has folders for {' and '.join(called)} ({', '.join(sorted(roles))}) and none for training; call "
@@ -277,7 +278,20 @@ def _doubled(folder: str, names: Iterable[str], split: str) -> str:
 
 
 def _say_what_is_beside(root: pathlib.Path, found: Scan, splits: dict[str, str]) -> None:
-    """Say which images are in no split."""
+    """Say which images are in no split; refuse a folder that is called after a split and has lost all of its images."""
+    with_images = {name.partition("/")[0] for name in found.images}
+    for top in sorted(name for name in found.real if name and "/" not in name and name not in with_images):
+        if role(top)[0] in ("", _UNUSED):
+            continue
+        lost = collections.Counter(
+            what for name, what, is_loss in found.others if is_loss and name.startswith(f"{top}/")
+        )
+        if lost:
+            raise UserError(
+                f"{root / top} holds no image that is read ({_counted(lost)}); convert them to JPEG or PNG, or take "
+                "the folder away"
+            )
+        _log.warning("%s holds no image: no split is made of it", root / top)
     inside = tuple(f"{folder}/" for folder in splits.values())
     beside = collections.Counter(name.partition("/")[0] for name in found.images if not name.startswith(inside))
     if beside:
@@ -328,7 +342,7 @@ def check_classes(where: pathlib.Path, names: Iterable[str], folder: str = "") -
             f"({_few(list(several))}: {_few([f'{first}/{sub}' for sub in several[first].nested])}), so they cannot all "
             f"be classes; {ways}"
         )
-    if nested:
+    if nested and len(tops) > 1:
         _log.info("%s: the images of %s are in folders of theirs, of any name", where, _few(list(nested)))
 
 
@@ -388,37 +402,38 @@ def _check_lost(
 ) -> None:
     """Say which files of each class are passed over; stop where a class loses a tenth or more of its files."""
     others: dict[str, collections.Counter] = {}
-    lost: collections.Counter = collections.Counter()
+    lost: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for name, what, is_loss in found.others:
         top, _, rest = name[len(below) :].partition("/")
         if name.startswith(below) and rest:
             others.setdefault(top, collections.Counter())[what] += 1
-            lost[top] += is_loss
+            lost[top][what] += is_loss
     if not others:
         return
     total: collections.Counter = sum(others.values(), collections.Counter())
-    level = logging.WARNING if lost.total() else logging.INFO
+    less_of = {top: counts.total() for top, counts in lost.items()}
+    level = logging.WARNING if any(less_of.values()) else logging.INFO
     said = "%s: %d files are passed over, for they are no images that are read: %s"
     _log.log(level, said, where, total.total(), _counted(total))
-    ranked = sorted(others, key=lambda top: (-lost[top], -others[top].total(), top))
+    ranked = sorted(others, key=lambda top: (-less_of[top], -others[top].total(), top))
     for top in ranked[:20]:
         kept = len(members.get(top, ()))
-        _log.log(level, "  class %s: %d images, and passed over: %s", top, kept, _counted(others[top]))
+        _log.log(level, "  class %s: %d images; passed over: %s", top, kept, _counted(others[top]))
     if len(ranked) > 20:
         _log.log(level, "  and in %d classes more", len(ranked) - 20)
-    less = [top for top in ranked if lost[top] and lost[top] >= _LOST_SHARE * (lost[top] + len(members.get(top, ())))]
+    less = [n for n in ranked if less_of[n] and less_of[n] >= _LOST_SHARE * (less_of[n] + len(members.get(n, ())))]
     if less and not go_on:
         first = less[0]
         more = f", and {len(less) - 1} classes more lose a tenth or more of theirs" if len(less) > 1 else ""
         raise UserError(
             f"of the class {first!r} in {where} {len(members.get(first, ()))} files are images that are read and "
-            f"{lost[first]} are not ({_counted(others[first])}){more}; convert them to JPEG or PNG, take them away, or "
-            "go on without them by --config.data.skip_other_files"
+            f"{less_of[first]} are not ({_counted(lost[first])}){more}; convert them to JPEG or PNG, take them away, "
+            "or go on without them by --config.data.skip_other_files"
         )
 
 
 def _counted(counts: collections.Counter) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counts.most_common())
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common() if count)
 
 
 def _few(names: list[str]) -> str:
