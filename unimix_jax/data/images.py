@@ -165,8 +165,8 @@ def _opened(data: bytes, max_megapixels: float):
     """Open an image of at most so many pixels, undecoded."""
     from PIL import Image, UnidentifiedImageError
 
-    # Pillow warns above its limit and refuses above twice that. What is refused is decided here, so its warning says
-    # nothing new, and the images that some formats hold inside keep a limit.
+    # Pillow warns above its limit and refuses above twice that: it is to do neither with what is allowed here. It
+    # goes on to guard the images that some formats hold inside.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, round(max_megapixels * 1e6))
     try:
