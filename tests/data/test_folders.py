@@ -150,7 +150,9 @@ def test_files_that_are_not_taken_are_said_by_class_suffix_and_count(tmp_path, h
 def test_a_class_that_loses_a_tenth_of_its_files_stops_unless_told_to_go_on(tmp_path):
     touch(tmp_path, [f"{c}/{i}.jpg" for c in "abc" for i in range(3)])
     touch(tmp_path, [*(f"b/{i}.HEIC" for i in range(9)), *(f"c/{i}.xml" for i in range(3)), "d/1.jxl"])
-    message = r"of the class 'b' in .* 3 files are images that are read and 9 are not \(9 .heic\), and 1 classes more"
+    message = (
+        r"of the class 'b' in .* 3 files are images that are read and 9 are not \(9 .heic\); 1 more of the classes lose"
+    )
     with pytest.raises(UserError, match=message):
         load(dir=tmp_path)
     found = load(dir=tmp_path, skip_other_files=True)
@@ -194,6 +196,9 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
         file.truncate(2**40)  # takes no room
     with pytest.raises(OSError, match="more than an image has"):
         splits.read_regular(tmp_path / "1.jpg")
+    for read in (photographs.read_list, photographs.read_json):
+        with pytest.raises(OSError, match="no regular file"):
+            read(os.devnull)
 
 
 def test_a_line_break_in_a_name_is_refused(tmp_path):

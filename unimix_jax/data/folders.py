@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax.data import images
+from unimix_jax.data.splits import open_regular
 from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
     if suffix:
         return suffix, not _BESIDE.fullmatch(suffix)
     try:
-        with open(entry.path, "rb") as file:
+        with open_regular(entry.path) as file:
             head = file.read(_HEAD)
     except OSError:
         return "without a suffix that cannot be read", True
@@ -420,11 +421,11 @@ def _check_lost(
         kept = len(members.get(top, ()))
         _log.log(level, "  class %s: %d images; passed over: %s", top, kept, _counted(others[top]))
     if len(ranked) > 20:
-        _log.log(level, "  and in %d classes more", len(ranked) - 20)
+        _log.log(level, "  and in %d more classes", len(ranked) - 20)
     less = [n for n in ranked if less_of[n] and less_of[n] >= _LOST_SHARE * (less_of[n] + len(members.get(n, ())))]
     if less and not go_on:
         first = less[0]
-        more = f", and {len(less) - 1} classes more lose a tenth or more of theirs" if len(less) > 1 else ""
+        more = f"; {len(less) - 1} more of the classes lose a tenth or more of theirs" if len(less) > 1 else ""
         raise UserError(
             f"of the class {first!r} in {where} {len(members.get(first, ()))} files are images that are read and "
             f"{less_of[first]} are not ({_counted(lost[first])}){more}; convert them to JPEG or PNG, take them away, "

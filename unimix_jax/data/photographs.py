@@ -130,7 +130,8 @@ def read_list(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: the line that is wrong, or two labels of one image.
     """
-    text = pathlib.Path(path).read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    with open_regular(path) as file:
+        text = file.read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     names, labels = [], []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         parts = line.rsplit(None, 1)
@@ -151,8 +152,10 @@ def read_json(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: it is no such file.
     """
+    with open_regular(path) as file:
+        data = file.read()
     try:
-        content = json.loads(pathlib.Path(path).read_bytes())
+        content = json.loads(data)
         files = {image["id"]: os.fspath(image["file_name"]) for image in content["images"]}
         names = [files[a["image_id"]] for a in content["annotations"]]
         labels = [_label(a["category_id"]) for a in content["annotations"]]
