@@ -1,3 +1,4 @@
+import collections
 import logging
 import os
 
@@ -56,6 +57,10 @@ def both(train, test, classes=("ant", "bee"), **more):
     return [*names, *(f"{folder}/{i}.jpg" for folder, count in more.items() for i in range(count))]
 
 
+def counted(names):
+    return collections.Counter(name.rpartition("/")[0] for name in names)
+
+
 TEST = {"training_set": "test_set", "seg_train": "seg_test", "trainval": "test", "train_2": "test_2", "TRAIN": "Test"}
 
 
@@ -76,9 +81,9 @@ TEST = {"training_set": "test_set", "seg_train": "seg_test", "trainval": "test",
     ],
 )
 def test_splits_are_seen_by_names_and_contents(tmp_path, names, found):
-    assert folders.split_folders(tmp_path, names) == found
+    assert folders.split_folders(tmp_path, counted(names)) == found
     for folder in found.values() or [""]:
-        folders.check_classes(tmp_path, names, folder)
+        folders.check_classes(tmp_path, counted(names), folder)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_splits_are_seen_by_names_and_contents(tmp_path, names, found):
 )
 def test_sub_folders_that_cannot_be_meant_are_refused(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
-        assert folders.split_folders(tmp_path, names) or folders.check_classes(tmp_path, names)
+        assert folders.split_folders(tmp_path, counted(names)) or folders.check_classes(tmp_path, counted(names))
 
 
 def touch(root, names):

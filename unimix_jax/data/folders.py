@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,11 @@ class Scan(NamedTuple):
     others: list[tuple[str, str, bool]]  # path, what it is, whether an image is lost by it
     real: dict[str, str]  # each folder's path without links
 
+    @property
+    def counts(self) -> collections.Counter:
+        """Images in each folder, by its path."""
+        return collections.Counter(name.rpartition("/")[0] for name in self.images)
+
 
 def read(root: pathlib.Path, *, layout: str = "auto", skip_other_files: bool = False) -> dict[str, Listing]:
     """Read a folder with a sub-folder a class, or one with such folders under train/, val/ and test/.
@@ -81,12 +86,12 @@ def read(root: pathlib.Path, *, layout: str = "auto", skip_other_files: bool = F
     if not root.is_dir():
         raise UserError(f"config.data.dir is {root}, which is no folder; it must hold a sub-folder for each class")
     found = scan(root)
-    if wrong := [name for name in found.images if re.search(r"[\n\r]", name)]:
+    if wrong := [name for name in found.images if "\n" in name or "\r" in name]:
         raise UserError(
             f"the name of {len(wrong)} images under {root} holds a line break, such as {wrong[0]!r}; a list of images "
             "has a name a line: rename them"
         )
-    splits = {} if layout == "classes" else split_folders(root, found.images)
+    splits = {} if layout == "classes" else split_folders(root, found.counts)
     if not splits:
         listings = {"train": _classes(root, "", found, layout, skip_other_files)}
     else:
@@ -187,12 +192,12 @@ def _without_set(word: str) -> tuple[str, ...]:
     return (word,)
 
 
-def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+def split_folders(root: pathlib.Path, counts: Mapping[str, int]) -> dict[str, str]:
     """Find the splits among the sub-folders of a folder by their names and by what they hold.
 
     Args:
       root: the folder, for messages.
-      names: of the images below it.
+      counts: images in each folder below it, by its path.
 
     Returns:
       The folder of each split; {} where the sub-folders are no splits.
@@ -200,8 +205,8 @@ def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     Raises:
       UserError: they are called after splits, but it cannot be seen which images are of which class.
     """
-    tops = _by_folder(names)
-    roles = {top: role(top) for top in tops if top}
+    tops = _by_top(counts)
+    roles = {top: role(top) for top in tops}
     usual = [rest for split, rest in roles.values() if split == "train"]
     for rest in dict.fromkeys(usual):
         group = {top: split for top, (split, words) in roles.items() if split and words == rest}
@@ -226,12 +231,12 @@ def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
             )
         if flat:
             raise UserError(
-                f"{root / flat[0]} holds {len(tops[flat[0]].direct)} images and no folder for each class, so it cannot "
+                f"{root / flat[0]} holds {tops[flat[0]].direct} images and no folder for each class, so it cannot "
                 "be seen which class they are of; make a folder for each class in it, or name list files by "
                 "--config.data.train_list and test_list, or give only the folder with classes by --config.data.dir"
             )
         used = [split for split in _SPLITS if split in found and split != _UNUSED]
-        return {split: _doubled(found[split][0], names, split) for split in used}
+        return {split: _doubled(found[split][0], counts, split) for split in used}
     called = sorted({split for split, rest in roles.values() if split and not rest} - {_UNUSED})
     if len(called) > 1 and all(split for split, _ in roles.values()):
         raise UserError(
@@ -242,38 +247,42 @@ def split_folders(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 
 class _Top(NamedTuple):
-    """The images of a sub-folder."""
+    """How many images a sub-folder has."""
 
-    direct: list[str]  # in itself
-    nested: dict[str, list[str]]  # by its own sub-folders
+    direct: int  # in itself
+    nested: dict[str, int]  # by its own sub-folders
 
 
-def _by_folder(names: Iterable[str], folder: str = "") -> dict[str, _Top]:
-    """Group the images below a folder ("" for the root) by its sub-folders; those in itself are of ""."""
+def _by_top(counts: Mapping[str, int], folder: str = "") -> dict[str, _Top]:
+    """Sum images up by the sub-folders of a folder ("" for the root); those in itself are of none."""
     tops: dict[str, _Top] = {}
-    skip = len(folder) + 1 if folder else 0
-    for name in names:
-        if folder and not name.startswith(folder + "/"):
+    begin = f"{folder}/" if folder else ""
+    for path, count in counts.items():
+        if not path.startswith(begin) or not (below := path[len(begin) :]):
             continue
-        top, _, rest = name[skip:].partition("/")
-        if not rest:
-            tops.setdefault("", _Top([], {})).direct.append(name)
-            continue
-        sub, _, deeper = rest.partition("/")
-        of = tops.setdefault(top, _Top([], {}))
-        (of.nested.setdefault(sub, []) if deeper else of.direct).append(name)
+        top, _, rest = below.partition("/")
+        direct, nested = tops.get(top, _Top(0, {}))
+        if rest:
+            sub = rest.partition("/")[0]
+            nested[sub] = nested.get(sub, 0) + count
+        tops[top] = _Top(direct if rest else direct + count, nested)
     return tops
 
 
 def _is_nested(top: _Top) -> bool:
     """Return whether the images of a folder are in sub-folders of it, but for a few."""
-    return sum(map(len, top.nested.values())) > 9 * len(top.direct)
+    return sum(top.nested.values()) > 9 * top.direct
 
 
-def _doubled(folder: str, names: Iterable[str], split: str) -> str:
+def _doubled(folder: str, counts: Mapping[str, int], split: str) -> str:
     """Return the folder itself, or the only one in it where that is called after the split too."""
-    tops = _by_folder(names, folder)
-    if len(tops) == 1 and role(only := next(iter(tops)))[0] == split and _is_nested(tops[only]):
+    tops = _by_top(counts, folder)
+    if (
+        len(tops) == 1
+        and not counts.get(folder)
+        and role(only := next(iter(tops)))[0] == split
+        and _is_nested(tops[only])
+    ):
         return f"{folder}/{only}"
     return folder
 
@@ -300,18 +309,18 @@ def _say_what_is_beside(root: pathlib.Path, found: Scan, splits: dict[str, str])
         _log.warning("%s: passed over, for they are in no split: %s", root, shown)
 
 
-def check_classes(where: pathlib.Path, names: Iterable[str], folder: str = "") -> None:
+def check_classes(where: pathlib.Path, counts: Mapping[str, int], folder: str = "") -> None:
     """Refuse sub-folders that cannot be classes, by what they hold.
 
     Args:
       where: the folder, for messages.
-      names: of images.
-      folder: the part of the names that is the folder.
+      counts: images in each folder, by its path.
+      folder: the part of the paths that is the folder.
 
     Raises:
       UserError: sub-folders hold folders of the same names, or one holds folders and others images.
     """
-    tops = {top: of for top, of in _by_folder(names, folder).items() if top}
+    tops = _by_top(counts, folder)
     nested = {top: of for top, of in tops.items() if _is_nested(of)}
     times = collections.Counter(sub for of in nested.values() for sub in of.nested)
     shared = sorted(sub for sub, count in times.items() if count > 1 and not _is_filler(sub))
@@ -357,7 +366,7 @@ def _classes(root: pathlib.Path, folder: str, found: Scan, layout: str, skip_oth
     where = root / folder
     below = f"{folder}/" if folder else ""
     if layout == "auto":
-        check_classes(where, found.images, folder)
+        check_classes(where, found.counts, folder)
     members: dict[str, list[str]] = {}
     stray = 0
     depth = len(below)

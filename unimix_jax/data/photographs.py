@@ -4,6 +4,8 @@ Only names and labels are read here; `images` reads a photograph when its turn c
 """
 
 import collections
+import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -136,8 +138,7 @@ def read_list(path: str | os.PathLike) -> Listing:
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         parts = line.rsplit(None, 1)
         if len(parts) == 2 and parts[1].isdecimal() and len(parts[1]) < 10:
-            name = parts[0]
-            names.append(posixpath.normpath(name) if "./" in name or "//" in name else name)
+            names.append(parts[0])
             labels.append(int(parts[1]))
         elif parts:
             raise UserError(
@@ -199,6 +200,7 @@ def _checked(path, names: list[str], found: list[int], class_names: dict[int, st
                 f"{path} names the image {name[:80]!r}; a path may hold no line break, for lists of images have one a "
                 "line, and no NUL or half characters"
             )
+    names = [posixpath.normpath(name) if "./" in name or "//" in name else name for name in names]
     labels = np.array(found, np.int64)
     if len(set(names)) < len(names):
         first: dict[str, int] = {}
@@ -320,12 +322,13 @@ def _check_contents_apart(root: pathlib.Path, listings: dict[str, Listing]) -> N
             if folder == other_folder:
                 continue  # the same name is the same image
             pairs = [(others[name], of[name]) for name in of.keys() & others.keys()]
-            with ThreadPoolExecutor(16) as pool:
-                same = list(pool.map(lambda pair: _same_content(root / pair[0], root / pair[1]), pairs))
-            if any(same):
-                one, two = min(pair for pair, alike in zip(pairs, same, strict=True) if alike)
+            parts = [pairs[start : start + 64] for start in range(0, len(pairs), 64)]
+            with ThreadPoolExecutor(16) as pool:  # on a network drive each look takes its time
+                same = [pair for found in pool.map(functools.partial(_same_contents, root), parts) for pair in found]
+            if same:
+                one, two = min(same)
                 raise UserError(
-                    f"{sum(same)} of the {len(of)} {split} images have the same content and name as {other} images, "
+                    f"{len(same)} of the {len(of)} {split} images have the same content and name as {other} images, "
                     f"such as {one} and {two}; what is tested must not have been trained on"
                 )
         seen[split] = folder, of
@@ -338,19 +341,23 @@ def _common_folder(names: list[str]) -> str:
     return "".join(f"{folder}/" for folder, _ in common)
 
 
-def _same_content(one: pathlib.Path, two: pathlib.Path) -> bool:
-    """Return whether two files hold the same bytes; empty files hold no image."""
-    try:
-        with open_regular(one) as a, open_regular(two) as b:
-            sizes = {os.fstat(file.fileno()).st_size for file in (a, b)}
-            if len(sizes) > 1 or sizes == {0}:
+def _same_contents(root: pathlib.Path, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the pairs of files that hold the same bytes; empty files hold no image."""
+    same = []
+    for pair in pairs:
+        one, two = (os.path.join(root, name) for name in pair)
+        with contextlib.suppress(OSError):  # what cannot be read is told when its turn comes
+            if (size := os.stat(one).st_size) and size == os.stat(two).st_size and _is_same_content(one, two):
+                same.append(pair)
+    return same
+
+
+def _is_same_content(one: str, two: str) -> bool:
+    with open_regular(one) as a, open_regular(two) as b:
+        while block := a.read(2**16):
+            if block != b.read(2**16):
                 return False
-            while block := a.read(2**16):
-                if block != b.read(2**16):
-                    return False
-            return True
-    except OSError:  # it is told when its turn comes
-        return False
+        return True
 
 
 def _image_root(root: pathlib.Path, names: list[str]) -> pathlib.Path:
