@@ -36,6 +36,7 @@ TOUCH_FILES = {
     "workdir.py",
     "data/cifar.py",
     "data/download.py",
+    "data/folders.py",
     "data/photographs.py",
     "data/sources.py",
     "data/splits.py",

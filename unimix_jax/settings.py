@@ -117,6 +117,9 @@ def use_photographs(config) -> None:
     config.data.mean = (0.485, 0.456, 0.406)  # of ImageNet's pixels / 255
     config.data.std = (0.229, 0.224, 0.225)
     config.data.skip_unreadable = False  # replace a damaged training image, leave out one to evaluate; else stop
+    config.data.layout = "auto"  # of `dir`: auto to see splits in it; classes where its sub-folders are classes
+    config.data.skip_other_files = False  # go on where a class loses a tenth of its files, which are no images
+    config.data.max_megapixels = 179.0  # of an image; a larger one counts as unreadable
     config.data.threads = 0  # that decode; 0: one a core
     config.data.workers = 0  # processes that decode instead of threads of the training process
     config.optim.weight_decay = 1e-4
@@ -344,6 +347,9 @@ _PHOTOGRAPHS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.validation_share": (lambda v: 0 <= v < 1, "a share of each class, at least 0 and below 1"),
     "data.image_size": _at_least(1),
     "data.resize": _at_least(1),
+    "data.layout": _in("auto", "classes"),
+    "data.skip_other_files": (lambda v: isinstance(v, bool), "true or false"),
+    "data.max_megapixels": (lambda v: 0 < v <= 10**5, "a number of megapixels above 0, at most 100000"),
     "data.min_area": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "data.mean": (lambda v: _numbers(v, 3), "three numbers"),
     "data.std": (lambda v: _numbers(v, 3) and min(v) > 0, "three numbers above 0"),

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -78,6 +80,96 @@ def test_every_kind_of_image_becomes_rgb(kind):
     assert np.abs(out - expected).mean() <= (0 if form in ("PNG", "BMP", "TIFF") else 4)
 
 
+def sun(pixels):
+    header = struct.pack(">8I", 0x59A66A95, pixels.shape[1], pixels.shape[0], 24, pixels.size, 1, 0, 0)
+    return header + pixels[..., ::-1].tobytes()
+
+
+def psd(pixels):
+    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, *pixels.shape[:2], 8, 3)
+    return header + struct.pack(">IIIH", 0, 0, 0, 0) + pixels.transpose(2, 0, 1).tobytes()
+
+
+ONLY_READ = {"SUN": sun, "PSD": psd}
+LOSSY = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95}}
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_every_named_format_is_read(form):
+    if form not in images.formats():
+        pytest.skip(f"this Pillow has no {form}")
+    assert images.suffixes() >= set(images.FORMATS[form])
+    image = picture(40, 40)
+    data = ONLY_READ[form](np.asarray(image)) if form in ONLY_READ else encoded(image, form, **LOSSY.get(form, {}))
+    expected = np.asarray(image)
+    if form == "ICO":
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((40, 40), Image.Resampling.BILINEAR))
+    if form == "GIF":
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    out = images.decoded(data, whole, 40).astype(int)
+    assert np.abs(out - expected).mean() <= (4 if form in ("JPEG", "AVIF") else 0)
+    assert images.is_image(data[: 2**16]) == (form not in images._UNSIGNED)
+
+
+def test_netpbm_of_all_depths_is_read():
+    for data in (
+        b"P1\n2 2\n0 1\n1 0\n",
+        b"P4\n2 2\n" + bytes([0b01000000, 0b10000000]),
+        b"P5\n2 2\n255\n" + bytes([255, 0, 0, 255]),
+        b"P5\n2 2\n65535\n" + struct.pack(">4H", 65535, 0, 0, 65535),
+        b"P5\n2 2\n1023\n" + struct.pack(">4H", 1023, 0, 0, 1023),
+        b"P6\n2 2\n255\n" + bytes([255] * 3 + [0] * 6 + [255] * 3),
+    ):
+        np.testing.assert_array_equal(images.decoded(data, whole, 2)[..., 0], [[255, 0], [0, 255]])
+
+
+@pytest.mark.parametrize("name", ["EPS", "WMF", "MPEG", "text", "nothing"])
+def test_other_formats_are_opened_by_nobody(monkeypatch, name):
+    from PIL import EpsImagePlugin
+
+    def never(*args, **keywords):
+        raise AssertionError("Ghostscript was asked")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", never)
+    data = {
+        "EPS": encoded(picture(), "EPS"),
+        "WMF": b"\xd7\xcd\xc6\x9a" + bytes(60),
+        "MPEG": b"\0\0\1\xb3" + bytes(60),
+        "text": b"an image" * 20,
+        "nothing": b"",
+    }[name]
+    with pytest.raises(ValueError, match="no image of a format that is read: JPEG, PNG"):
+        images.decoded(data, whole, 8)
+    assert not images.is_image(data)
+
+
+def large(width, height):
+    """A PNG that says it has so many pixels, and has none."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded_and_the_limit_can_be_raised(monkeypatch, recwarn):
+    for side, has in ((14_000, "14000 x 14000 pixels, more than"), (60_000, "more than twice as many pixels as")):
+        with pytest.raises(ValueError, match=f"it has {has} the 179 megapixels of config.data.max_megapixels; raise"):
+            images.decoded(large(side, side), whole, 8)
+        with pytest.raises((OSError, SyntaxError)):  # allowed, and then damaged
+            images.decoded(large(side, 3), whole, 8, side * 3 / 1e6)
+    with pytest.raises(ValueError, match=r"60 x 40 pixels, more than the 0.001 megapixels"):
+        images.decoded(encoded(picture()), whole, 8, 0.001)
+    # Pillow itself warns above its limit, and refuses above twice that.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(encoded(picture())))
+    recwarn.clear()
+    assert images.decoded(encoded(picture()), whole, 8, 0.003).any()
+    assert not recwarn.list
+
+
 def test_a_palette_with_a_transparent_entry_and_an_animation():
     palette = picture().quantize(16)
     data = encoded(palette, "PNG", transparency=bytes([0] + [255] * 15))
@@ -137,7 +229,7 @@ def test_a_truncated_image_is_an_error(form):
     data = encoded(picture(200, 200), form)
     with pytest.raises((OSError, ValueError, SyntaxError)):
         images.decoded(data[: len(data) // 2], whole, 20)
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(ValueError, match="no image of a format that is read: JPEG, PNG, "):
         images.decoded(b"", whole, 20)
 
 

@@ -272,3 +272,88 @@ def test_categories_that_are_no_classes_are_refused(lists, category):
     (lists.root / "train.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"holds the label {category}"):
         load(dir=lists.root, train_list="train.json")
+
+
+IMAGES, NOTES = [{"id": 0, "file_name": "a/0.jpg"}], [{"image_id": 0, "category_id": 1}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5",
+        "[1]",
+        "{}",
+        "[" * 100_000,
+        '{"images": ' + "[" * 100_000,
+        '{"images": 1, "annotations": 2}',
+        json.dumps({"images": IMAGES, "annotations": NOTES}).replace("1}", "1e999}"),
+        json.dumps({"images": IMAGES, "annotations": NOTES}).replace("1}", "NaN}"),
+        json.dumps({"images": IMAGES, "annotations": NOTES}).replace("1}", "9" * 5000 + "}"),
+        *(
+            json.dumps({"images": IMAGES, "annotations": [{"image_id": 0, "category_id": label}]})
+            for label in (True, None, 1.5, "x", [], {}, -1, 2**70, -(2**70), 10**4000)
+        ),
+        *(
+            json.dumps({"images": [{"id": 0, "file_name": name}], "annotations": NOTES})
+            for name in ("a\0.jpg", "a\n.jpg", "a\r.jpg", "\ud800.jpg", 5, None, ["a"])
+        ),
+        json.dumps({"images": IMAGES, "annotations": NOTES, "categories": [{"id": 1, "name": "\ud800"}]}),
+        json.dumps({"images": IMAGES, "annotations": NOTES, "categories": [5]}),
+        json.dumps({"images": [{"id": [], "file_name": "a"}], "annotations": NOTES}),
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_json_of_any_content_gets_a_sentence(tmp_path, text):
+    path = tmp_path / "train.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        photographs.read_json(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize(
+    "line", [b"a\0.jpg 0", b"a\rb.jpg 0", b"a.jpg 99999999", b"a.jpg 1e9", b"a.jpg " + b"9" * 5000, b"\0"]
+)
+def test_lines_of_any_content_get_a_sentence(tmp_path, line):
+    (tmp_path / "train.txt").write_bytes(b"b.jpg 1\n" + line)
+    with pytest.raises(UserError) as caught:
+        photographs.read_list(tmp_path / "train.txt")
+    assert len(str(caught.value)) < 400
+
+
+def test_damaged_lists_give_sentences_or_lists(tmp_path):
+    random = np.random.default_rng(0)
+    lists = {"list.json": json.dumps(INAT).encode(), "list.txt": TRAIN.encode()}
+    pieces = [
+        b"\0",
+        b"\xff",
+        b"1e999",
+        b"true",
+        b"null",
+        b"[" * 2000,
+        b"-1",
+        b"\\ud800",
+        b"9" * 30,
+        b'"',
+        b"{",
+        b"..",
+        b"/",
+    ]
+    config, done = default(), 0
+    use_photographs(config)
+    config.data.dir = str(tmp_path)
+    for name, good in lists.items():
+        config.data.train_list = config.data.test_list = name
+        for _ in range(200):
+            data = bytearray(good)
+            for _ in range(random.integers(1, 4)):
+                at = int(random.integers(len(data)))
+                data[at : at + int(random.integers(0, 6))] = pieces[random.integers(len(pieces))]
+            (tmp_path / name).write_bytes(data)
+            try:
+                sources.load(config.data)
+            except (UserError, OSError):
+                done += 1
+    assert done == 400  # the same list twice is refused at the latest

@@ -190,6 +190,8 @@ def test_parts_of_a_batch_do_not_mix_inside_of_the_network(folder, tmp_path):
     ("field", "value", "message"),
     [
         ("data.residence", "device", "it must be host"),
+        ("data.layout", "flat", "auto or classes"),
+        ("data.max_megapixels", 0.0, "megapixels above 0"),
         ("data.min_area", 0.0, "above 0 and at most 1"),
         ("data.jitter", "(.4,.4)", "three numbers in 0..1"),
         ("data.std", "(1.,1.,0.)", "three numbers above 0"),

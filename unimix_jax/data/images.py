@@ -11,6 +11,31 @@ import numpy as np
 from unimix_jax.data.sampling import Stream, generator
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the upright image
+MAX_MEGAPIXELS = 179.0  # the size at which Pillow refuses an image
+# Pillow's names of the formats that are read, with their suffixes, in the order in which a file is tried. Others are
+# no photographs, or run programs: Pillow hands EPS to Ghostscript. The last ones have no signature of their own.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c"),
+    "QOI": (".qoi",),
+    "PSD": (".psd",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "DDS": (".dds",),
+    "ICO": (".ico",),
+    "PCX": (".pcx",),
+    "DIB": (".dib",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+}
+_UNSIGNED = ("PCX", "DIB", "TGA")
+_OPTIONAL = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # libraries of them
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn width into height
 
 
@@ -55,7 +80,51 @@ def centre_box(width: int, height: int, *, size: int, resize: int) -> Box:
     return left * x, upper * y, (left + size) * x, (upper + size) * y
 
 
-def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Return the keys of `FORMATS` that the installed Pillow can decode."""
+    from PIL import Image, features
+
+    Image.init()
+    return tuple(
+        name for name in FORMATS if name in Image.OPEN and (name not in _OPTIONAL or features.check(_OPTIONAL[name]))
+    )
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Return the suffixes, lower case with their dots, of the files that `decoded` reads."""
+    return frozenset(suffix for name in formats() for suffix in FORMATS[name])
+
+
+def is_image(data: bytes) -> bool:
+    """Return whether bytes begin as an image of `formats` does, by its signature and header.
+
+    Args:
+      data: the file's first bytes, 64 KiB are enough.
+    """
+    from PIL import Image
+
+    # Pillow opens these from their whole files only.
+    for name, found in (
+        ("TIFF", data.startswith((b"II*\0", b"MM\0*"))),
+        ("WEBP", data[:4] == b"RIFF" and data[8:12] == b"WEBP"),
+        ("AVIF", data[4:12] in (b"ftypavif", b"ftypavis")),
+    ):
+        if found:
+            return name in formats()
+    try:
+        Image.open(io.BytesIO(data), formats=[name for name in formats() if name not in _UNSIGNED])
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # damage comes out as nearly any type
+        return False
+    return True
+
+
+def decoded(
+    data: bytes, box_of: Callable[[int, int], Box], size: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
     """Decode an image, upright, and resize a box of it to size x size.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 where the box has that many times the wanted pixels. Grey, palette, CMYK
@@ -63,19 +132,21 @@ def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.nda
     and without simplejpeg.
 
     Args:
-      data: a file's bytes, of any format that Pillow reads.
+      data: a file's bytes, of one of `formats`.
       box_of: (width, height) -> box, see `random_box` and `centre_box`.
       size: of a side.
+      max_megapixels: of the image; where it is above Pillow's own limit, that one rises for this process.
 
     Returns:
       uint8[size, size, 3].
 
     Raises:
-      Exception: whatever Pillow raises for a damaged or unknown image.
+      ValueError: more pixels than allowed, of another format, or grey values that are no 8 or 16 bits.
+      Exception: whatever Pillow raises for a damaged image.
     """
     from PIL import Image
 
-    image = Image.open(io.BytesIO(data))
+    image = _opened(data, max_megapixels)
     if image.format == "TIFF":
         image.load()  # Pillow turns these upright itself, and only then has their size
     turned = image.getexif().get(_ORIENTATION, 1)
@@ -88,6 +159,33 @@ def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.nda
     box = max(left * x, 0), max(upper * y, 0), min(right * x, image.size[0]), min(lower * y, image.size[1])
     image = image.resize((size, size), Image.Resampling.BILINEAR, box)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _opened(data: bytes, max_megapixels: float):
+    """Open an image of at most so many pixels, undecoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    # Pillow warns above its limit and refuses above twice that: it is to do neither with what is allowed here. It
+    # goes on to guard the images that some formats hold inside.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, round(max_megapixels * 1e6))
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats())
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no image of a format that is read: {', '.join(formats())}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(_too_large("more than twice as many pixels as", max_megapixels)) from None
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise ValueError(_too_large(f"{width} x {height} pixels, more than", max_megapixels))
+    return image
+
+
+def _too_large(has: str, max_megapixels: float) -> str:
+    return (
+        f"it has {has} the {max_megapixels:g} megapixels of config.data.max_megapixels; raise that where the image is "
+        "what it should be"
+    )
 
 
 def _loaded(image, data: bytes, ratio: float):
@@ -112,6 +210,8 @@ def _loaded(image, data: bytes, ratio: float):
     if image.mode in ("RGB", "L"):
         return image
     if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode == "I" and image.format == "PPM":  # of more than 8 bits, which Pillow brings to 0..65535
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("its grey values are neither of 8 nor of 16 bits")

@@ -61,6 +61,7 @@ class Reading(NamedTuple):
     skip_unreadable: bool  # replace an image that cannot be read, or leave it out of an evaluation
     threads: int  # 0: one a core
     workers: int  # processes; 0: threads of this one
+    max_megapixels: float = images.MAX_MEGAPIXELS  # of an image; a larger one counts as unreadable
 
 
 class View(NamedTuple):
@@ -212,11 +213,11 @@ def _evaluated_view(position: int, *, source, reading) -> View:
 def _decoded(source: Source, position: int, box_of: Callable, size: int, reading: Reading) -> np.ndarray | None:
     """Read and decode one image; None for one that cannot be read and is to be skipped."""
     try:
-        return images.decoded(source.read(int(position)), box_of, size)
+        return images.decoded(source.read(int(position)), box_of, size, reading.max_megapixels)
     except Exception as error:  # damage comes out as nearly any type
         if reading.skip_unreadable:
             return None
-        why = "it is no image" if type(error).__name__ == "UnidentifiedImageError" else error
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"cannot read the image {path_of(source, position)} ({why}); mend it or take it out, or go on without "
             "such images by --config.data.skip_unreadable"

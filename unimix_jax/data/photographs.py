@@ -3,6 +3,10 @@
 Only names and labels are read here; `images` reads a photograph when its turn comes.
 """
 
+import collections
+import contextlib
+import functools
+import itertools
 import json
 import logging
 import os
@@ -12,34 +16,27 @@ import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax.data import prepared
-from unimix_jax.data.splits import Source, Splits, long_tailed_of_skewed, search_path, stratified
+from unimix_jax.data import folders, images, prepared
+from unimix_jax.data.folders import Listing
+from unimix_jax.data.splits import (
+    Source,
+    Splits,
+    long_tailed_of_skewed,
+    open_regular,
+    read_regular,
+    search_path,
+    stratified,
+)
 from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 FIELDS = ("dir", "train_list", "validation_list", "test_list", "test_share", "validation_share", "mean", "std")
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"]
-)
+FIELDS += ("layout", "skip_other_files", "skip_unreadable")
 _MOST_LABELS = 10**7
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-
-
-class Listing(NamedTuple):
-    """The images of one split, as its list says."""
-
-    names: list[str]  # paths below the image root
-    labels: np.ndarray  # int64[N]
-    class_names: dict[int, str]  # by label, where the list has names
 
 
 def photographs(data) -> Splits:
@@ -63,7 +60,8 @@ def photographs(data) -> Splits:
     elif prepared.is_prepared(root):
         return _splits(prepared.read(root, np.float32(data.mean), np.float32(data.std)), data)
     else:
-        listings = _folders(root)
+        listings = folders.read(root, layout=data.layout, skip_other_files=data.skip_other_files)
+        _check_contents_apart(root, listings)
     classes, names = _classes(listings)
     mean, std = np.float32(data.mean), np.float32(data.std)
     parts = {}
@@ -106,18 +104,22 @@ def _listed(root: pathlib.Path, data) -> tuple[pathlib.Path, dict[str, Listing]]
         if name := data[f"{split}_list"]:
             path = _find_list(name, root, f"config.data.{split}_list")
             listings[split] = read_json(path) if path.suffix == ".json" else read_list(path)
-    _check_apart(listings)
+    root = _image_root(root, [name for listing in listings.values() for name in listing.names])
+    listings = {split: _below(root, listing) for split, listing in listings.items()}
     everything = [name for listing in listings.values() for name in listing.names]
-    root = _image_root(root, everything)
+    _check_apart(listings)
+    _check_numbering(listings)
     check_files(root, everything)
+    _check_formats(root, everything, data.skip_unreadable)
+    _check_contents_apart(root, listings)
     _log.info("%s: %d images listed, all files are there (%.1f s)", root, len(everything), time.monotonic() - begun)
     return root, listings
 
 
 def _find_list(name: str, root: pathlib.Path, field: str) -> pathlib.Path:
     """Return a list file: as given, else in the image root, else in a folder of it."""
-    for path in (pathlib.Path(name).expanduser(), root / name, *sorted(root.glob(f"*/{name}"))):
-        if path.is_file():
+    for path in (pathlib.Path(name).expanduser(), root / name, *(below / name for below in sorted(root.glob("*/")))):
+        if os.path.isfile(path):
             return path
     raise UserError(f"{field} names {name}, which is neither there nor in {root} or a folder of it")
 
@@ -130,19 +132,19 @@ def read_list(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: the line that is wrong, or two labels of one image.
     """
-    text = pathlib.Path(path).read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    with open_regular(path) as file:
+        text = file.read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     names, labels = [], []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         parts = line.rsplit(None, 1)
         if len(parts) == 2 and parts[1].isdecimal() and len(parts[1]) < 10:
-            name = parts[0]
-            names.append(posixpath.normpath(name) if "./" in name or "//" in name else name)
+            names.append(parts[0])
             labels.append(int(parts[1]))
         elif parts:
             raise UserError(
                 f"line {number} of {path} is {line[:80]!r}; each line must be a path, a space and a label (0, 1, ...)"
             )
-    return _checked(path, names, np.array(labels, np.int64), {})
+    return _checked(path, names, labels, {})
 
 
 def read_json(path: str | os.PathLike) -> Listing:
@@ -151,25 +153,55 @@ def read_json(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: it is no such file.
     """
+    with open_regular(path) as file:
+        data = file.read()
     try:
-        content = json.loads(pathlib.Path(path).read_bytes())
+        content = json.loads(data)
         files = {image["id"]: os.fspath(image["file_name"]) for image in content["images"]}
-        pairs = [(files[a["image_id"]], int(a["category_id"])) for a in content["annotations"]]
-        class_names = {int(c["id"]): str(c.get("name", c["id"])) for c in content.get("categories", ())}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = [files[a["image_id"]] for a in content["annotations"]]
+        labels = [_label(a["category_id"]) for a in content["annotations"]]
+        class_names = {_label(c["id"]): str(c.get("name", c["id"])) for c in content.get("categories", ())}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no JSON like iNaturalist's, with images, annotations and categories ({type(error).__name__}: "
-            f"{error})"
+            f"{str(error)[:200]})"
         ) from None
-    return _checked(path, [n for n, _ in pairs], np.array([label for _, label in pairs], np.int64), class_names)
+    if unsaid := [name for name in class_names.values() if not _is_text(name)]:
+        raise UserError(f"{path} names a category {unsaid[0]!r}, which is no text")
+    return _checked(path, names, labels, class_names)
 
 
-def _checked(path, names: list[str], labels: np.ndarray, class_names: dict[int, str]) -> Listing:
+def _label(value) -> int:
+    """Return a category's id, which is a whole number, or its digits."""
+    if type(value) is int or (isinstance(value, str) and value.isdecimal()):
+        return int(value)
+    raise ValueError(f"the category id {str(value)[:40]!r} is no whole number")
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name can be a path or be written into a file: without half characters and NUL."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def _checked(path, names: list[str], found: list[int], class_names: dict[int, str]) -> Listing:
     if not names:
         raise UserError(f"{path} lists no image; each line must be a path, a space and a label (0, 1, ...)")
-    if labels.min() < 0 or labels.max() >= _MOST_LABELS:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise UserError(f"{path} holds the label {wrong}; labels lie in 0..{_MOST_LABELS - 1}")
+    if min(found) < 0 or max(found) >= _MOST_LABELS:
+        wrong = str(min(found) if min(found) < 0 else max(found))
+        shown = wrong if len(wrong) < 40 else f"{wrong[:20]}... of {len(wrong)} digits"
+        raise UserError(f"{path} holds the label {shown}; labels lie in 0..{_MOST_LABELS - 1}")
+    for name in names:
+        if "\n" in name or "\r" in name or not _is_text(name):
+            raise UserError(
+                f"{path} names the image {name[:80]!r}; a path may hold no line break, for lists of images have one a "
+                "line, and no NUL or half characters"
+            )
+    names = [posixpath.normpath(name) if "./" in name or "//" in name else name for name in names]
+    labels = np.array(found, np.int64)
     if len(set(names)) < len(names):
         first: dict[str, int] = {}
         for i, (name, label) in enumerate(zip(names, labels.tolist(), strict=True)):
@@ -195,12 +227,145 @@ def _check_apart(listings: dict[str, Listing]) -> None:
         seen[split] = names
 
 
+def _check_numbering(listings: dict[str, Listing]) -> None:
+    """Refuse lists that give classes other labels than the training list, by names of categories or of folders.
+
+    Folders count where the training list has one for each class: then they are the classes' names. An evaluation list
+    may disagree in single images, where they were labelled anew; that is said.
+    """
+    train = listings["train"]
+    labels_of = _folders_of_classes(train)
+    for split, listing in listings.items():
+        if split == "train":
+            continue
+        for label in sorted(train.class_names.keys() & listing.class_names.keys()):
+            if (here := train.class_names[label]) != (there := listing.class_names[label]):
+                raise UserError(
+                    f"the category {label} is {here!r} in the training list and {there!r} in the {split} list; both "
+                    "must number the classes alike"
+                )
+        for depth, label_of in labels_of.items():
+            pairs: dict[str, collections.Counter] = {}
+            for name, label in zip(listing.names, listing.labels.tolist(), strict=True):
+                if (folder := _folder(name, depth)) in label_of:
+                    pairs.setdefault(folder, collections.Counter())[label] += 1
+            for folder, labels in pairs.items():
+                label, count = labels.most_common(1)[0]
+                if label != label_of[folder] and count > labels[label_of[folder]]:
+                    raise UserError(
+                        f"the images in folders called {folder!r} have the label {label_of[folder]} in the training "
+                        f"list and {label} in the {split} list ({count} of {labels.total()}); both must number the "
+                        "classes alike"
+                    )
+            if strange := sum(labels.total() - labels[label_of[folder]] for folder, labels in pairs.items()):
+                _log.warning(
+                    "%d images of the %s list have another label than the training images in folders of the same name",
+                    strange,
+                    split,
+                )
+
+
+def _folders_of_classes(listing: Listing) -> dict[int, dict[str, int]]:
+    """Return the label of each folder, where each class has one of its own, by how many folders make the name.
+
+    One folder is enough for n01440764/1.jpg; of a/outdoor/1.jpg and b/outdoor/2.jpg it takes two.
+    """
+    for depth in (1, 2, 3):
+        pairs = {(label, _folder(n, depth)) for label, n in zip(listing.labels.tolist(), listing.names, strict=True)}
+        folders_, labels = {folder for _, folder in pairs}, {label for label, _ in pairs}
+        if len(pairs) == len(folders_) == len(labels) > 1:
+            return {depth: {folder: label for label, folder in pairs}}
+    return {}
+
+
+def _folder(name: str, depth: int) -> str:
+    """Return the last folders of a path."""
+    return "/".join(name.split("/")[:-1][-depth:])
+
+
+def _below(root: pathlib.Path, listing: Listing) -> Listing:
+    """Write absolute paths below the image root as others are, so that one image has one name."""
+    begin = f"{root}/"
+    return listing._replace(names=[name.removeprefix(begin) for name in listing.names])
+
+
+def _check_formats(root: pathlib.Path, names: list[str], go_on: bool) -> None:
+    """Refuse listed files of a suffix that is not read, unless the first of them is an image by its content."""
+    odd: dict[str, list[str]] = {}
+    for name in names:
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix not in images.suffixes():
+            odd.setdefault(suffix, []).append(name)
+    for suffix, found in sorted(odd.items()):
+        try:
+            seen = images.is_image(read_regular(root / found[0]))
+        except OSError:
+            seen = False
+        if not seen:
+            what = f"end in {suffix}" if suffix else "have no suffix"
+            message = (
+                f"{len(found)} of the {len(names)} listed files {what} and are no images of a format that is read, "
+                f"such as {found[0]}; the formats are {', '.join(images.formats())}"
+            )
+            if not go_on:
+                raise UserError(message)
+            _log.warning("%s", message)
+
+
+def _check_contents_apart(root: pathlib.Path, listings: dict[str, Listing]) -> None:
+    """Refuse splits with the same images under the same names in folders of their own, such as train/ and test/."""
+    seen: dict[str, tuple[str, dict[str, str]]] = {}
+    for split, listing in listings.items():
+        folder = _common_folder(listing.names)
+        of = {name[len(folder) :]: name for name in listing.names}
+        for other, (other_folder, others) in seen.items():
+            if folder == other_folder:
+                continue  # the same name is the same image
+            pairs = [(others[name], of[name]) for name in of.keys() & others.keys()]
+            parts = [pairs[start : start + 64] for start in range(0, len(pairs), 64)]
+            with ThreadPoolExecutor(16) as pool:  # on a network drive each look takes its time
+                same = [pair for found in pool.map(functools.partial(_same_contents, root), parts) for pair in found]
+            if same:
+                one, two = min(same)
+                raise UserError(
+                    f"{len(same)} of the {len(of)} {split} images have the same content and name as {other} images, "
+                    f"such as {one} and {two}; what is tested must not have been trained on"
+                )
+        seen[split] = folder, of
+
+
+def _common_folder(names: list[str]) -> str:
+    """Return the folder that holds all files, as "a/b/"."""
+    first, last = min(names).split("/")[:-1], max(names).split("/")[:-1]
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(f"{folder}/" for folder, _ in common)
+
+
+def _same_contents(root: pathlib.Path, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the pairs of files that hold the same bytes; empty files hold no image."""
+    same = []
+    for pair in pairs:
+        one, two = (os.path.join(root, name) for name in pair)
+        with contextlib.suppress(OSError):  # what cannot be read is told when its turn comes
+            if (size := os.stat(one).st_size) and size == os.stat(two).st_size and _is_same_content(one, two):
+                same.append(pair)
+    return same
+
+
+def _is_same_content(one: str, two: str) -> bool:
+    with open_regular(one) as a, open_regular(two) as b:
+        while block := a.read(2**16):
+            if block != b.read(2**16):
+                return False
+        return True
+
+
 def _image_root(root: pathlib.Path, names: list[str]) -> pathlib.Path:
     """Return the folder under which the listed files are: the given one, or one level down or up, aloud."""
     some = names[:: max(1, len(names) // 50)]
 
     def found(folder: pathlib.Path) -> int:
-        return sum((folder / name).is_file() for name in some)
+        return sum(os.path.isfile(folder / name) for name in some)
 
     if not found(root):
         below = sorted(path for path in root.glob("*/") if path.is_dir())
@@ -240,67 +405,6 @@ def check_files(root: pathlib.Path, names: Iterable[str]) -> None:
             f"{len(lost)} of {total} listed files are not under {root}, such as {', '.join(lost[:3])}; name the folder "
             f"that holds them by --config.data.dir{hint}"
         )
-
-
-def _folders(root: pathlib.Path) -> dict[str, Listing]:
-    """Read a folder with a sub-folder a class, or train, val and test folders of that kind."""
-    if not root.is_dir():
-        raise UserError(f"config.data.dir is {root}, which is no folder; it must hold a sub-folder for each class")
-    below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
-    found = {split: next((n for n in names if n in below), None) for split, names in SPLIT_FOLDERS.items()}
-    if not found["train"] or not (found["test"] or found["validation"]):
-        return {"train": _class_folders(root, root)}
-    if not found["test"]:
-        found["test"], found["validation"] = found["validation"], None
-    _log.info("%s: %s", root, ", ".join(f"{name}/ is for {split}" for split, name in found.items() if name))
-    listings = {split: _class_folders(root, below[name]) for split, name in found.items() if name}
-    ids = {name: c for c, name in enumerate(sorted({n for x in listings.values() for n in x.class_names.values()}))}
-
-    def renumbered(listing: Listing) -> Listing:
-        table = np.array([ids[listing.class_names[c]] for c in range(len(listing.class_names))])
-        return listing._replace(labels=table[listing.labels], class_names={c: name for name, c in ids.items()})
-
-    return {split: renumbered(listing) for split, listing in listings.items()}
-
-
-def _class_folders(root: pathlib.Path, folder: pathlib.Path) -> Listing:
-    """List the images of a folder's sub-folders, a class each, sorted by name; paths are relative to `root`."""
-    names, labels, class_names, empty = [], [], {}, []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        images = sorted(_images_below(root, path))
-        if not images:
-            empty.append(path.name)
-            continue
-        names += images
-        labels += [len(class_names)] * len(images)
-        class_names[len(class_names)] = path.name
-    if len(class_names) < 2:
-        only = next(iter(class_names.values()), None)
-        hint = (
-            f" (did you mean {folder / only}?)" if only and any(p.is_dir() for p in (folder / only).iterdir()) else ""
-        )
-        raise UserError(
-            f"{folder} has {len(class_names)} sub-folders with images; it must have one for each class, two at "
-            f"least{hint}"
-        )
-    if empty:
-        _log.warning("no image in %s: no class is made of it", ", ".join(str(folder / name) for name in empty))
-    return Listing(names, np.array(labels, np.int64), class_names)
-
-
-def _images_below(root: pathlib.Path, folder: pathlib.Path) -> Iterable[str]:
-    seen = set()  # links may lead back
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen or os.path.commonpath([real, os.path.realpath(root)]) == real:
-            folders[:] = []
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = pathlib.Path(where).relative_to(root).as_posix()
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield f"{below}/{name}"
 
 
 def _classes(listings: dict[str, Listing]) -> tuple[np.ndarray, tuple[str, ...]]:

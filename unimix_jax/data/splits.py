@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ import numpy as np
 from unimix_jax import priors
 from unimix_jax.data.sampling import Stream, generator
 from unimix_jax.errors import UserError
+
+_MOST_BYTES = 2**31  # of an encoded image
 
 
 class Source(NamedTuple):
@@ -27,7 +30,7 @@ class Source(NamedTuple):
 
     def read(self, position: int) -> bytes:
         """Return an encoded image as it is stored."""
-        return self.record(position) if self.record else pathlib.Path(self.root, self.names[position]).read_bytes()
+        return self.record(position) if self.record else read_regular(os.path.join(self.root, self.names[position]))
 
     def take(self, positions: np.ndarray) -> "Source":
         """Return the source of some of the examples, in the order of `positions` (int[M])."""
@@ -63,6 +66,37 @@ class Splits(NamedTuple):
     def evaluated(self) -> dict[str, Source]:
         """The splits that are predicted, by name, validation first."""
         return {name: s for name, s in (("validation", self.validation), ("test", self.test)) if s is not None}
+
+
+def open_regular(path: str | os.PathLike):
+    """Open a regular file to read its bytes; a pipe or a device, which may never end, is refused without waiting.
+
+    Raises:
+      OSError: it cannot be opened, or is no regular file.
+    """
+    # Without O_NONBLOCK, which Windows has not, opening a pipe waits until somebody writes into it.
+
+    def opener(name: str, flags: int) -> int:
+        number = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return number
+        os.close(number)
+        raise OSError("it is no regular file")
+
+    return open(path, "rb", opener=opener)
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """Return the content of a regular file of an image's size.
+
+    Raises:
+      OSError: it cannot be read, is no regular file, or is larger than any image.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise OSError(f"its {size} bytes are more than an image has")
+        return file.read(_MOST_BYTES)
 
 
 def search_path(directory: str) -> pathlib.Path:

@@ -164,7 +164,7 @@ def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None 
     if splits.train.images is not None:
         reading, shape = None, splits.train.images.shape[1:]
     else:
-        fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers")
+        fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers", "max_megapixels")
         reading = loading.Reading(*(config.data[field] for field in fields))
         shape = (reading.size, reading.size, 3)
     method = _with_inner_mixing(method, sets, shape, config, len(devices))

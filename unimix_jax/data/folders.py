@@ -1,0 +1,450 @@
+"""A folder of photographs: which of its files are images, which sub-folders are splits, and which are classes.
+
+Touches files: it lists folders, and looks into files without a suffix.
+"""
+
+import collections
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax.data import images
+from unimix_jax.data.splits import open_regular
+from unimix_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_UNUSED = "unlabelled"
+_SPLITS = {  # words by which folders are called
+    "train": ("train", "training", "trainval", "trn", "learn", "learning"),
+    "validation": ("val", "valid", "validation", "validate", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "heldout", "holdout"),
+    _UNUSED: (
+        "unlabelled",
+        "unlabeled",
+        "unlabel",
+        "pred",
+        "predict",
+        "prediction",
+        "predictions",
+        "unsupervised",
+    ),
+}
+_FILLERS = re.compile(  # words that say nothing beside those, and names of folders that every class may have
+    "(data)?sets?|data|splits?|seg|folders?|dir|images?|imgs?|photos?|pictures?|pics?|jpe?gs?|png|raw|orig(inals?)?"
+)
+# Files that go with photographs and are none: they are counted and said, but no class is smaller for them.
+_BESIDE = re.compile(
+    r"\.(txt|md|rst|jsonl?|xml|csv|tsv|ya?ml|ini|cfg|conf|toml|db|log|html?|url|lnk|xmp|aae|md5|sha\d+|py|ipynb|sh|m|"
+    "rtf|docx?|xlsx?)"
+)
+_LOST_SHARE = 0.1
+_HEAD = 2**16  # bytes, enough for a file's signature and header
+
+
+class Listing(NamedTuple):
+    """The images of one split, as its list says."""
+
+    names: list[str]  # paths below the image root
+    labels: np.ndarray  # int64[N]
+    class_names: dict[int, str]  # by label, where the list has names
+
+
+class Scan(NamedTuple):
+    """The files below a folder, as paths relative to it, and what is passed over among them."""
+
+    images: list[str]  # sorted
+    others: list[tuple[str, str, bool]]  # path, what it is, whether an image is lost by it
+    real: dict[str, str]  # each folder's path without links
+
+    @property
+    def counts(self) -> collections.Counter:
+        """Images in each folder, by its path."""
+        return collections.Counter(name.rpartition("/")[0] for name in self.images)
+
+
+def read(root: pathlib.Path, *, layout: str = "auto", skip_other_files: bool = False) -> dict[str, Listing]:
+    """Read a folder with a sub-folder a class, or one with such folders under train/, val/ and test/.
+
+    Args:
+      root: the folder.
+      layout: "classes" where its sub-folders are classes although they look like splits; "auto" to see.
+      skip_other_files: go on where a class loses a tenth or more of its files, because they are no images that are
+        read.
+
+    Returns:
+      Listings by split: train, and validation and test where they are; a validation split alone is the test.
+
+    Raises:
+      UserError: no such folder, sub-folders that cannot be meant as classes, or files that are lost.
+    """
+    if not root.is_dir():
+        raise UserError(f"config.data.dir is {root}, which is no folder; it must hold a sub-folder for each class")
+    found = scan(root)
+    if wrong := [name for name in found.images if "\n" in name or "\r" in name]:
+        raise UserError(
+            f"the name of {len(wrong)} images under {root} holds a line break, such as {wrong[0]!r}; a list of images "
+            "has a name a line: rename them"
+        )
+    splits = {} if layout == "classes" else split_folders(root, found.counts)
+    if not splits:
+        listings = {"train": _classes(root, "", found, layout, skip_other_files)}
+    else:
+        listings = {split: _classes(root, name, found, layout, skip_other_files) for split, name in splits.items()}
+        if "test" not in listings and "validation" in listings:
+            splits["test"], listings["test"] = splits.pop("validation"), listings.pop("validation")
+        _log.info("%s: %s", root, ", ".join(f"{name}/ is for {split}" for split, name in splits.items()))
+        _say_what_is_beside(root, found, splits)
+    ids = {name: c for c, name in enumerate(sorted({n for x in listings.values() for n in x.class_names.values()}))}
+
+    def renumbered(listing: Listing) -> Listing:
+        table = np.array([ids[listing.class_names[c]] for c in range(len(listing.class_names))])
+        return listing._replace(labels=table[listing.labels], class_names={c: name for name, c in ids.items()})
+
+    return {split: renumbered(listing) for split, listing in listings.items()}
+
+
+def scan(root: pathlib.Path) -> Scan:
+    """List all files below a folder, in sub-folders and behind links; names that begin with a dot are passed over.
+
+    Raises:
+      UserError: a folder cannot be listed.
+    """
+    found, others, real = [], [], {"": os.path.realpath(root)}
+    seen: dict[tuple[str, ...], set[str]] = {}  # links may lead back: each folder once below each class
+    todo = [("", (real[""],))]
+    while todo:
+        below, above = todo.pop()
+        try:
+            with os.scandir(root / below) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"cannot list the folder {root / below} ({error.strerror})") from None
+        for entry in entries:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir():
+                if entry.name.startswith("."):
+                    continue
+                here = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+                once = seen.setdefault(tuple(name.split("/")[:2]), set())
+                if here in once or _holds(here, above):
+                    continue
+                once.add(here)
+                real[name] = here
+                todo.append((name, (*above, here)))
+            elif what := _no_image(entry):
+                others.append((name, *what))
+            elif what is None:
+                found.append(name)
+    return Scan(sorted(found), sorted(others), real)
+
+
+def _holds(folder: str, above: tuple[str, ...]) -> bool:
+    """Return whether a folder is one of those above, or holds one."""
+    return any(other == folder or other.startswith(folder.rstrip(os.sep) + os.sep) for other in above)
+
+
+def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
+    """Say what a file is that is no image, and whether one may be lost by it; () to say nothing, None for an image."""
+    suffix = os.path.splitext(entry.name.lower())[1]
+    if entry.name.startswith("."):  # of a system, or a Mac's notes on a file
+        hidden = not entry.name.startswith("._") and entry.name.lower().endswith(tuple(images.suffixes()))
+        return ("with a name that begins with a dot", False) if hidden else ()
+    if not entry.is_file():
+        return "that are no regular files", True
+    if suffix in images.suffixes():
+        return None
+    if suffix:
+        return suffix, not _BESIDE.fullmatch(suffix)
+    try:
+        with open_regular(entry.path) as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return "without a suffix that cannot be read", True
+    if images.is_image(head):
+        return None
+    return "without a suffix that are no images", b"\0" in head
+
+
+def role(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the split that a folder's name means, "" for none, and the words of the name that say nothing of it."""
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    words = [part for word in words for part in (_without_set(word))]
+    of = [next((split for split, known in _SPLITS.items() if word in known), "") for word in words]
+    rest = tuple(word for word, split in zip(words, of, strict=True) if not split and not _FILLERS.fullmatch(word))
+    splits = [split for split in of if split]
+    if splits == ["train", "validation"]:  # as trainval
+        splits = ["train"]
+    return (splits[0] if len(splits) == 1 else ""), rest
+
+
+def _without_set(word: str) -> tuple[str, ...]:
+    """Split "trainset" into "train" and "set"."""
+    for end in ("set", "data", "images"):
+        begin = word.removesuffix(end)
+        if begin != word and any(begin in known for known in _SPLITS.values()):
+            return begin, end
+    return (word,)
+
+
+def split_folders(root: pathlib.Path, counts: Mapping[str, int]) -> dict[str, str]:
+    """Find the splits among the sub-folders of a folder by their names and by what they hold.
+
+    Args:
+      root: the folder, for messages.
+      counts: images in each folder below it, by its path.
+
+    Returns:
+      The folder of each split; {} where the sub-folders are no splits.
+
+    Raises:
+      UserError: they are called after splits, but it cannot be seen which images are of which class.
+    """
+    tops = _by_top(counts)
+    roles = {top: role(top) for top in tops}
+    usual = [rest for split, rest in roles.values() if split == "train"]
+    for rest in dict.fromkeys(usual):
+        group = {top: split for top, (split, words) in roles.items() if split and words == rest}
+        found: dict[str, list[str]] = {}
+        for top, split in group.items():
+            found.setdefault(split, []).append(top)
+        flat = [top for top, split in group.items() if split != _UNUSED and not _is_nested(tops[top])]
+        beside = [top for top in roles if top not in group]
+        if len(found) == 1 and (flat or (beside and len(tops[found["train"][0]].nested) < 2)):
+            continue  # a class that is called train
+        if len(found) == 1 and beside:
+            raise UserError(
+                f"{root / found['train'][0]} holds folders of images, as a training split does, but {_few(beside)} "
+                f"beside it are no splits by their names; call them val/ and test/, give the folder with the classes "
+                f"by --config.data.dir={root / found['train'][0]}, or name list files by --config.data.train_list; "
+                "where all are classes, say so by --config.data.layout=classes"
+            )
+        if twice := next((split for split, folders in found.items() if len(folders) > 1 and split != _UNUSED), ""):
+            raise UserError(
+                f"{root} has several folders for one split, {' and '.join(f'{x}/' for x in found[twice])}; keep one, "
+                "or name list files by --config.data.train_list, validation_list and test_list"
+            )
+        if flat:
+            raise UserError(
+                f"{root / flat[0]} holds {tops[flat[0]].direct} images and no folder for each class, so it cannot "
+                "be seen which class they are of; make a folder for each class in it, or name list files by "
+                "--config.data.train_list and test_list, or give only the folder with classes by --config.data.dir"
+            )
+        used = [split for split in _SPLITS if split in found and split != _UNUSED]
+        return {split: _doubled(found[split][0], counts, split) for split in used}
+    called = sorted({split for split, rest in roles.values() if split and not rest} - {_UNUSED})
+    if len(called) > 1 and all(split for split, _ in roles.values()):
+        raise UserError(
+            f"{root} has folders for {' and '.join(called)} ({', '.join(sorted(roles))}) and none for training; call "
+            "the one to train on train/"
+        )
+    return {}
+
+
+class _Top(NamedTuple):
+    """How many images a sub-folder has."""
+
+    direct: int  # in itself
+    nested: dict[str, int]  # by its own sub-folders
+
+
+def _by_top(counts: Mapping[str, int], folder: str = "") -> dict[str, _Top]:
+    """Sum images up by the sub-folders of a folder ("" for the root); those in itself are of none."""
+    tops: dict[str, _Top] = {}
+    begin = f"{folder}/" if folder else ""
+    for path, count in counts.items():
+        if not path.startswith(begin) or not (below := path[len(begin) :]):
+            continue
+        top, _, rest = below.partition("/")
+        direct, nested = tops.get(top, _Top(0, {}))
+        if rest:
+            sub = rest.partition("/")[0]
+            nested[sub] = nested.get(sub, 0) + count
+        tops[top] = _Top(direct if rest else direct + count, nested)
+    return tops
+
+
+def _is_nested(top: _Top) -> bool:
+    """Return whether the images of a folder are in sub-folders of it, but for a few."""
+    return sum(top.nested.values()) > 9 * top.direct
+
+
+def _doubled(folder: str, counts: Mapping[str, int], split: str) -> str:
+    """Return the folder itself, or the only one in it where that is called after the split too."""
+    tops = _by_top(counts, folder)
+    if (
+        len(tops) == 1
+        and not counts.get(folder)
+        and role(only := next(iter(tops)))[0] == split
+        and _is_nested(tops[only])
+    ):
+        return f"{folder}/{only}"
+    return folder
+
+
+def _say_what_is_beside(root: pathlib.Path, found: Scan, splits: dict[str, str]) -> None:
+    """Say which images are in no split; refuse a folder that is called after a split and has lost all of its images."""
+    with_images = {name.partition("/")[0] for name in found.images}
+    for top in sorted(name for name in found.real if name and "/" not in name and name not in with_images):
+        if role(top)[0] in ("", _UNUSED):
+            continue
+        lost = collections.Counter(
+            what for name, what, is_loss in found.others if is_loss and name.startswith(f"{top}/")
+        )
+        if lost:
+            raise UserError(
+                f"{root / top} holds no image that is read ({_counted(lost)}); convert them to JPEG or PNG, or take "
+                "the folder away"
+            )
+        _log.warning("%s holds no image: no split is made of it", root / top)
+    inside = tuple(f"{folder}/" for folder in splits.values())
+    beside = collections.Counter(name.partition("/")[0] for name in found.images if not name.startswith(inside))
+    if beside:
+        shown = _few([f"{count} images in {top}" for top, count in beside.items()])
+        _log.warning("%s: passed over, for they are in no split: %s", root, shown)
+
+
+def check_classes(where: pathlib.Path, counts: Mapping[str, int], folder: str = "") -> None:
+    """Refuse sub-folders that cannot be classes, by what they hold.
+
+    Args:
+      where: the folder, for messages.
+      counts: images in each folder, by its path.
+      folder: the part of the paths that is the folder.
+
+    Raises:
+      UserError: sub-folders hold folders of the same names, or one holds folders and others images.
+    """
+    tops = _by_top(counts, folder)
+    nested = {top: of for top, of in tops.items() if _is_nested(of)}
+    times = collections.Counter(sub for of in nested.values() for sub in of.nested)
+    shared = sorted(sub for sub, count in times.items() if count > 1 and not _is_filler(sub))
+    ways = (
+        f"give the folder whose sub-folders are the classes by --config.data.dir={where / next(iter(nested), '')}, or "
+        "call the splits train/, val/ and test/, or name list files by --config.data.train_list and test_list; where "
+        f"they are classes, whatever is in them, say so by --config.data.layout=classes"
+    )
+    inside = [sub for sub in shared if role(sub)[0] and not role(sub)[1]]
+    if inside:
+        first = next(top for top, of in nested.items() if inside[0] in of.nested)
+        raise UserError(
+            f"{where} has its splits inside of its sub-folders ({first}/{inside[0]}, in {times[inside[0]]} of them), "
+            f"which would be trained on; put them the other way round ({inside[0]}/{first}), or name list files by "
+            "--config.data.train_list and test_list; where they are no splits, say so by --config.data.layout=classes"
+        )
+    if len(shared) > 1:
+        holders = [top for top, of in nested.items() if shared[0] in of.nested]
+        raise UserError(
+            f"the sub-folders {_few(holders)} of {where} hold folders of the same names ({_few(shared)}), as splits do "
+            f"and classes do not; {ways}"
+        )
+    several = {top: of for top, of in nested.items() if len(of.nested) > 1}
+    flat = [top for top in tops if top not in nested]
+    if several and flat:
+        first = next(iter(several))
+        raise UserError(
+            f"of the sub-folders of {where} some hold images ({_few(flat)}) and some only folders of images "
+            f"({_few(list(several))}: {_few([f'{first}/{sub}' for sub in several[first].nested])}), so they cannot all "
+            f"be classes; {ways}"
+        )
+    if nested and len(tops) > 1:
+        _log.info("%s: the images of %s are in folders of theirs, of any name", where, _few(list(nested)))
+
+
+def _is_filler(name: str) -> bool:
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return bool(words) and all(map(_FILLERS.fullmatch, words))
+
+
+def _classes(root: pathlib.Path, folder: str, found: Scan, layout: str, skip_other_files: bool) -> Listing:
+    """List the images of a folder's sub-folders, a class each, sorted by name; paths are relative to the root."""
+    where = root / folder
+    below = f"{folder}/" if folder else ""
+    if layout == "auto":
+        check_classes(where, found.counts, folder)
+    members: dict[str, list[str]] = {}
+    stray = 0
+    depth = len(below)
+    for name in found.images:
+        if name.startswith(below):
+            top, _, rest = name[depth:].partition("/")
+            if rest:
+                members.setdefault(top, []).append(name)
+            else:
+                stray += 1
+    folders = sorted(name[depth:] for name in found.real if name.startswith(below) and name[depth:])
+    folders = [name for name in folders if "/" not in name]
+    _check_lost(where, below, members, folders, found, skip_other_files)
+    members = {top: _once(where / top, members[top], found) for top in folders if top in members}
+    if len(members) < 2:
+        only = next(iter(members), None)
+        deeper = only and any(name.count("/") > below.count("/") + 1 for name in members[only])
+        hint = f" (did you mean {where / only}?)" if deeper else ""
+        raise UserError(
+            f"{where} has {len(members)} sub-folders with images; it must have one for each class, two at least{hint}"
+        )
+    if stray:
+        _log.warning("%s: %d images lie in no sub-folder and are of no class: passed over", where, stray)
+    if empty := [str(where / top) for top in folders if top not in members]:
+        _log.warning("no image in %s: no class is made of it", _few(empty))
+    labels = np.repeat(np.arange(len(members)), [len(names) for names in members.values()])
+    return Listing([name for names in members.values() for name in names], labels, dict(enumerate(members)))
+
+
+def _once(where: pathlib.Path, names: list[str], found: Scan) -> list[str]:
+    """Leave out images that links show twice within a class."""
+    files = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        files.setdefault((found.real[folder], file), name)
+    if len(files) < len(names):
+        _log.warning("%s: %d images are there twice, by links; each counts once", where, len(names) - len(files))
+    return list(files.values())
+
+
+def _check_lost(
+    where: pathlib.Path, below: str, members: dict[str, list[str]], folders: list[str], found: Scan, go_on: bool
+) -> None:
+    """Say which files of each class are passed over; stop where a class loses a tenth or more of its files."""
+    others: dict[str, collections.Counter] = {}
+    lost: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for name, what, is_loss in found.others:
+        top, _, rest = name[len(below) :].partition("/")
+        if name.startswith(below) and rest:
+            others.setdefault(top, collections.Counter())[what] += 1
+            lost[top][what] += is_loss
+    if not others:
+        return
+    total: collections.Counter = sum(others.values(), collections.Counter())
+    less_of = {top: counts.total() for top, counts in lost.items()}
+    level = logging.WARNING if any(less_of.values()) else logging.INFO
+    said = "%s: %d files are passed over, for they are no images that are read: %s"
+    _log.log(level, said, where, total.total(), _counted(total))
+    ranked = sorted(others, key=lambda top: (-less_of[top], -others[top].total(), top))
+    for top in ranked[:20]:
+        kept = len(members.get(top, ()))
+        _log.log(level, "  class %s: %d images; passed over: %s", top, kept, _counted(others[top]))
+    if len(ranked) > 20:
+        _log.log(level, "  and in %d more classes", len(ranked) - 20)
+    less = [n for n in ranked if less_of[n] and less_of[n] >= _LOST_SHARE * (less_of[n] + len(members.get(n, ())))]
+    if less and not go_on:
+        first = less[0]
+        more = f"; {len(less) - 1} more of the classes lose a tenth or more of theirs" if len(less) > 1 else ""
+        raise UserError(
+            f"of the class {first!r} in {where} {len(members.get(first, ()))} files are images that are read and "
+            f"{less_of[first]} are not ({_counted(lost[first])}){more}; convert them to JPEG or PNG, take them away, "
+            "or go on without them by --config.data.skip_other_files"
+        )
+
+
+def _counted(counts: collections.Counter) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common() if count)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
