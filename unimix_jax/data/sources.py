@@ -55,16 +55,15 @@ def check_classes(splits: Splits) -> None:
         raise UserError(f"the data has {only}; a classifier needs images of two classes at least")
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
-        there = {s: priors.class_counts(source.labels, len(names)) for s, source in splits.evaluated.items()}
-        shown = ", ".join(f"{c} ({names[c]}{_elsewhere(c, there)})" for c in empty[:3])
+        shown = ", ".join(f"{c} ({names[c]})" for c in empty[:3])
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        raise UserError(f"no training image in class {shown}{more}; leave the class out or give it images")
-
-
-def _elsewhere(label: int, there: dict[str, np.ndarray]) -> str:
-    """Say how many images of a class the other splits have, from their counts by class."""
-    found = [f"{counts[label]} in {split}" for split, counts in there.items() if counts[label]]
-    return f"; {', '.join(found)}" if found else ""
+        elsewhere = ""
+        for split, source in splits.evaluated.items():
+            there = priors.class_counts(source.labels, len(names))
+            some = [f"{there[c]} of {names[c]}" for c in empty if there[c]]
+            if some:
+                elsewhere += f", but {split} has {', '.join(some[:3])}{', ...' if len(some) > 3 else ''}"
+        raise UserError(f"no training image in class {shown}{more}{elsewhere}; leave the class out or give it images")
 
 
 def digits(data) -> Splits:

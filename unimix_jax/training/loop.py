@@ -85,7 +85,15 @@ def run(
         begun_from = weights.digest(config.init) if config.init and not _has_checkpoints(directory) else None
         environment = parallel.environment(this.devices, config.parallel.how, this.network.kernels)
         with clock.part("data"):
-            about = record.begin(about, config, this.splits, this.method.test_prior, environment, begun_from)
+            about = record.begin(
+                about,
+                config,
+                this.splits,
+                this.method.test_prior,
+                environment,
+                begun_from,
+                saved=_has_checkpoints(directory),
+            )
         this = this._replace(identity=about["id"])
         _log.info("run directory: %s", directory)
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
@@ -278,7 +286,7 @@ def largest_and_smallest(counts: np.ndarray, names: tuple[str, ...], shown: int 
     """
     order = np.argsort(-counts, kind="stable").tolist()
     shown = min(shown, len(order) // 2)
-    most, fewest = (", ".join(f"{names[c]} {counts[c]}" for c in some) for some in (order[:shown], order[-shown:]))
+    most, fewest = (", ".join(f"{names[c]} ({counts[c]})" for c in some) for some in (order[:shown], order[-shown:]))
     return f"most {most}; fewest {fewest}"
 
 

@@ -53,7 +53,13 @@ def earlier(config, directory: pathlib.Path) -> dict:
 
 
 def begin(
-    record: dict, config, splits: Splits, test_prior: np.ndarray, environment: dict, weights: str | None = None
+    record: dict,
+    config,
+    splits: Splits,
+    test_prior: np.ndarray,
+    environment: dict,
+    weights: str | None = None,
+    saved: bool = True,
 ) -> dict:
     """Return run.json for a run that begins or goes on.
 
@@ -62,6 +68,7 @@ def begin(
       config, splits, test_prior: of the run.
       environment: of `parallel.environment`.
       weights: digest of the trained weights that a run begins from; None for none, or those of the earlier start.
+      saved: whether a step of the run has been saved.
 
     Raises:
       UserError: the data is not what the run began with.
@@ -74,7 +81,7 @@ def begin(
     if weights or "init" in record.get("data", {}):
         data["init"] = {"digest": weights} if weights else record["data"]["init"]
     if record:
-        _check_data(record["data"], data)
+        _check_data(record["data"], data, saved)
     identity = record.get("id") or (checkpoints.UNNAMED if record else secrets.token_hex(8))
     if record and "id" not in record:
         _log.info(
@@ -111,8 +118,10 @@ def _facts(source) -> dict:
     return facts
 
 
-def _check_data(before: dict, now: dict) -> None:
+def _check_data(before: dict, now: dict, saved: bool) -> None:
     """Refuse data other than that with which a run began; `before` may be of a version that noted less.
+
+    A run of which no step has been saved may leave unreadable images out that it had begun with.
 
     Raises:
       UserError: which differ, and how.
@@ -133,6 +142,10 @@ def _check_data(before: dict, now: dict) -> None:
         what = {"test_prior": "test prior is not that", "init": "file of config.init is not that"}
         why, left_out = "", [each.get("unreadable") or 0 for each in (was, here)]
         if left_out[0] != left_out[1]:
+            everything = [each.get("images", 0) + count for each, count in zip((was, here), left_out, strict=True)]
+            if not saved and everything[0] == everything[1]:
+                _log.info("no step of this run has been saved: it begins anew, without the images that cannot be read")
+                continue
             why = (
                 f": {left_out[0]} that cannot be read were left out then, {left_out[1]} now, by "
                 "config.data.skip_unreadable"
@@ -168,6 +181,7 @@ def without_unreadable(
     """
     train = splits.train
     about = {"images": len(train.labels), "digest": digest(train)}
+    about["max_megapixels"] = reading._asdict().get("max_megapixels")  # a larger image counts as unreadable
     kept = (workdir.read_json(directory / workdir.CHECKED) or {}) if directory else {}
     before = ((workdir.read_json(directory / workdir.RUN) or {}) if directory else {}).get("data", {}).get("train", {})
     if {key: kept.get(key) for key in about} == about:
