@@ -114,7 +114,7 @@ def use_photographs(config) -> None:
     config.data.jitter = (0.4, 0.4, 0.4)
     config.data.mean = (0.485, 0.456, 0.406)  # of ImageNet's pixels / 255
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.skip_unreadable = False  # replace a damaged training image, leave out one to evaluate; else stop
+    config.data.skip_unreadable = False  # leave damaged images out, found by reading all once; else stop at one
     config.data.threads = 0  # that decode; 0: one a core
     config.data.workers = 0  # processes that decode instead of threads of the training process
     config.optim.weight_decay = 1e-4

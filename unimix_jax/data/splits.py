@@ -58,7 +58,6 @@ class Splits(NamedTuple):
     validation: Source | None
     test: Source
     held_out: str = ""  # which images were set apart from which, in words; "" if the data came with these splits
-    passed_over: int = 0  # files in the folders of the data that were not taken for images
     unreadable: int | None = None  # training images left out because they cannot be read; None if none was looked at
 
     @property

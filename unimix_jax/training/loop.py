@@ -311,8 +311,6 @@ def _describe(this: Run, parameters: int) -> None:
             some = ", ".join(source.class_names[c] for c in missing[:3]) + (", ..." if len(missing) > 3 else "")
             _log.info("%d classes have no %s image: %s", len(missing), name, some)
     _log.info("held out: %s", splits.held_out or "nothing, the data has its own splits")
-    if splits.passed_over:
-        _log.info("passed over: %d files that are not taken for images", splits.passed_over)
     _log.info(
         "%s by %s: %d parameters, from %s; %d steps of %d images on %d device%s, %s layers",
         this.config.network,
