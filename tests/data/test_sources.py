@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import priors
+from unimix_jax import priors, settings
 from unimix_jax.data import sources
 from unimix_jax.data.splits import digest
 from unimix_jax.errors import UserError
@@ -189,6 +189,23 @@ def test_pickled_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "p.npz", train_images=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="pickled objects, which are not loaded"):
         sources.load(ConfigDict({"source": "arrays", **CUT, "file": str(tmp_path / "p.npz")}))
+
+
+def test_lists_of_one_class_and_classes_that_are_only_tested_are_refused(tmp_path):
+    config = settings.default()
+    settings.use_photographs(config)
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg", "c/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config.data.update({"dir": str(tmp_path), "train_list": "train.txt", "test_list": "test.txt"})
+    (tmp_path / "train.txt").write_text("a/1.jpg 0\n")
+    (tmp_path / "test.txt").write_text("a/2.jpg 0\n")
+    with pytest.raises(UserError, match="the data has only one class, 'a'"):
+        sources.load(config.data)
+    (tmp_path / "train.txt").write_text("a/1.jpg 0\nb/1.jpg 1\n")
+    (tmp_path / "test.txt").write_text("a/2.jpg 0\nc/1.jpg 2\nc/2.jpg 2\n")
+    with pytest.raises(UserError, match=r"no training image in class 2 \(2\), but test has 2 of 2; leave"):
+        sources.load(config.data)
 
 
 def test_an_unknown_source_is_refused():

@@ -118,6 +118,7 @@ def cifar_lt(data) -> Splits:
             f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
         )
     held = held_out(test_labels, len(names), data.validation_per_class, data.split_seed)
+    held_out_of_test = f"{data.validation_per_class} test images of each class for validation, by chance (split_seed)"
     mean, std = np.float32(cifar.MEAN), np.float32(cifar.STD)
 
     def source(rows, labels):
@@ -127,10 +128,7 @@ def cifar_lt(data) -> Splits:
         train=source(rows, labels),
         validation=source(test_rows[held], test_labels[held]) if held.any() else None,
         test=source(test_rows[~held], test_labels[~held]),
-        held_out=f"{data.validation_per_class} test images of each class for validation, by chance "
-        "(config.data.split_seed)"
-        if held.any()
-        else "",
+        held_out=held_out_of_test if held.any() else "",
     )
 
 
