@@ -201,8 +201,9 @@ def output_digests(directory: pathlib.Path) -> dict[str, str]:
     names = [METRICS, *(f(split) for split in ("test", "validation") for f in (predictions_file, list_file))]
     digests = {}
     for name in names:
-        with contextlib.suppress(FileNotFoundError), open(directory / name, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        if (directory / name).is_file():  # a pipe may never end
+            with open(directory / name, "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
@@ -216,8 +217,10 @@ def changed_outputs(directory: pathlib.Path, run: dict | None) -> tuple[list[str
     Returns:
       The names of files that were changed since the run was finished, and of those that are gone.
     """
-    written = (run or {}).get("outputs") or {}
-    there = output_digests(directory) if written else {}
+    written = run.get("outputs") if isinstance(run, dict) else None
+    if not isinstance(written, dict):
+        return [], []
+    there = output_digests(directory)
     changed = sorted(name for name in there if written.get(name, there[name]) != there[name])
     return changed, sorted(written.keys() - there.keys())
 

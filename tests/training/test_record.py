@@ -64,6 +64,14 @@ def test_a_later_start_leaves_the_same_out_and_reads_nothing(photographs, direct
     assert record.without_unreadable(other, READING, directory).train.names == ("0.png", "3.png")
 
 
+@pytest.mark.parametrize("kept", [5, [1], {}, {"left_out": "all"}, {"left_out": [7]}, {"left_out": [True]}])
+def test_a_changed_list_of_what_cannot_be_read_is_made_anew(photographs, directory, kept):
+    record.without_unreadable(photographs, READING, directory)
+    path = directory / workdir.CHECKED
+    workdir.write_json(path, workdir.read_json(path) | kept if isinstance(kept, dict) and kept else kept)
+    assert record.without_unreadable(photographs, READING, directory).unreadable == 2
+
+
 def test_a_class_without_an_image_that_can_be_read_is_refused(photographs, directory):
     splits = photographs._replace(train=photographs.train.take(np.array([1, 3])))
     with pytest.raises(UserError, match=r"no training image in class 0 \(cat\), but test has 1 of cat"):
@@ -127,7 +135,7 @@ def test_a_run_of_before_files_were_noted_goes_on(caplog):
 def test_before_a_step_is_saved_unreadable_images_may_be_left_out(caplog):
     now = changed(images=4, unreadable=1, digest="b")
     record._check_data(BEGUN, now, saved=False)
-    assert "it begins anew, without the images that cannot be read" in caplog.text
+    assert "it begins anew with 4 training images, 1 that cannot be read left out (0 before)" in caplog.text
     with pytest.raises(UserError, match="are not those"):
         record._check_data(BEGUN, now | {"train": now["train"] | {"images": 3}}, saved=False)
 

@@ -120,7 +120,7 @@ def _facts(source) -> dict:
 def _check_data(before: dict, now: dict, saved: bool) -> None:
     """Refuse data other than that with which a run began; `before` may be of a version that noted less.
 
-    A run of which no step has been saved may leave unreadable images out that it had begun with.
+    A run of which no step has been saved may leave other images out because they cannot be read.
 
     Raises:
       UserError: which differ, and how.
@@ -143,7 +143,12 @@ def _check_data(before: dict, now: dict, saved: bool) -> None:
         if left_out[0] != left_out[1]:
             everything = [each.get("images", 0) + count for each, count in zip((was, here), left_out, strict=True)]
             if not saved and everything[0] == everything[1]:
-                _log.info("no step of this run has been saved: it begins anew, without the images that cannot be read")
+                _log.info(
+                    "no step of this run has been saved: it begins anew with %d training images, %d that cannot be read "
+                    "left out (%d before)",
+                    here["images"],
+                    *reversed(left_out),
+                )
                 continue
             why = (
                 f": {left_out[0]} that cannot be read were left out then, {left_out[1]} now, by "
@@ -181,10 +186,10 @@ def without_unreadable(
     train = splits.train
     about = {"images": len(train.labels), "digest": digest(train)}
     about["max_megapixels"] = reading._asdict().get("max_megapixels")  # a larger image counts as unreadable
-    kept = (workdir.read_json(directory / workdir.CHECKED) or {}) if directory else {}
+    kept = _known_unreadable(directory, about) if directory else None
     before = ((workdir.read_json(directory / workdir.RUN) or {}) if directory else {}).get("data", {}).get("train", {})
-    if {key: kept.get(key) for key in about} == about:
-        left_out = np.array(kept["left_out"], np.int64)
+    if kept is not None:
+        left_out = kept
         if len(left_out):
             _log.info("%d training images that could not be read when the run began are left out", len(left_out))
     elif before and "files" not in before:
@@ -203,6 +208,17 @@ def without_unreadable(
     splits = splits._replace(train=train.take(readable) if len(left_out) else train, unreadable=len(left_out))
     sources.check_classes(splits)
     return splits
+
+
+def _known_unreadable(directory: pathlib.Path, about: dict) -> np.ndarray | None:
+    """Return what an earlier start kept in checked.json, int64[M]; None if that is not of these images."""
+    kept = workdir.read_json(directory / workdir.CHECKED)
+    if not isinstance(kept, dict) or {key: kept.get(key) for key in about} != about:
+        return None
+    left_out = kept.get("left_out")
+    if not isinstance(left_out, list) or not all(type(i) is int and 0 <= i < about["images"] for i in left_out):
+        return None
+    return np.array(left_out, np.int64)
 
 
 def _unreadable_images(source, reading: loading.Reading, stopped: threading.Event | None) -> np.ndarray:
