@@ -144,8 +144,8 @@ def _check_data(before: dict, now: dict, saved: bool) -> None:
             everything = [each.get("images", 0) + count for each, count in zip((was, here), left_out, strict=True)]
             if not saved and everything[0] == everything[1]:
                 _log.info(
-                    "no step of this run has been saved: it begins anew with %d training images, %d that cannot be read "
-                    "left out (%d before)",
+                    "no step of this run has been saved: it begins anew with %d training images, %d that cannot be "
+                    "read left out (%d before)",
                     here["images"],
                     *reversed(left_out),
                 )
