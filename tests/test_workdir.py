@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from unimix_jax import workdir
+from unimix_jax import settings, workdir
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
 
@@ -111,6 +111,30 @@ def test_configs_are_compared_by_what_changes_numbers():
     assert workdir.differing_keys(old, new) == (["gone", "new", "seed"], ["checkpoint.every", "data.dir"])
 
 
+def test_fields_that_choose_the_data_pass_for_its_digests_are_compared():
+    """Every field that may differ says either that numbers stay, or that the data is compared."""
+    fields = set(workdir.NEUTRAL + workdir.SEEN_IN_DATA)
+    assert not set(workdir.NEUTRAL) & set(workdir.SEEN_IN_DATA)
+    assert "data.skip_unreadable" in workdir.SEEN_IN_DATA
+    config = settings.default()
+    settings.use_photographs(config)
+    known = workdir.flat(json.loads(config.to_json_best_effort())) | {"data.download": 0, "data.file": 0}
+    assert fields <= known.keys()
+
+
+def test_digests_tell_results_that_were_changed_or_are_gone(tmp_path):
+    for name in ("metrics.json", "predictions.npz", "images_test.txt", "predictions_validation.npz"):
+        (tmp_path / name).write_text(name)
+    run = {"outputs": workdir.output_digests(tmp_path)}
+    assert set(run["outputs"]) == {path.name for path in tmp_path.iterdir()}
+    assert workdir.changed_outputs(tmp_path, run) == ([], [])
+    (tmp_path / "predictions.npz").write_text("other")
+    (tmp_path / "images_test.txt").unlink()
+    assert workdir.changed_outputs(tmp_path, run) == (["predictions.npz"], ["images_test.txt"])
+    for other in (None, {}, 5, {"outputs": 5}):  # of before digests were kept, or of nobody's making
+        assert workdir.changed_outputs(tmp_path, other) == ([], [])
+
+
 def test_a_directory_with_other_files_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"holds other files \(thesis.tex"):
@@ -118,7 +142,7 @@ def test_a_directory_with_other_files_is_not_taken(tmp_path):
 
 
 def test_what_a_run_left_that_was_killed_at_its_start_is_taken(tmp_path):
-    for name in ("lock", "log.txt", "config.json.tmp"):
+    for name in ("lock", "log.txt", "config.json.tmp", "checked.json", "unreadable.txt"):
         (tmp_path / name).write_text("")
     assert workdir.create(tmp_path) == tmp_path
 

@@ -116,7 +116,7 @@ def use_photographs(config) -> None:
     config.data.jitter = (0.4, 0.4, 0.4)
     config.data.mean = (0.485, 0.456, 0.406)  # of ImageNet's pixels / 255
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.skip_unreadable = False  # replace a damaged training image, leave out one to evaluate; else stop
+    config.data.skip_unreadable = False  # leave damaged images out, found by reading all once; else stop at one
     config.data.layout = "auto"  # of `dir`: auto to see splits in it; classes where its sub-folders are classes
     config.data.skip_other_files = False  # go on where a class loses a tenth of its files, which are no images
     config.data.max_megapixels = 179.0  # of an image; a larger one counts as unreadable

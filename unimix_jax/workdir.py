@@ -1,7 +1,8 @@
 """The run directory: its names, its lock, files written whole or not at all. numpy only; touches files.
 
 config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
-predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  report.html (.md .csv .json)  figures/
+predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  checked.json
+report.html (.md .csv .json)  figures/
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+CHECKED = "checked.json"
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 LOCK = "lock"
@@ -34,22 +36,20 @@ METRICS = "metrics.json"
 METRICS_LINES = "metrics.jsonl"
 RUN = "run.json"
 UNREADABLE = "unreadable.txt"
+_BEFORE_CONFIG = (
+    LOCK,
+    LOG,
+    UNREADABLE,
+    UNREADABLE + ".tmp",
+    CHECKED,
+    CHECKED + ".tmp",
+)  # what comes before config.json
 
-# Keys in which a resumed run may differ: they change where data is looked for, what is recorded and kept, or
-# the last bits of sums. (A replaced data set is caught by its digest in run.json.)
+# Keys in which a resumed run may differ: they change what is recorded and kept, how long it takes, or the last bits
+# of sums (residence, the threads and programs of layers, the wrapping over devices, remat).
 NEUTRAL = (
-    "data.dir",
-    "data.download",
-    "data.file",
-    "data.layout",
-    "data.max_megapixels",
     "data.residence",
-    "data.skip_other_files",
-    "data.skip_unreadable",
-    "data.test_list",
     "data.threads",
-    "data.train_list",
-    "data.validation_list",
     "data.workers",
     "eval_every",
     "log_every",
@@ -59,6 +59,20 @@ NEUTRAL = (
     "remat",
 )
 NEUTRAL_GROUPS = ("checkpoint.",)
+# Keys that say where data is and which of it is taken: they may differ as long as the data is the same, which its
+# digests in run.json say. With `skip_unreadable` other images may be trained on, and then the run is refused.
+SEEN_IN_DATA = (
+    "data.dir",
+    "data.download",
+    "data.file",
+    "data.layout",
+    "data.max_megapixels",
+    "data.skip_other_files",
+    "data.skip_unreadable",
+    "data.test_list",
+    "data.train_list",
+    "data.validation_list",
+)
 
 
 def predictions_file(split: str) -> str:
@@ -106,7 +120,7 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
         reason = error.strerror or error
         raise UserError(f"cannot write the run directory {directory} ({reason}); give another --workdir") from None
     # What a run leaves that was stopped before it had written its config.
-    own = (LOCK, LOG, CONFIG + ".tmp")
+    own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
     strangers = sorted(path.name for path in directory.iterdir() if path.name not in own)
     if strangers and not (directory / CONFIG).exists():
         raise UserError(
@@ -116,9 +130,9 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
 
 
 def discard(directory: pathlib.Path) -> None:
-    """Remove a directory in which no run has begun: its lock and log, and itself if nothing else is there."""
+    """Remove a directory in which no run has begun: what was written before, and itself if nothing else is there."""
     if directory.is_dir() and not (directory / CONFIG).exists():
-        for name in (LOCK, LOG):
+        for name in _BEFORE_CONFIG:
             (directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             directory.rmdir()
@@ -185,6 +199,35 @@ def read_json(path: pathlib.Path) -> dict | None:
         raise UserError(f"{path} is damaged ({error}); restore it or start in a new --workdir") from None
 
 
+def output_digests(directory: pathlib.Path) -> dict[str, str]:
+    """Return a digest of each result of a run that is there: measures, predictions, lists of their images."""
+    names = [METRICS, *(f(split) for split in ("test", "validation") for f in (predictions_file, list_file))]
+    digests = {}
+    for name in names:
+        if (directory / name).is_file():  # a pipe may never end
+            with open(directory / name, "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def changed_outputs(directory: pathlib.Path, run: dict | None) -> tuple[list[str], list[str]]:
+    """Compare a finished run's results with their digests in run.json.
+
+    Args:
+      directory: of the run.
+      run: what run.json holds; one of before the digests were kept tells nothing.
+
+    Returns:
+      The names of files that were changed since the run was finished, and of those that are gone.
+    """
+    written = run.get("outputs") if isinstance(run, dict) else None
+    if not isinstance(written, dict):
+        return [], []
+    there = output_digests(directory)
+    changed = sorted(name for name in there if written.get(name, there[name]) != there[name])
+    return changed, sorted(written.keys() - there.keys())
+
+
 def append_metrics(path: pathlib.Path, record: dict) -> None:
     """Add one line to metrics.jsonl; a number that is not finite becomes null."""
     finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
@@ -229,12 +272,13 @@ def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
       old, new: nested dicts as read from config.json (tuples are lists there).
 
     Returns:
-      The dotted keys that differ and change numbers, and those that differ and do not.
+      The dotted keys that differ and change numbers, and those that differ and do not, or do so only by way of the
+      data, whose digests are compared.
     """
     old, new = flat(old), flat(json.loads(json.dumps(new)))
     missing = object()
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k, missing) != new.get(k, missing))
-    neutral = [k for k in keys if k in NEUTRAL or k.startswith(NEUTRAL_GROUPS)]
+    neutral = [k for k in keys if k in NEUTRAL + SEEN_IN_DATA or k.startswith(NEUTRAL_GROUPS)]
     return [k for k in keys if k not in neutral], neutral
 
 
@@ -250,6 +294,12 @@ def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, r
     """Write a list file, "path label" a line, of some of a split's images."""
     text = "".join(f"{names[i]} {labels[i]}\n" for i in rows.tolist())
     write_whole(path, text.encode("utf-8", "surrogateescape"))
+
+
+def unused(path: pathlib.Path) -> pathlib.Path:
+    """Return `path`, or with -2, -3, ... behind it, whichever is not there."""
+    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
+    return next(p for p in names if not p.exists())
 
 
 def read_predictions(path: str | os.PathLike) -> Predictions:

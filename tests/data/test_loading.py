@@ -222,6 +222,32 @@ def test_thumbnails_are_whole_images(photographs, damaged):
     assert not loading.thumbnails(damaged, READING._replace(skip_unreadable=True))[1].any()
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_the_search_finds_what_training_could_not_read(tmp_path, suffix):
+    """Whole, cut short, and with a bit flipped; training decodes the same files at their size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"0.{suffix}")
+    content = (tmp_path / f"0.{suffix}").read_bytes()
+    for i, share in enumerate((0.2, 0.6, 0.99), start=1):
+        (tmp_path / f"{i}.{suffix}").write_bytes(content[: int(share * len(content))])
+        flipped = bytearray(content)
+        flipped[int(share * len(content))] ^= 64
+        (tmp_path / f"{i + 3}.{suffix}").write_bytes(flipped)
+    (tmp_path / f"7.{suffix}").write_bytes(b"text")
+    names = tuple(f"{i}.{suffix}" for i in range(9))  # the last one is not there
+    source = Source(np.zeros(9, np.int32), ("a",), np.zeros(3), np.ones(3), names=names, root=str(tmp_path))
+    bad = []
+    for i in range(9):
+        try:
+            images.decoded(source.read(i), lambda *size: (0, 0, *size), 224)
+        except Exception:  # as training does
+            bad.append(i)
+    assert bad[-2:] == [7, 8]
+    told = []
+    np.testing.assert_array_equal(loading.unreadable(source, READING, told.append), bad)
+    assert told == [9]
+
+
 def test_threads_end_with_the_batches(photographs):
     sets = sampling.sorted_by_class(CLASSES)
     picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import priors
+from unimix_jax import priors, settings
 from unimix_jax.data import sources
 from unimix_jax.data.splits import digest
 from unimix_jax.errors import UserError
@@ -122,6 +122,24 @@ def test_arrays_with_other_names_are_ignored_aloud(arrays, caplog, monkeypatch):
     assert "is ignored (did you mean '" in caplog.text
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_in_front_are_put_behind_aloud(arrays, caplog, monkeypatch, channels):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 9, channels), np.uint8)
+    front = images.transpose(0, 3, 1, 2)
+    splits = arrays(train_images=front, test_images=images[:3])
+    np.testing.assert_array_equal(splits.train.images, images)
+    assert splits.train.mean.shape == (channels,)
+    assert f"read as {channels} channels in front" in caplog.text
+    assert digest(splits.train) == digest(arrays(train_images=images, test_images=images[:3]).train)
+
+
+@pytest.mark.parametrize("shape", [(12, 3, 9, 3), (12, 9, 9, 30), (12, 2, 2, 2), (12, 9, 3, 4)])
+def test_channels_behind_stay_there(arrays, shape):
+    images = np.zeros(shape, np.uint8)
+    assert arrays(train_images=images, test_images=images[:3]).train.images.shape == shape
+
+
 def test_arrays_can_be_cut(arrays):
     np.testing.assert_array_equal(arrays(imbalance=4.0).counts, [4, 2, 1])
 
@@ -140,7 +158,14 @@ def test_arrays_can_be_cut(arrays):
         ({"train_labels": np.repeat([0, 1, 3], 4)}, "no training image in class 2"),
         ({"train_labels": np.repeat([0, 1, 10**9], 4)}, "no training image in class 2 .*from 0 to 1000000000"),
         ({"class_names": np.array(["a", "b"])}, r"train_labels in .* label 2 occurs, but with 2 classes"),
-        ({"test_labels": np.array([0, 1, 3])}, "no training image in class 3"),
+        ({"test_labels": np.array([0, 1, 3])}, "no training image in class 3 in .*; 1 test images have it"),
+        ({"class_names": np.array([*"abcd"])}, r"no training image in class 3 \(d\); leave"),
+        (
+            {"class_names": np.array([*"abcd"]), "test_labels": np.array([3, 3, 1])},
+            r"no training image in class 3 \(d\), but test has 2 of d; leave",
+        ),
+        ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(3, int)}, "only one class, '0'"),
+        ({"train_images": np.zeros((12, 6, 8, 9), np.uint8)}, r"6 channels in front.*numpy.moveaxis\(images, 1, -1\)"),
         ({"imbalance": 9.0}, "imbalance of 9 leaves no training image in class 2: .* smallest class, 4"),
         ({"validation_images": np.zeros((2, 5, 4), np.uint8)}, "holds no array 'validation_labels'"),
         ({"validation_labels": np.zeros(2, int)}, "holds no array 'validation_images'"),
@@ -164,6 +189,23 @@ def test_pickled_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "p.npz", train_images=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="pickled objects, which are not loaded"):
         sources.load(ConfigDict({"source": "arrays", **CUT, "file": str(tmp_path / "p.npz")}))
+
+
+def test_lists_of_one_class_and_classes_that_are_only_tested_are_refused(tmp_path):
+    config = settings.default()
+    settings.use_photographs(config)
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg", "c/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config.data.update({"dir": str(tmp_path), "train_list": "train.txt", "test_list": "test.txt"})
+    (tmp_path / "train.txt").write_text("a/1.jpg 0\n")
+    (tmp_path / "test.txt").write_text("a/2.jpg 0\n")
+    with pytest.raises(UserError, match="the data has only one class, 'a'"):
+        sources.load(config.data)
+    (tmp_path / "train.txt").write_text("a/1.jpg 0\nb/1.jpg 1\n")
+    (tmp_path / "test.txt").write_text("a/2.jpg 0\nc/1.jpg 2\nc/2.jpg 2\n")
+    with pytest.raises(UserError, match=r"no training image in class 2 \(2\), but test has 2 of 2; leave"):
+        sources.load(config.data)
 
 
 def test_an_unknown_source_is_refused():

@@ -1,3 +1,5 @@
+import json
+import logging
 import shutil
 
 import jax
@@ -16,15 +18,15 @@ def state_at(step):
     return first._replace(step=jnp.int32(step))
 
 
-def write(directory, *at):
+def write(directory, *at, run="a"):
     with checkpoints.opened(directory, keep=2) as manager:
         for step in at:
-            checkpoints.save(manager, step, state_at(step))
+            checkpoints.save(manager, step, state_at(step), run)
 
 
-def newest(directory):
+def newest(directory, run="a"):
     with checkpoints.opened(directory, keep=2) as manager:
-        return checkpoints.restore_newest(manager, directory, state_at(0))
+        return checkpoints.restore_newest(manager, directory, state_at(0), run)
 
 
 def test_a_state_comes_back_to_the_bit_and_in_its_type(tmp_path):
@@ -66,9 +68,9 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_taken(tmp_pat
     write(tmp_path, 1, 2)
     damage(tmp_path / "2")
     with checkpoints.opened(tmp_path, keep=2) as manager:
-        restored = checkpoints.restore_newest(manager, tmp_path, state_at(0))
+        restored = checkpoints.restore_newest(manager, tmp_path, state_at(0), "a")
         assert restored.step == 1
-        checkpoints.save(manager, 2, state_at(2))  # the way on leads through step 2 again
+        checkpoints.save(manager, 2, state_at(2), "a")  # the way on leads through step 2 again
     assert (tmp_path / "2.damaged").is_dir()
     assert newest(tmp_path).step == 2
 
@@ -94,6 +96,49 @@ def test_a_step_that_orbax_would_pass_over_is_an_error(tmp_path):
     write(tmp_path, 5)
     with checkpoints.opened(tmp_path, keep=2) as manager, pytest.raises(RuntimeError, match="did not save step 5"):
         checkpoints.save(manager, 5, state_at(5))
+
+
+def meta_file(directory, step):
+    return directory / str(step) / "meta" / "metadata"
+
+
+def test_a_checkpoint_of_another_run_is_moved_aside_and_the_one_before_is_taken(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    write(ours, 1, 2)
+    write(theirs, 2, run="b")
+    shutil.rmtree(ours / "2")
+    shutil.copytree(theirs / "2", ours / "2")
+    assert newest(ours).step == 1
+    assert (ours / "2.foreign").is_dir()
+    assert "checkpoint 2 is of another run (b, not a); it is moved aside, to 2.foreign" in caplog.text
+    with pytest.raises(UserError, match=r"none of .* is sound \(checkpoint 2 is of another run"):
+        newest(theirs)
+    assert (theirs / "2").is_dir()
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_moved_aside(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    write(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "2")
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    assert newest(tmp_path).step == 1
+    # One of before checkpoints said so of themselves: the state has its step.
+    meta = meta_file(tmp_path, 1)
+    meta.write_text(json.dumps({"digest": json.loads(meta.read_text())["digest"]}))
+    shutil.copytree(tmp_path / "1", tmp_path / "3")
+    assert newest(tmp_path, checkpoints.UNNAMED).step == 1
+    for step in (2, 3):
+        assert f"checkpoint {step} is of another step, 1; it is moved aside, to {step}.foreign" in caplog.text
+
+
+def test_a_checkpoint_that_names_no_run_goes_with_a_run_of_that_time_alone(tmp_path):
+    write(tmp_path, 1)
+    meta = meta_file(tmp_path, 1)
+    meta.write_text(json.dumps({"digest": json.loads(meta.read_text())["digest"]}))  # as it was written once
+    assert newest(tmp_path, checkpoints.UNNAMED).step == 1
+    with pytest.raises(UserError, match="checkpoint 1 does not say of which run it is"):
+        newest(tmp_path)
 
 
 @pytest.mark.parametrize("change", [lambda a: a + 1e-7, lambda a: a.astype(np.float64), lambda a: a[None]])

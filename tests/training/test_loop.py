@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from unimix_jax import main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
-from unimix_jax.measures import metrics, parts
+from unimix_jax.measures import evaluation, files, metrics, parts
 from unimix_jax.training import checkpoints, loop, prediction, progress, record, steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -50,6 +50,7 @@ def numbers_of(directory):
         arrays[split] = predictions.logits.tobytes()
     step = max(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
     meta = json.loads((directory / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    assert meta.pop("run") == workdir.read_json(directory / "run.json")["id"]
     return records, arrays, meta, json.loads((directory / "metrics.json").read_text())
 
 
@@ -101,6 +102,60 @@ def test_a_complete_run_is_told_and_left_alone(finished, capsys):
     assert loop.run(config(), directory) == result
     assert "is complete" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.name not in ("lock", "log.txt")} == before
+
+
+def test_the_first_lines_say_what_was_found(finished):
+    lines = [line.split(" ", 2)[2] for line in (finished[0] / "log.txt").read_text().splitlines()]
+    first = lines.index(f"run directory: {finished[0]}") + 1
+    assert lines[first : first + 3] == [
+        "images: 331 training, 250 validation, 500 test; 8 x 8 pixels, 1 channel; 10 classes",
+        "training images of a class: most 0 (99), 1 (70), 2 (50); fewest 7 (9), 8 (6), 9 (4)",
+        "held out: 50 of each class for test, 25 of each class for validation, by chance (config.data.split_seed)",
+    ]
+    assert re.match(
+        r"resnet\w+ by unimix_bayias: \d+ parameters, from random weights \(seed 0\); 33 steps", lines[first + 3]
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([5, 9], "most b (9); fewest a (5)"),
+        ([5, 9, 1], "most b (9); fewest c (1)"),
+        ([4, 4, 4, 4], "most a (4), b (4); fewest c (4), d (4)"),
+        (range(9), "most i (8), h (7), g (6); fewest c (2), b (1), a (0)"),
+    ],
+)
+def test_the_largest_and_the_smallest_classes_are_named(counts, said):
+    assert loop.largest_and_smallest(np.array(counts), tuple("abcdefghi")[: len(counts)]) == said
+
+
+def test_results_that_were_changed_are_not_believed_silently(finished, tmp_path, capsys):
+    directory, result = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    about = workdir.read_json(directory / "run.json")
+    workdir.write_json(directory / "metrics.json", result | {"test": result["test"] | {"accuracy": 1.0}})
+    predictions = workdir.read_predictions(directory / "predictions.npz")
+    workdir.write_predictions(directory / "predictions.npz", predictions._replace(logits=predictions.logits + 1))
+    assert loop.run(config(), directory)["test"]["accuracy"] == 1
+    said = "metrics.json, predictions.npz were changed in"
+    assert said in capsys.readouterr().err
+    lines = evaluation.evaluate(files.read_run(directory), evaluation.Options(samples=0))["warnings"]
+    for name in ("metrics.json", "predictions.npz"):
+        assert any(line.startswith(f"{name} was changed after the run was finished") for line in lines)
+    (directory / "predictions.npz").unlink()
+    assert loop._result(directory, about) is None  # it is evaluated anew from its last checkpoint
+    assert (directory / "metrics.json.changed").exists()
+    assert not (directory / "metrics.json").exists()
+    assert loop._result(finished[0], about) == result
+    lines = evaluation.evaluate(files.read_run(finished[0]), evaluation.Options(samples=0))["warnings"]
+    assert not any("changed" in line for line in lines)
+
+
+def test_a_run_that_lost_what_it_was_trained_on_is_refused(finished, tmp_path):
+    (tmp_path / "checkpoints" / "11").mkdir(parents=True)
+    shutil.copy(finished[0] / "config.json", tmp_path)
+    with pytest.raises(UserError, match="has checkpoints but no run.json"):
+        loop.run(config(), tmp_path)
 
 
 def test_another_config_is_refused_naming_the_keys_and_neutral_ones_pass(finished, capsys):

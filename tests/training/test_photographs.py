@@ -64,6 +64,12 @@ def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path
     loop.run(config(**{"data.dir": folder}), tmp_path / "whole")
     with pytest.raises(Interrupted):
         loop.run(config(**{"data.dir": folder}), tmp_path / "parts", After(6))
+    photograph = next((folder / "class 0").iterdir())
+    content = photograph.read_bytes()
+    Image.new("RGB", (12, 14)).save(photograph)
+    with pytest.raises(UserError, match="images have the names of those which this run began with, but other contents"):
+        loop.run(config(**{"data.dir": folder}), tmp_path / "parts")
+    photograph.write_bytes(content)
     loop.run(config(**{"data.dir": folder, "data.threads": 3}), tmp_path / "parts")
     results = [
         (
@@ -110,13 +116,16 @@ def test_unreadable_images_stop_a_run_or_are_listed(folder, tmp_path):
     damage(test)
     with pytest.raises(UserError, match=r"cannot read the image .*class 0.*skip_unreadable"):
         loop.run(config(**{"data.dir": folder}), tmp_path / "stops")
-    # The same run goes on without them.
+    # The same run, of which no step was saved, goes on without them.
     loop.run(config(**{"data.dir": folder, "data.skip_unreadable": True}), tmp_path / "stops")
     assert set((tmp_path / "stops" / "unreadable.txt").read_text().splitlines()) == {str(train), str(test)}
     predictions = workdir.read_predictions(tmp_path / "stops" / "predictions.npz")
     np.testing.assert_array_equal(predictions.labels, this.splits.test.labels[1:])
     facts = tables.run_facts(files.read_run(tmp_path / "stops").about)
-    assert facts["images that could not be read"].startswith("2, replaced in training and left out")
+    assert facts["images that could not be read"].startswith("2, left out of training and evaluation")
+    counts = this.splits.counts - np.eye(3, dtype=int)[0]
+    np.testing.assert_array_equal(predictions.counts, counts)
+    assert files.read_run(tmp_path / "stops").about["run"]["data"]["train"]["counts"] == counts.tolist()
     log = (tmp_path / "stops" / "log.txt").read_text()
     assert f"cannot be read and is passed over: {train}" in log
     assert log.count("cannot be read and is passed over") == 2

@@ -162,8 +162,7 @@ def _read(view_at: Callable[[int], View], positions: range, reading: Reading, ah
     """Make views in order, by threads or worker processes, up to `ahead` or so before their turn."""
     import grain
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = reading.threads or (1 if reading.workers else cores)
+    threads = reading.threads or (1 if reading.workers else _cores())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(64, 4 * threads, ahead))
     made = grain.MapDataset.range(positions.start, positions.stop).map(view_at).to_iter_dataset(options)
     if reading.workers:
@@ -177,6 +176,10 @@ def _read(view_at: Callable[[int], View], positions: range, reading: Reading, ah
         yield from iterator
     finally:  # threads and processes end with whoever asked for views
         iterator.close()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _training_view(position: int, *, source, sets, picks_at, views, seed, reading) -> View:
@@ -239,6 +242,36 @@ def thumbnails(source: Source, reading: Reading) -> np.ndarray:
 
     with ThreadPoolExecutor(reading.threads or None) as pool:
         return np.stack(list(pool.map(small, range(len(source.labels)))))
+
+
+def unreadable(source: Source, reading: Reading, told: Callable[[int], None] | None = None) -> np.ndarray:
+    """Decode every image of a source once, small, and return the positions of those that cannot be read.
+
+    Args:
+      source: with names, not images.
+      reading: how; its threads do the work.
+      told: called with the number of images done so far, now and then; what it raises ends the pass.
+
+    Returns:
+      int64[M], rising.
+    """
+    reading = reading._replace(skip_unreadable=True)
+
+    def bad(positions: range) -> list[int]:
+        return [i for i in positions if _decoded(source, i, _whole, 32, reading) is None]
+
+    total, found = len(source.labels), []
+    with ThreadPoolExecutor(reading.threads or _cores()) as pool:
+        blocks = [range(start, min(start + 256, total)) for start in range(0, total, 256)]
+        try:
+            for block, part in zip(blocks, pool.map(bad, blocks), strict=True):
+                found += part
+                if told:
+                    told(block.stop)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return np.array(found, np.int64)
 
 
 def _whole(width: int, height: int) -> images.Box:

@@ -73,7 +73,7 @@ def photographs(data) -> Splits:
 
 def _splits(parts: dict[str, Source], data) -> Splits:
     """Put splits together: what is not given is held out, and a long-tailed cut is made where one is asked for."""
-    train = parts["train"]
+    train, held_out = parts["train"], ""
     classes = len(train.class_names)
     if "test" not in parts:
         if not data.test_share > 0:
@@ -89,11 +89,11 @@ def _splits(parts: dict[str, Source], data) -> Splits:
             shown = ", ".join(train.class_names[c] for c in kept[:3]) + (", ..." if len(kept) > 3 else "")
             _log.warning("%d classes have too few images to hold one out for the test: %s", len(kept), shown)
         parts = parts | {name: train.take(positions) for name, positions in at.items() if len(positions)}
-        _log.info("held out by chance: %s", ", ".join(f"{len(at[name])} images for {name}" for name in shares))
+        held_out = ", ".join(f"{len(at[name])} images for {name}" for name in shares) + ", by chance"
     if data.imbalance != 1:
         chosen = long_tailed_of_skewed(parts["train"].labels, classes, data)
         parts["train"] = parts["train"].take(chosen)
-    return Splits(parts["train"], parts.get("validation"), parts["test"])
+    return Splits(parts["train"], parts.get("validation"), parts["test"], held_out)
 
 
 def _listed(root: pathlib.Path, data) -> tuple[pathlib.Path, dict[str, Listing]]:

@@ -21,6 +21,7 @@ from unimix_jax.workdir import read_arrays
 _log = logging.getLogger(__name__)
 
 DIGITS_PER_CLASS = {"test": 50, "validation": 25}
+_CHANNELS = 4  # the most that images usually have: grey, grey and alpha, RGB, RGBA
 
 
 def load(data) -> Splits:
@@ -31,19 +32,38 @@ def load(data) -> Splits:
         source reads.
 
     Raises:
-      UserError: the data is missing, damaged, or a class has no training image.
+      UserError: the data is missing, damaged, of one class, or a class has no training image.
     """
     source = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)]
     for field in _FIELDS.get(data.source, ()):
         if field not in data:
             raise UserError(f"config.data has no field {field!r}, which the source {data.source!r} reads; see configs/")
     splits = source(data)
-    empty = np.flatnonzero(splits.counts == 0)
-    if len(empty):
-        names = ", ".join(f"{c} ({splits.train.class_names[c]})" for c in empty[:3])
-        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        raise UserError(f"no training image in class {names}{more}; leave the class out or give it images")
+    check_classes(splits)
     return splits
+
+
+def check_classes(splits: Splits) -> None:
+    """Refuse data of which no classifier can be trained.
+
+    Raises:
+      UserError: there is one class, or classes have no training image; how many the other splits have is said.
+    """
+    names, counts = splits.train.class_names, splits.counts
+    if len(names) < 2:
+        only = f"only one class, {names[0]!r}" if names else "no class"
+        raise UserError(f"the data has {only}; a classifier needs images of two classes at least")
+    empty = np.flatnonzero(counts == 0).tolist()
+    if empty:
+        shown = ", ".join(f"{c} ({names[c]})" for c in empty[:3])
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        elsewhere = ""
+        for split, source in splits.evaluated.items():
+            there = priors.class_counts(source.labels, len(names))
+            some = [f"{there[c]} of {names[c]}" for c in empty if there[c]]
+            if some:
+                elsewhere += f", but {split} has {', '.join(some[:3])}{', ...' if len(some) > 3 else ''}"
+        raise UserError(f"no training image in class {shown}{more}{elsewhere}; leave the class out or give it images")
 
 
 def digits(data) -> Splits:
@@ -76,7 +96,9 @@ def digits(data) -> Splits:
     at["train"] = at["train"][long_tailed(labels[at["train"]], 10, data)]
     mean, std = _statistics(images[at["train"]])
     names = tuple(str(c) for c in range(10))
-    return Splits(**{name: Source(labels[i], names, mean, std, images[i]) for name, i in at.items()})
+    sources = {name: Source(labels[i], names, mean, std, images[i]) for name, i in at.items()}
+    per_class = ", ".join(f"{count} of each class for {name}" for name, count in DIGITS_PER_CLASS.items())
+    return Splits(**sources, held_out=f"{per_class}, by chance (config.data.split_seed)")
 
 
 def cifar_lt(data) -> Splits:
@@ -96,6 +118,7 @@ def cifar_lt(data) -> Splits:
             f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
         )
     held = held_out(test_labels, len(names), data.validation_per_class, data.split_seed)
+    held_out_of_test = f"{data.validation_per_class} test images of each class for validation, by chance (split_seed)"
     mean, std = np.float32(cifar.MEAN), np.float32(cifar.STD)
 
     def source(rows, labels):
@@ -105,6 +128,7 @@ def cifar_lt(data) -> Splits:
         train=source(rows, labels),
         validation=source(test_rows[held], test_labels[held]) if held.any() else None,
         test=source(test_rows[~held], test_labels[~held]),
+        held_out=held_out_of_test if held.any() else "",
     )
 
 
@@ -112,7 +136,8 @@ def arrays(data) -> Splits:
     """Any images that fit in memory, from one .npz file.
 
     It holds `train_images` uint8[N, H, W] or [N, H, W, C], `train_labels` int[N], `test_images`,
-    `test_labels`, and may hold `validation_images`, `validation_labels` and `class_names`.
+    `test_labels`, and may hold `validation_images`, `validation_labels` and `class_names`. Images with 1 to 4 channels
+    in front, [N, C, H, W], are turned, and the log says so.
     """
     path = data.file
     if not path:
@@ -143,7 +168,11 @@ def arrays(data) -> Splits:
         classes = 1 + max(int(labels[s].max()) for s in splits)
         missing = np.setdiff1d(np.arange(min(classes, len(labels["train"]) + 1)), labels["train"])
         if len(missing):
-            raise UserError(f"no training image in class {missing[0]} in {path}; its labels go from 0 to {classes - 1}")
+            there = {s: int((labels[s] == missing[0]).sum()) for s in splits if s != "train"}
+            seen = "".join(f"; {count} {s} images have it" for s, count in there.items() if count)
+            raise UserError(
+                f"no training image in class {missing[0]} in {path}{seen}; its labels go from 0 to {classes - 1}"
+            )
         names = tuple(str(c) for c in range(classes))
     for split in splits:
         try:
@@ -172,9 +201,21 @@ def _statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_images(array: np.ndarray, what: str) -> np.ndarray:
+    """Return images uint8[N, H, W, C] of what may be [N, H, W], or [N, C, H, W], which is said."""
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(f"{what} is {array.dtype}{array.shape}; it must be uint8[N,H,W] or uint8[N,H,W,C] with N > 0")
-    return array[..., None] if array.ndim == 3 else array
+    if array.ndim == 3:
+        return array[..., None]
+    _, first, height, last = array.shape
+    if last <= _CHANNELS or first >= min(height, last):
+        return array  # many channels behind are no mistake where the images are as high as wide
+    if first > _CHANNELS:
+        raise UserError(
+            f"{what} is uint8{array.shape}, which looks like {first} channels in front; they must be behind, "
+            f"[N,H,W,C]: numpy.moveaxis(images, 1, -1)"
+        )
+    _log.warning("%s is uint8%s: read as %d channels in front, and turned to [N,H,W,C]", what, array.shape, first)
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
 def _as_labels(array: np.ndarray, length: int, what: str) -> np.ndarray:

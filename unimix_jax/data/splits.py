@@ -5,6 +5,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from unimix_jax.data.sampling import Stream, generator
 from unimix_jax.errors import UserError
 
 _MOST_BYTES = 2**31  # of an encoded image
+_SAMPLED, _START = 2048, 2**16  # images whose content is looked at, and how many bytes of each
 
 
 class Source(NamedTuple):
@@ -56,6 +58,8 @@ class Splits(NamedTuple):
     train: Source
     validation: Source | None
     test: Source
+    held_out: str = ""  # which images were set apart from which, in words; "" if the data came with these splits
+    unreadable: int | None = None  # training images left out because they cannot be read; None if none was looked at
 
     @property
     def counts(self) -> np.ndarray:
@@ -107,7 +111,7 @@ def search_path(directory: str) -> pathlib.Path:
 def digest(source: Source) -> str:
     """Return a digest of a split's labels and images in their order: it names a cut exactly.
 
-    Of images that are read one by one it covers the names, not the content.
+    Of images that are read one by one it covers the names; `content` is for the rest.
     """
     sha = hashlib.sha256(np.ascontiguousarray(source.labels, np.int32))
     if source.images is None:
@@ -115,6 +119,57 @@ def digest(source: Source) -> str:
     else:
         sha.update(np.ascontiguousarray(source.images))
     return sha.hexdigest()[:16]
+
+
+def content(source: Source) -> dict | None:
+    """Return what tells encoded images from others under the same names; None for images in memory (see `digest`).
+
+    It covers the sizes of all files, and the first 64 KiB of up to 2,048 images at equal distances. Modification times
+    are no part of it: a copy of the data has others. The sizes cost a look at each file, which is less than one epoch
+    costs; records have no sizes of their own, so the sample alone speaks for them. What cannot be read counts as empty.
+
+    Returns:
+      {"bytes": of all files together, "sizes": digest, "sample": digest}; of records "sample" alone.
+    """
+    if source.images is not None:
+        return None
+    some = np.unique(np.linspace(0, len(source.names) - 1, _SAMPLED).astype(np.int64)).tolist()
+    found = {}
+    with ThreadPoolExecutor(16) as pool:
+        if source.record is None:
+            blocks = (source.names[i : i + 1024] for i in range(0, len(source.names), 1024))
+            sizes = np.concatenate(list(pool.map(lambda names: _sizes(source.root, names), blocks)))
+            found = {"bytes": int(sizes.sum()), "sizes": hashlib.sha256(sizes.astype("<i8")).hexdigest()[:16]}
+        sha = hashlib.sha256()
+        for start in pool.map(lambda position: _start(source, position), some):
+            sha.update(hashlib.sha256(start).digest())
+    return found | {"sample": sha.hexdigest()[:16]}
+
+
+def _sizes(root: str, names: tuple[str, ...]) -> np.ndarray:
+    """Return the sizes of files in bytes, int64[N]; 0 for what is no file that can be read."""
+    sizes = np.zeros(len(names), np.int64)
+    for i, name in enumerate(names):
+        try:
+            about = os.stat(os.path.join(root, name))
+        except OSError:
+            continue
+        sizes[i] = about.st_size if stat.S_ISREG(about.st_mode) else 0
+    return sizes
+
+
+def _start(source: Source, position: int) -> bytes:
+    """Return the first bytes of an encoded image; none of what is no file that can be read."""
+    if source.record is not None:
+        return source.record(position)[:_START]
+    path = os.path.join(source.root, source.names[position])
+    if not os.path.isfile(path):
+        return b""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_START)
+    except OSError:
+        return b""
 
 
 def long_tailed(labels: np.ndarray, num_classes: int, data) -> np.ndarray:

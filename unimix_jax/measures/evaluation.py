@@ -19,7 +19,8 @@ class Given(NamedTuple):
     name: str  # what a report calls it
     test: Predictions
     validation: Predictions | None = None
-    about: dict | None = None  # of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl)
+    # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), changed and gone (names of results).
+    about: dict | None = None
 
 
 class Options(NamedTuple):
@@ -96,8 +97,17 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
         result["corrected"] = _corrected(given.name, test, result, standing, options)
     if test.labels is not None and test.counts is not None and all(result["test_share"]):
         result["cut_tests"] = _cut_tests(test, estimator, standing, options)
-    result["warnings"] = _warnings(result, test, validation)
+    result["warnings"] = [*_changed(given.about or {}), *_warnings(result, test, validation)]
     return result
+
+
+def _changed(about: dict) -> list[str]:
+    """What of a run's results is no longer as the run wrote it."""
+    changed = [
+        f"{name} was changed after the run was finished: the run did not write it so"
+        for name in about.get("changed", ())
+    ]
+    return changed + [f"{name} of the run is gone; its command writes it anew" for name in about.get("gone", ())]
 
 
 def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list[str]:

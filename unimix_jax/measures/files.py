@@ -42,6 +42,7 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
         "metrics": workdir.read_json(directory / workdir.METRICS),
         "lines": workdir.read_metrics(directory / workdir.METRICS_LINES),
     }
+    about["changed"], about["gone"] = workdir.changed_outputs(directory, about["run"])
     given = Given(
         name or directory.resolve().name,
         workdir.read_predictions(test),

@@ -324,7 +324,7 @@ def run_facts(about: dict) -> dict[str, str]:
             facts[f"{split} images"] = f"{data[split]['images']}, digest {data[split]['digest']}"
     if run.get("unreadable"):
         facts["images that could not be read"] = (
-            f"{run['unreadable']}, replaced in training and left out here; see unreadable.txt in the run directory"
+            f"{run['unreadable']}, left out of training and evaluation; see unreadable.txt in the run directory"
         )
     lines = about.get("lines") or []
     last = max((line["epoch"] for line in lines), default=None)

@@ -8,9 +8,12 @@ import pathlib
 import jax
 import numpy as np
 
+from unimix_jax import workdir
 from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+UNNAMED = "unnamed"  # the identity of runs that began before a checkpoint named its run
 
 
 @contextlib.contextmanager
@@ -39,10 +42,16 @@ def opened(directory: pathlib.Path, keep: int):
             manager.close()
 
 
-def save(manager, step: int, state) -> None:
+def save(manager, step: int, state, run: str = "") -> None:
     """Begin to write the state after `step` steps.
 
     The state's arrays may be donated at once: what is being written keeps them alive.
+
+    Args:
+      manager: of `opened`.
+      step: of the state.
+      state: a tree of arrays.
+      run: the identity of the run, which the checkpoint names.
 
     Raises:
       UserError: a checkpoint could not be written (a full disk).
@@ -51,7 +60,8 @@ def save(manager, step: int, state) -> None:
     import orbax.checkpoint as ocp
 
     state = jax.device_get(state)
-    content = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"digest": digest(state)}))
+    meta = {"digest": digest(state), "step": step, "run": run or UNNAMED}
+    content = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     try:
         saved = manager.save(step, args=content)
     except (OSError, ValueError) as error:  # of this one or of the one before
@@ -60,13 +70,16 @@ def save(manager, step: int, state) -> None:
         raise RuntimeError(f"Orbax did not save step {step}; it has {manager.all_steps()}")
 
 
-def restore_newest(manager, directory: pathlib.Path, like):
-    """Return the newest sound state, as numpy arrays; move newer, damaged ones aside (`STEP.damaged`).
+def restore_newest(manager, directory: pathlib.Path, like, run: str = ""):
+    """Return the newest sound state of a run, as numpy arrays; move newer ones that are not aside.
+
+    A damaged one becomes `STEP.damaged`, one of another run or of another step than its name says `STEP.foreign`.
 
     Args:
       manager: of `opened`.
       directory: the same.
       like: a state of the same structure, shapes and types.
+      run: the identity that the checkpoints must name; "" takes those of any run.
 
     Returns:
       The state; None if there never was a checkpoint.
@@ -77,29 +90,48 @@ def restore_newest(manager, directory: pathlib.Path, like):
     import orbax.checkpoint as ocp
 
     like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    template = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-    damaged = {}
+    naming = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    template = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    wrong = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            restored = manager.restore(step, args=template)
-            if digest(restored["state"]) == restored["meta"]["digest"]:
+            meta = manager.restore(step, args=naming)["meta"]
+            if foreign := _foreign(meta, step, run):
+                wrong[step] = "foreign", foreign
+                continue
+            state = manager.restore(step, args=template)["state"]
+            if digest(state) != meta["digest"]:
+                wrong[step] = "damaged", "is damaged (its numbers do not have their digest)"
+            elif (own := int(getattr(state, "step", step))) != step:  # of before `meta` said it
+                wrong[step] = "foreign", f"is of another step, {own}"
+            else:
                 break
-            damaged[step] = "its numbers do not have their digest"
         except Exception as error:  # damage comes out as nearly any type
-            damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            wrong[step] = "damaged", f"is damaged ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     else:
-        if damaged or list(directory.glob("*.damaged*")):
-            why = next(iter(damaged.values()), "they were moved aside")
+        if wrong or list(directory.glob("*.damaged*")) or list(directory.glob("*.foreign*")):
+            why = next((f"checkpoint {step} {why}" for step, (_, why) in wrong.items()), "they were moved aside")
             raise UserError(
                 f"none of the checkpoints in {directory} is sound ({why}); give a new --workdir to start anew"
             )
         return None
-    for step, why in damaged.items():
-        _log.warning("checkpoint %d is damaged (%s); it is moved aside", step, why)
-        (directory / str(step)).rename(_unused(directory / f"{step}.damaged"))
-    if damaged:
+    for step, (suffix, why) in wrong.items():
+        aside = workdir.unused(directory / f"{step}.{suffix}")
+        _log.warning("checkpoint %d %s; it is moved aside, to %s", step, why, aside.name)
+        (directory / str(step)).rename(aside)
+    if wrong:
         manager.reload()  # else its list is the old one, and it would refuse to save them anew
-    return restored["state"]
+    return state
+
+
+def _foreign(meta: dict, step: int, run: str) -> str:
+    """Say why a checkpoint is not what its place says, by what it says of itself; "" if it is."""
+    if meta.get("step", step) != step:
+        return f"is of another step, {meta['step']}"
+    named = meta.get("run", UNNAMED)
+    if run and named != run:
+        return "does not say of which run it is" if named == UNNAMED else f"is of another run ({named}, not {run})"
+    return ""
 
 
 def _not_written(directory, error: Exception) -> UserError:
@@ -114,8 +146,3 @@ def digest(state) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
         sha.update(np.ascontiguousarray(leaf).tobytes())
     return sha.hexdigest()
-
-
-def _unused(path: pathlib.Path) -> pathlib.Path:
-    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 100))]
-    return next(p for p in names if not p.exists())

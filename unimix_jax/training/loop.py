@@ -46,6 +46,7 @@ class Run(NamedTuple):
     steps: int  # of all stages
     steps_per_epoch: int
     clock: timings.Clock
+    identity: str = ""  # of the run, which its checkpoints name; "" for any
 
 
 def run(
@@ -70,15 +71,30 @@ def run(
     directory, stopped, clock = workdir.create(directory), stopped or threading.Event(), clock or timings.Clock()
     with workdir.locked(directory), progress.logging_to(directory):
         about = record.earlier(config, directory)
-        if about.get("state") == "complete" and (result := workdir.read_json(directory / workdir.METRICS)):
+        if about.get("state") == "complete" and (result := _result(directory, about)):
             _log.info("%s is complete", directory)
             return result
+        if not about and _has_checkpoints(directory):
+            raise UserError(
+                f"{directory} has checkpoints but no {workdir.RUN}, which says what they were trained on; restore it "
+                "or give a new --workdir"
+            )
         begun_at = time.monotonic()
         with clock.part("set-up"):
-            this = prepare(config, directory, clock)
+            this = prepare(config, directory, clock, stopped)
         begun_from = weights.digest(config.init) if config.init and not _has_checkpoints(directory) else None
         environment = parallel.environment(this.devices, config.parallel.how, this.network.kernels)
-        about = record.begin(about, config, this.splits, this.method.test_prior, environment, begun_from)
+        with clock.part("data"):
+            about = record.begin(
+                about,
+                config,
+                this.splits,
+                this.method.test_prior,
+                environment,
+                begun_from,
+                saved=_has_checkpoints(directory),
+            )
+        this = this._replace(identity=about["id"])
         _log.info("run directory: %s", directory)
         workdir.write_json(directory / workdir.CONFIG, record.plain(config))
         workdir.write_json(directory / workdir.RUN, about)
@@ -99,9 +115,42 @@ def run(
             "seconds": round(time.monotonic() - begun_at, 1),
             "peak_memory_mib": record.peak_memory_mib(),
             "unreadable": record.count_unreadable(directory),
+            "outputs": workdir.output_digests(directory),
         }
         workdir.write_json(directory / workdir.RUN, about)
         return result
+
+
+def _result(directory: pathlib.Path, about: dict) -> dict | None:
+    """Return what metrics.json of a finished run holds, and say what was changed since; None if a result is gone.
+
+    A result that is gone is written anew from the last checkpoint; one that was changed is moved aside then, else it
+    stays as it is.
+    """
+    changed, gone = workdir.changed_outputs(directory, about)
+    needed = (workdir.METRICS, workdir.predictions_file("test"))  # of runs before results had digests, too
+    gone = sorted({*gone, *(name for name in needed if not (directory / name).exists())})
+    result = None if gone else workdir.read_json(directory / workdir.METRICS)
+    if not result:
+        what = _are(gone) + " gone" if gone else f"{workdir.METRICS} is empty"
+        _log.warning("%s: %s; the results are written anew from the last checkpoint", directory, what)
+        for name in changed:
+            aside = workdir.unused(directory / f"{name}.changed")
+            _log.warning("%s was changed after the run was finished; it is moved to %s", name, aside.name)
+            (directory / name).rename(aside)
+        return None
+    if changed:
+        _log.warning(
+            "%s changed in %s after the run was finished; what the run itself wrote is written anew from the last "
+            "checkpoint if you move the changed file away and start again",
+            _are(changed, "was", "were"),
+            directory,
+        )
+    return result
+
+
+def _are(names: list[str], one: str = "is", several: str = "are") -> str:
+    return f"{', '.join(names)} {one if len(names) == 1 else several}"
 
 
 @contextlib.contextmanager
@@ -116,11 +165,19 @@ def _opened_checkpoints(this: Run):
             stack.close()
 
 
-def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None = None) -> Run:
+def prepare(
+    config,
+    directory: pathlib.Path | None,
+    clock: timings.Clock | None = None,
+    stopped: threading.Event | None = None,
+) -> Run:
     """Load the data and resolve every name of the config; all of a user's mistakes come out here."""
     clock = clock or timings.Clock()
     with clock.part("data"):
         splits = sources.load(config.data)
+        reading = None if splits.train.images is not None else _reading(config.data)
+        if reading is not None and reading.skip_unreadable:
+            splits = record.without_unreadable(splits, reading, directory, stopped)
     counts, sets = splits.counts, sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = methods.build(
@@ -161,12 +218,7 @@ def prepare(config, directory: pathlib.Path | None, clock: timings.Clock | None 
         config.accumulate,
         unroll=parallel.is_cpu(devices),
     )
-    if splits.train.images is not None:
-        reading, shape = None, splits.train.images.shape[1:]
-    else:
-        fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers", "max_megapixels")
-        reading = loading.Reading(*(config.data[field] for field in fields))
-        shape = (reading.size, reading.size, 3)
+    shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     method = _with_inner_mixing(method, sets, shape, config, len(devices))
     variables = resnet.initialise(network, shape, config.seed)
     if others := variables.keys() - {"params", "batch_stats"}:
@@ -242,6 +294,11 @@ def _picks_in_batch(picks_at: Callable, where: str, *, step: int) -> Picks:
     return picks
 
 
+def _reading(data) -> loading.Reading:
+    fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers", "max_megapixels")
+    return loading.Reading(*(data[field] for field in fields))
+
+
 def _has_checkpoints(directory: pathlib.Path | None) -> bool:
     return directory is not None and any((directory / workdir.CHECKPOINTS).glob("[0-9]*"))
 
@@ -254,7 +311,7 @@ def starting_state(this: Run, manager) -> steps.TrainState:
     """Return the state to go on from, on the devices: the newest sound checkpoint's, or a fresh one."""
     state = steps.first_state(this.variables, this.recipe.optimiser)
     _describe(this, sum(leaf.size for leaf in jax.tree.leaves(state.params)))
-    restored = checkpoints.restore_newest(manager, this.directory / workdir.CHECKPOINTS, state)
+    restored = checkpoints.restore_newest(manager, this.directory / workdir.CHECKPOINTS, state, this.identity)
     if restored is not None:
         state = restored
         _log.info("resuming at step %d of %d", state.step, this.steps)
@@ -262,17 +319,47 @@ def starting_state(this: Run, manager) -> steps.TrainState:
     return parallel.replicate(state, this.devices)
 
 
+def largest_and_smallest(counts: np.ndarray, names: tuple[str, ...], shown: int = 3) -> str:
+    """Say which classes have the most images and which the fewest, with their numbers.
+
+    Args:
+      counts: int[K].
+      names: K.
+      shown: how many of each, at most.
+    """
+    order = np.argsort(-counts, kind="stable").tolist()
+    shown = min(shown, len(order) // 2)
+    most, fewest = (", ".join(f"{names[c]} ({counts[c]})" for c in some) for some in (order[:shown], order[-shown:]))
+    return f"most {most}; fewest {fewest}"
+
+
 def _describe(this: Run, parameters: int) -> None:
-    counts, devices = this.splits.counts, len(this.devices)
+    splits, devices = this.splits, len(this.devices)
+    height, width, channels = this.image_shape
     _log.info(
-        "%s by %s: %d parameters; %d images of %d classes (%d to %d); %d steps of %d images on %d device%s, %s layers",
+        "images: %s; %d x %d pixels, %d channel%s; %d classes",
+        ", ".join(
+            f"{len(source.labels)} {name}" for name, source in {"training": splits.train, **splits.evaluated}.items()
+        ),
+        height,
+        width,
+        channels,
+        "s" if channels > 1 else "",
+        len(splits.counts),
+    )
+    _log.info("training images of a class: %s", largest_and_smallest(splits.counts, splits.train.class_names))
+    for name, source in splits.evaluated.items():
+        missing = np.setdiff1d(np.arange(len(splits.counts)), source.labels)
+        if len(missing):
+            some = ", ".join(source.class_names[c] for c in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            _log.info("%d classes have no %s image: %s", len(missing), name, some)
+    _log.info("held out: %s", splits.held_out or "nothing, the data has its own splits")
+    _log.info(
+        "%s by %s: %d parameters, from %s; %d steps of %d images on %d device%s, %s layers",
         this.config.network,
         this.method.name,
         parameters,
-        counts.sum(),
-        len(counts),
-        counts.max(),
-        counts.min(),
+        this.config.init or f"random weights (seed {this.config.seed})",
         this.steps,
         this.config.batch_size,
         devices,
@@ -351,7 +438,7 @@ def train(
             if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):
-                    checkpoints.save(manager, step, state)
+                    checkpoints.save(manager, step, state, this.identity)
                 if stopping and step < this.steps:
                     raise Interrupted(f"at step {step} of {this.steps}, saved; --workdir={this.directory} goes on")
             if fresh or any(due):

@@ -1,0 +1,153 @@
+"""What a start compares with the run that it goes on with, and which images it leaves out."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unimix_jax import workdir
+from unimix_jax.data import loading
+from unimix_jax.data.splits import Source, Splits
+from unimix_jax.errors import Interrupted, UserError
+from unimix_jax.training import record
+
+READING = loading.Reading(size=8, resize=10, min_area=0.5, skip_unreadable=True, threads=2, workers=0)
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    caplog.set_level(logging.INFO, "unimix_jax")
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Splits of seven training images, the second and fifth of which cannot be read, and a test image of each class."""
+    random = np.random.default_rng(0)
+    names = tuple(f"{i}.png" for i in range(9))
+    for i, name in enumerate(names):
+        Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / name)
+        if i in (1, 4):
+            data = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(data[: len(data) // 2])
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 0, 1], np.int32)
+    source = Source(labels, ("cat", "dog"), np.zeros(3), np.ones(3), names=names, root=str(tmp_path))
+    return Splits(source.take(np.arange(7)), None, source.take(np.arange(7, 9)))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return workdir.create(tmp_path / "run")
+
+
+def test_images_that_cannot_be_read_do_not_count(photographs, directory, caplog):
+    found = record.without_unreadable(photographs, READING, directory)
+    assert found.unreadable == 2
+    assert found.counts.tolist() == [2, 3]
+    assert found.train.names == ("0.png", "2.png", "3.png", "5.png", "6.png")
+    assert found.test is photographs.test
+    listed = (directory / workdir.UNREADABLE).read_text().splitlines()
+    assert [name.rpartition("/")[2] for name in listed] == ["1.png", "4.png"]
+    assert "2 of 7 training images cannot be read" in caplog.text
+    assert workdir.create(directory) == directory  # a run stopped before its config is one still
+
+
+def test_a_later_start_leaves_the_same_out_and_reads_nothing(photographs, directory, monkeypatch):
+    first = record.without_unreadable(photographs, READING, directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "unreadable", None)
+        again = record.without_unreadable(photographs, READING, directory)
+    assert again.train.names == first.train.names
+    other = photographs._replace(train=photographs.train.take(np.array([0, 1, 3, 4])))
+    assert record.without_unreadable(other, READING, directory).train.names == ("0.png", "3.png")
+
+
+@pytest.mark.parametrize("kept", [5, [1], {}, {"left_out": "all"}, {"left_out": [7]}, {"left_out": [True]}])
+def test_a_changed_list_of_what_cannot_be_read_is_made_anew(photographs, directory, kept):
+    record.without_unreadable(photographs, READING, directory)
+    path = directory / workdir.CHECKED
+    workdir.write_json(path, workdir.read_json(path) | kept if isinstance(kept, dict) and kept else kept)
+    assert record.without_unreadable(photographs, READING, directory).unreadable == 2
+
+
+def test_a_class_without_an_image_that_can_be_read_is_refused(photographs, directory):
+    splits = photographs._replace(train=photographs.train.take(np.array([1, 3])))
+    with pytest.raises(UserError, match=r"no training image in class 0 \(cat\), but test has 1 of cat"):
+        record.without_unreadable(splits, READING, directory)
+
+
+def test_the_search_can_be_stopped(photographs, directory):
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(Interrupted, match="before the first step"):
+        record.without_unreadable(photographs, READING, directory, stopped)
+    assert not (directory / workdir.CHECKED).exists()
+
+
+def test_a_run_that_counted_unreadable_images_goes_on_so(photographs, directory, caplog):
+    """It began before they were looked for: run.json says nothing of files."""
+    workdir.write_json(directory / workdir.RUN, {"data": {"train": {"images": 7, "digest": "x"}}})
+    assert record.without_unreadable(photographs, READING, directory).train is photographs.train
+    assert "it goes on so" in caplog.text
+    workdir.write_json(directory / workdir.RUN, {"data": {"train": {"images": 7, "digest": "x", "files": {}}}})
+    assert record.without_unreadable(photographs, READING, directory).train is photographs.train
+
+
+FILES = {"bytes": 9, "sizes": "s", "sample": "c"}
+BEGUN = {"train": {"images": 5, "digest": "a", "counts": [3, 2], "files": FILES}, "test_prior": {"digest": "p"}}
+
+
+def changed(**train):
+    return BEGUN | {"train": BEGUN["train"] | train}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (BEGUN, changed(files=FILES | {"sample": "d"}), r"train images have the names .*other contents \(of the same"),
+        (BEGUN, changed(files=FILES | {"bytes": 8}), r"\(9 bytes in all then, 8 now\); restore them"),
+        (BEGUN, changed(digest="b"), "the train images are not those which this run began with; restore"),
+        (
+            BEGUN,
+            changed(images=4, unreadable=1),
+            "0 that cannot be read were left out then, 1 now, by config.data.skip",
+        ),
+        (BEGUN, BEGUN | {"test": BEGUN["train"]}, "the test images are not those"),
+        (BEGUN | {"test": {"digest": "x"}}, BEGUN, "the test images are not those"),
+        (BEGUN, BEGUN | {"test_prior": {"digest": "q"}}, "the test prior is not that"),
+    ],
+)
+def test_other_data_is_refused(before, now, message):
+    with pytest.raises(UserError, match=message):
+        record._check_data(before, now, saved=True)
+
+
+def test_a_run_of_before_files_were_noted_goes_on(caplog):
+    old = BEGUN | {"train": {key: value for key, value in BEGUN["train"].items() if key != "files"}}
+    record._check_data(old, BEGUN, saved=True)
+    assert "their names and labels are those it began with" in caplog.text
+    with pytest.raises(UserError, match="the train images are not those"):
+        record._check_data(old, changed(digest="b"), saved=True)
+
+
+def test_before_a_step_is_saved_unreadable_images_may_be_left_out(caplog):
+    now = changed(images=4, unreadable=1, digest="b")
+    record._check_data(BEGUN, now, saved=False)
+    assert "it begins anew with 4 training images, 1 that cannot be read left out (0 before)" in caplog.text
+    with pytest.raises(UserError, match="are not those"):
+        record._check_data(BEGUN, now | {"train": now["train"] | {"images": 3}}, saved=False)
+
+
+def test_a_run_keeps_its_identity_and_one_of_before_has_none(photographs):
+    from ml_collections import ConfigDict
+
+    def begun(earlier):
+        return record.begin(earlier, ConfigDict({"seed": 0}), photographs, np.ones(2), {})
+
+    first, other = begun({}), begun({})
+    assert first["id"] != other["id"]
+    assert begun(first)["id"] == first["id"]
+    old = {key: value for key, value in first.items() if key != "id"}
+    assert begun(old)["id"] == begun(begun(old))["id"] == "unnamed"
