@@ -125,8 +125,8 @@ def damage(folder, what):
     [
         ("missing", "lacks the file data_batch_2"),
         ("cut", "cannot be read as a CIFAR file"),
-        ("evil", r"asks for posix\.mkdir|asks for nt\.mkdir"),
-        ("list", "holds no labels"),
+        ("evil", r"asks for '(posix|nt)\.mkdir', which no CIFAR file needs; get it again, or the binary version"),
+        ("list", "holds no dict"),
         ("labels", r"outside of 0\.\.9"),
         ("shape", "not rows of 3072 bytes"),
     ],

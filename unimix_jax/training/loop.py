@@ -70,7 +70,7 @@ def run(
     directory, stopped, clock = workdir.create(directory), stopped or threading.Event(), clock or timings.Clock()
     with workdir.locked(directory), progress.logging_to(directory):
         about = record.earlier(config, directory)
-        if about.get("state") == "complete" and (result := workdir.read_json(directory / workdir.METRICS)):
+        if about.get("state") == "complete" and (result := workdir.read_results(directory / workdir.METRICS)):
             _log.info("%s is complete", directory)
             return result
         begun_at = time.monotonic()
