@@ -38,6 +38,7 @@ TOUCH_FILES = {
     "data/cifar.py",
     "data/download.py",
     "data/photographs.py",
+    "data/prepared.py",
     "data/sources.py",
     "data/splits.py",
     "measures/files.py",

@@ -86,9 +86,9 @@ def read(name: str, directory: str = "", fetch: bool = False):
         if theirs:
             download.check(archive, layout.md5)
         else:
-            download.fetch(HOME + layout.archive, archive, layout.md5)
+            download.fetch(HOME + layout.archive, archive, layout.md5, _LARGEST)
         train, test, names = layout.binary_files
-        download.extract(archive, folders[1], (*train, test, names))
+        download.extract(archive, folders[1], (*train, test, names), _LARGEST)
         if not theirs:
             archive.unlink()
     for folder, files, read_rows, read_names in (

@@ -156,12 +156,13 @@ def read_json(path: str | os.PathLike) -> Listing:
         files = {image["id"]: os.fspath(image["file_name"]) for image in content["images"]}
         pairs = [(files[a["image_id"]], int(a["category_id"])) for a in content["annotations"]]
         class_names = {int(c["id"]): str(c.get("name", c["id"])) for c in content.get("categories", ())}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        labels = np.array([label for _, label in pairs], np.int64)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} is no JSON like iNaturalist's, with images, annotations and categories ({type(error).__name__}: "
             f"{error})"
         ) from None
-    return _checked(path, [n for n, _ in pairs], np.array([label for _, label in pairs], np.int64), class_names)
+    return _checked(path, [n for n, _ in pairs], labels, class_names)
 
 
 def _checked(path, names: list[str], labels: np.ndarray, class_names: dict[int, str]) -> Listing:
