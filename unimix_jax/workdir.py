@@ -150,7 +150,8 @@ def locked(directory: pathlib.Path):
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Write a file such that a reader, or a crash, sees the old content or the new, nothing between."""
-    data = content.encode() if isinstance(content, str) else content
+    # A path may hold bytes that are no text; a report shows them as \udcXX.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)
