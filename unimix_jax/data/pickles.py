@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _MOST_OPCODES = 1_000_000  # the largest official file has 200,362
+_HIGHEST_STACK = 10_000  # values that wait; pickle puts at most 1,000 into a list at once
 _LONGEST_NAME = 64  # bytes of a module or function
 
 
@@ -102,6 +103,8 @@ def loads(data: bytes) -> dict[bytes, Any]:
     for _ in range(_MOST_OPCODES):
         if at >= len(data):
             raise Refused("it is cut short")
+        if len(stack) > _HIGHEST_STACK:
+            raise Refused("it holds too many values at once")
         if data[at] not in _BY_CODE:
             raise Refused(f"it holds the opcode {data[at]:#04x}")
         name, form, number = _BY_CODE[data[at]]
