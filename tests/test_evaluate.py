@@ -404,7 +404,7 @@ def given(tmp_path, run):
     (tmp_path / "three.txt").write_text("1 2 3")
     (tmp_path / "words.txt").write_text("many few")
     (tmp_path / "folder").mkdir()
-    (run("odd") / "config.json").write_text("[]")
+    (run("odd") / "config.json").write_text('{"method": [1]}')
     np.savez(tmp_path / "nan.npz", logits=np.where(logits > 4, np.nan, logits), labels=labels)
     np.savez(tmp_path / "pickled.npz", logits=logits, labels=np.array([{}] * 30, dtype=object))
     np.savez(tmp_path / "floats.npz", logits=logits, labels=labels.astype(float))
@@ -427,7 +427,8 @@ def given(tmp_path, run):
         (["--workdir={given}/unfinished"], "is not finished"),
         (["--workdir={given}/run", "--workdir={given}/run"], "is given twice"),
         (["--predictions={given}/nowhere.npz"], "No such file"),
-        (["--predictions={given}/folder"], "cannot read"),
+        (["--predictions={given}/folder"], "is a folder; it must be a regular file"),
+        (["--predictions=/dev/zero"], "is a device; it must be a regular file"),
         (["--predictions={given}/short.npz"], "is cut short"),
         (["--predictions={given}/flat.npz"], "must be numbers [N, K]"),
         (["--predictions={given}/long.npz"], "must be integers [30]"),

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unimix_jax"
 ROOMS = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
-GROUND = {"errors", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
+GROUND = {"errors", "storage", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
 DOORS = {"main", "evaluate"}
 WINGS = {"data", "models", "methods", "measures"}
 LATE = {
@@ -33,11 +33,13 @@ LATE = {
 }
 NO_JAX = sorted(room for room in ROOMS if room.split("/")[0] in ("data", "measures") or room[:-3] in GROUND)
 TOUCH_FILES = {
+    "storage.py",
     "workdir.py",
     "data/cifar.py",
     "data/download.py",
     "data/folders.py",
     "data/photographs.py",
+    "data/prepared.py",
     "data/sources.py",
     "data/splits.py",
     "measures/files.py",

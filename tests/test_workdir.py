@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -95,14 +96,61 @@ def test_metrics_are_cut_back_and_a_torn_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert workdir.read_metrics(path) == []
     for step in (1, 2, 3):
-        workdir.append_metrics(path, {"step": step, "loss": float("inf") if step == 2 else 0.1})
+        loss = float("inf") if step == 2 else 0.1
+        workdir.append_metrics(path, {"step": step, "epoch": step / 4, "loss": loss})
     with open(path, "a") as file:
         file.write('\0\0\n{"step": 4, "lo')
     workdir.cut_metrics(path, 2)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.1},
-        {"step": 2, "loss": None},
+        {"step": 1, "epoch": 0.25, "loss": 0.1},
+        {"step": 2, "epoch": 0.5, "loss": None},
     ]
+
+
+FOREIGN_LINES = (
+    b"5\n", b"[1]\n", b"{}\n", b"null\n", b"\n", b"\xff\n", b"[" * 30_000 + b"\n", b'{"step": 1}\n',
+    b'{"step": true, "epoch": 1}\n', b'{"step": 2, "epoch": "1"}\n', b'{"step": 2, "epoch": NaN}\n',
+    b'{"step": 2, "epoch": 1e999}\n', b'{"step": 2, "epoch": 1, "loss": {}}\n',
+    b'{"step": 2, "epoch": 1, "split": "test"}\n', b'{"step": 2, "epoch": 1, "split": 3, "accuracy": 1}\n',
+    b'{"step": 2, "epoch": 1, "loss": 1' + b"0" * 5000 + b"}\n",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FOREIGN_LINES, ids=lambda line: line[:30].decode(errors="replace").strip())
+def test_a_line_that_is_no_record_costs_no_other_record(tmp_path, monkeypatch, caplog, line):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    path, sound = tmp_path / "metrics.jsonl", b'{"step": 3, "epoch": 0.5, "loss": 1.0, "stage": "plain"}\n'
+    path.write_bytes(sound + line + sound)
+    assert [record["step"] for record in workdir.read_metrics(path)] == [3, 3]
+    assert "1 of its 3 lines is no record and is passed over (line 2)" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["5", "[1]", "null", '"a"', "[" * 100_000, '{"a": ' * 50 + "1" + "}" * 50])
+def test_json_of_another_kind_or_too_deep_gets_a_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        workdir.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"state": "complete"}, {"data": [], "starts": [], "state": 1}, {"data": {"train": 1}, "starts": [{}]},
+     {"data": {}, "starts": [{"environment": {}}], "state": "running"}],
+)  # fmt: skip
+def test_a_record_with_which_no_run_can_go_on_gets_a_sentence(tmp_path, record):
+    workdir.write_json(tmp_path / "run.json", record)
+    with pytest.raises(UserError, match="is no record of a run"):
+        workdir.read_record(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(
+    "results",
+    [{}, {"test": 5}, {"test": {"accuracy": "much"}}, {"test": {}, "best": {"accuracy": 0.5}}, {"validation": {}}],
+)
+def test_measures_that_no_run_writes_get_a_sentence(tmp_path, results):
+    workdir.write_json(tmp_path / "metrics.json", results)
+    with pytest.raises(UserError, match="holds no measures"):
+        workdir.read_results(tmp_path / "metrics.json")
 
 
 def test_configs_are_compared_by_what_changes_numbers():

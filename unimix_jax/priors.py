@@ -10,9 +10,11 @@ import pathlib
 import numpy as np
 
 from unimix_jax.errors import UserError, one_of
+from unimix_jax.storage import MIB, read_text
 
 PROFILES = ("exp", "step", "pareto")
 GROUPS = ("shots", "thirds")
+_LARGEST_PRIOR = 4 * MIB  # bytes of a file of a test prior
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -196,9 +198,10 @@ def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
             imbalance = float(text.removeprefix("imbalance:"))
         except ValueError:
             imbalance = math.nan
-        if not (math.isfinite(imbalance) and imbalance > 0):
+        if not 1e-100 <= imbalance <= 1e100:
             raise UserError(
-                f"test_prior is {text!r}; after 'imbalance:' comes a positive number, such as imbalance:100"
+                f"test_prior is {text!r}; after 'imbalance:' comes a positive number, such as imbalance:100, within "
+                "1e-100 and 1e100"
             )
         weights = np.empty(len(counts))
         ranked = np.argsort(-counts, kind="stable")
@@ -206,12 +209,17 @@ def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
         return prior(weights)
     if not pathlib.Path(text).is_file():
         raise UserError(f"test_prior is {text!r}; it must be uniform, train, imbalance:R or the path of a file")
+    lines = read_text(text, _LARGEST_PRIOR).splitlines()
     try:
-        weights = np.loadtxt(text, dtype=np.float64, ndmin=1)
+        weights = np.array([float(word) for line in lines for word in line.partition("#")[0].split()])
     except ValueError as error:
-        raise UserError(f"the test prior in {text} cannot be read: {error}") from None
+        raise UserError(f"the test prior in {text} cannot be read: {str(error)[:100]}") from None
     if weights.shape != counts.shape or not np.isfinite(weights).all() or not (weights > 0).all():
         raise UserError(
-            f"the test prior in {text} has shape {weights.shape}; it must hold {len(counts)} positive numbers"
+            f"the test prior in {text} has {len(weights)} numbers; it must hold {len(counts)} positive numbers"
         )
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if not np.isfinite(total) or not (weights / total > 0).all():
+        raise UserError(f"the test prior in {text} has numbers too large or too far apart; shares sum to 1")
     return prior(weights)

@@ -16,14 +16,13 @@ import pathlib
 import socket
 import tempfile
 import time
-import zipfile
-import zlib
 
 import numpy as np
 
-from unimix_jax import batch
+from unimix_jax import batch, storage
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
+from unimix_jax.storage import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +72,9 @@ SEEN_IN_DATA = (
     "data.train_list",
     "data.validation_list",
 )
+_MOST_METRICS = 256 * storage.MIB  # bytes of metrics.jsonl, a million lines
+_LONGEST_LINE = 1 << 16
+_SHOWN = ("accuracy", "many", "medium", "few", "ece", "mce")  # measures that are shown when a run ends
 
 
 def predictions_file(split: str) -> str:
@@ -165,7 +167,8 @@ def locked(directory: pathlib.Path):
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Write a file such that a reader, or a crash, sees the old content or the new, nothing between."""
-    data = content.encode() if isinstance(content, str) else content
+    # A path may hold bytes that are no text; a report shows them as \udcXX.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)
@@ -184,19 +187,49 @@ def json_text(value: dict) -> str:
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def read_json(path: pathlib.Path) -> dict | None:
-    """Read a JSON file; None if it is not there.
+def read_record(path: pathlib.Path) -> dict | None:
+    """Read run.json; None if it is not there.
 
     Raises:
-      UserError: it is there but is not JSON.
+      UserError: it is there but is no record of a run that could go on.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
+    record = read_json(path)
+    if record is None:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or start in a new --workdir") from None
+    data, starts = record.get("data"), record.get("starts")
+    sound = (
+        isinstance(data, dict)
+        and all(isinstance(part, dict) for part in data.values())
+        and isinstance(starts, list)
+        and len(starts) > 0
+        and all(isinstance(start, dict) and isinstance(start.get("environment"), dict) for start in starts)
+        and all(key in start for start in starts for key in ("version", "commit"))
+        and isinstance(record.get("state"), str)
+    )
+    if not sound:
+        raise UserError(f"{path} is no record of a run; restore it or start in a new --workdir")
+    return record
+
+
+def read_results(path: pathlib.Path) -> dict | None:
+    """Read metrics.json; None if it is not there.
+
+    Raises:
+      UserError: it is there but holds other things than a run's measures.
+    """
+    results = read_json(path)
+    if results is None:
+        return None
+    parts = {name: results[name] for name in ("test", "validation", "best") if name in results}
+    sound = "test" in parts and all(
+        isinstance(part, dict) and all(value is None or _is_number(value) for value in map(part.get, _SHOWN))
+        for part in parts.values()
+    )
+    if sound and "best" in parts:
+        sound = isinstance(parts["best"].get("split"), str) and _is_number(parts["best"].get("epoch"))
+    if not sound:
+        raise UserError(f"{path} holds no measures of a run; restore it or start in a new --workdir")
+    return results
 
 
 def output_digests(directory: pathlib.Path) -> dict[str, str]:
@@ -236,16 +269,60 @@ def append_metrics(path: pathlib.Path, record: dict) -> None:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Read the lines of metrics.jsonl, up to the first one that a crash left torn."""
-    records = []
-    if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    records.append(json.loads(line if line.endswith("\n") else "torn"))
-                except ValueError:
-                    break
+    """Read the records of metrics.jsonl; lines that are no record of a run are passed over, aloud.
+
+    Returns:
+      The records in their order; each has `step` and `epoch`; one with a `split` is an evaluation.
+
+    Raises:
+      UserError: it is no regular file, or larger than any run writes it.
+    """
+    try:
+        data = storage.read_bytes(path, _MOST_METRICS)
+    except FileNotFoundError:
+        return []
+    records, strange = [], []
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        record = _record(line)
+        if record is None:
+            strange.append(number)
+        else:
+            records.append(record)
+    if strange:
+        _log.warning(
+            "%s: %d of its %d lines %s no record and %s passed over (line %s)",
+            path,
+            len(strange),
+            len(strange) + len(records),
+            *(("is", "is") if len(strange) == 1 else ("are", "are")),
+            ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else ""),
+        )
     return records
+
+
+def _record(line: bytes) -> dict | None:
+    """Return the record of a line of metrics.jsonl, None if the line is torn or holds something else."""
+    if len(line) > _LONGEST_LINE or not line.endswith(b"\n"):
+        return None
+    try:
+        record = storage.parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return None
+    words = {key: value for key, value in record.items() if key in ("split", "stage")}
+    numbers = {key: value for key, value in record.items() if key not in words}
+    measured = ("epoch", "accuracy") if "split" in record else ("epoch",)
+    sound = (
+        all(isinstance(value, str) for value in words.values())
+        and all(value is None or _is_number(value) for value in numbers.values())
+        and all(numbers.get(key) is not None for key in measured)
+    )
+    return record if sound else None
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float)  # a truth value is none
 
 
 def cut_metrics(path: pathlib.Path, step: int) -> None:
@@ -312,17 +389,14 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
       UserError: no such file, no .npz, pickled objects in it, neither logits nor probabilities, or arrays that are
         no predictions.
     """
-    arrays = read_arrays(path, (*Predictions._fields, "probabilities"))
+    arrays = storage.read_arrays(path, (*Predictions._fields, "probabilities"))
     if ("logits" in arrays) == ("probabilities" in arrays):
         which = "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
         raise UserError(f"{path} holds {which}" + ("" if "logits" in arrays else " and no 'probabilities'"))
     if "probabilities" in arrays:
         arrays["logits"] = batch.logits_of_probabilities(arrays.pop("probabilities"), f"probabilities of {path}")
     if "class_names" in arrays:
-        arrays["class_names"] = tuple(
-            name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-            for name in arrays["class_names"].ravel()
-        )
+        arrays["class_names"] = storage.names_of(arrays["class_names"], f"class_names of {path}")
     return batch.checked(Predictions(**arrays), str(path))
 
 
@@ -347,33 +421,3 @@ def write_cached(folder: str | os.PathLike, name: str, data: bytes) -> None:
     with contextlib.suppress(OSError):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         write_whole(pathlib.Path(folder, name), hashlib.sha256(data).digest() + data)
-
-
-def read_arrays(path: str | os.PathLike, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
-    """Read those of some arrays that an .npz holds, or all of them.
-
-    Raises:
-      UserError: no such file, no whole .npz, or pickled objects in one of them.
-    """
-    try:
-        file = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} is no .npz file of arrays, or is cut short; numpy.savez writes one") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} holds one array without a name; numpy.savez writes an .npz with named ones")
-    found = {}
-    with file:
-        for name in file.files if names is None else (name for name in names if name in file.files):
-            try:
-                found[name] = file[name]
-            except (OSError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile):  # encrypted, too
-                raise UserError(f"{path} is damaged: its array {name!r} cannot be read") from None
-            except ValueError as error:
-                pickled = "pickle" in str(error) or "Object arrays" in str(error)
-                why = "holds pickled objects, which are not loaded" if pickled else "cannot be read"
-                raise UserError(f"{path}: array {name!r} {why}; store plain numbers") from None
-            if not isinstance(found[name], np.ndarray):
-                raise UserError(f"{path} holds {name!r}, but not as an array; numpy.savez writes arrays")
-    return found

@@ -2,13 +2,14 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax.data import cifar, sources
+from unimix_jax.data import cifar, pickles, sources
 from unimix_jax.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -125,8 +126,8 @@ def damage(folder, what):
     [
         ("missing", "lacks the file data_batch_2"),
         ("cut", "cannot be read as a CIFAR file"),
-        ("evil", r"asks for posix\.mkdir|asks for nt\.mkdir"),
-        ("list", "holds no labels"),
+        ("evil", r"asks for '(posix|nt)\.mkdir', which no CIFAR file needs; get it again, or the binary version"),
+        ("list", "holds no dict"),
         ("labels", r"outside of 0\.\.9"),
         ("shape", "not rows of 3072 bytes"),
     ],
@@ -145,6 +146,103 @@ def test_a_torn_binary_file_gets_a_sentence(tmp_path):
     with open(folder / "test_batch.bin", "ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="not a multiple of 3073"):
+        cifar.read("cifar10", str(tmp_path))
+
+
+def raw(*pieces):
+    """A pickle of these opcodes, protocol 2."""
+    return b"\x80\2" + b"".join(pieces) + b"."
+
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+ARRAY = RECONSTRUCT + b"cnumpy\nndarray\nK\0\x85U\1b\x87R"
+
+
+def forged(
+    dtype=b"cnumpy\ndtype\nU\2u1K\0K\1\x87R", dtype_state=b"(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb", **at
+):
+    """A CIFAR file whose array has another type, shape or content."""
+    shape, content = at.get("shape", b"K\1M\0\x0c\x86"), at.get("content", b"T\0\x0c\0\0" + bytes(3072))
+    state = b"(K\1" + shape + dtype + dtype_state + b"\x89" + content + b"tb"
+    return raw(b"}(U\4data", ARRAY, state, b"U\6labels](K\3eu")
+
+
+def test_a_pickle_written_opcode_by_opcode_is_read():
+    found = pickles.loads(forged())
+    assert found[b"labels"] == [3]
+    np.testing.assert_array_equal(found[b"data"], np.zeros((1, 3072), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # A state that pickle gives to numpy.dtype makes it read and write anywhere.
+        forged(dtype_state=b"(K\3U\1|NNNM\xff\x7fJ\xff\xff\xff\xffK\0tb"),
+        forged(dtype_state=b"(K\3U\1|U\1xNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"),
+        forged(dtype=b"cnumpy\ndtype\nU\2O8K\0K\1\x87R", content=b"T\0\x0c\0\0" + b"A" * 3072),
+        forged(dtype=b"cnumpy\ndtype\nU\3V99K\0K\1\x87R"),
+        forged(dtype=b"cnumpy\ndtype\nU\2f8K\0K\1\x87R"),
+        forged(shape=b"M\xff\xffM\xff\xff\x86"),
+        forged(shape=b"J\xff\xff\xff\xffJ\0\xf4\xff\xff\x86"),
+        forged(content=b"](K\1e"),
+        raw(b"}" + b")\x85" * 1_000_000 + b"K\1s"),  # a tuple a million deep as a key
+        raw(b"}(U\4data" + b"]" * 1_000_000 + b"a" * 999_999 + b"u"),
+        # Lists of lists that double: 2**n numbers by n opcodes.
+        raw(b"]q\0", b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))),
+        # The same 4,000 characters coded again and again.
+        raw(b"X\xa0\x0f\0\0" + b"a" * 4000, b"q\0c_codecs\nencode\nq\1", b"h\1h\0X\6\0\0\0latin1\x86R" * 20_000),
+        raw(b"K\1" * 1_000_000),
+        raw(b"\x8b\xff\xff\xff\x7f" + b"\1" * 100),  # a number of 2 GB
+        raw(b"}(U\6labels](\x8a\x09" + b"\1" * 9 + b"eu"),  # 2**70 and the like
+        b"(lp0\nI1\na.", b"", b"\x80", b"\x80\2", b"\x80\6}.", raw(b"}b"), raw(b"t"), raw(b"h\0"), raw(b"}}s"),
+    ],
+    ids=range(24),
+)  # fmt: skip
+def test_forged_pickles_and_bombs_are_refused_within_little_memory(data):
+    tracemalloc.start()
+    try:
+        with pytest.raises(pickles.Refused):
+            pickles.loads(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(data) + 1_000_000  # the stack, and nothing that grows faster than the file
+
+
+def test_the_work_on_a_pickle_is_bounded(monkeypatch):
+    monkeypatch.setattr(pickles, "_MOST_OPCODES", 1000)
+    with pytest.raises(pickles.Refused, match="more than 1000 opcodes"):
+        pickles.loads(raw(b"]", b"K\1a" * 1000))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("encoding", ["bytes", "latin1"])
+@pytest.mark.parametrize("dump", [pickle.dumps, pickle._dumps])
+def test_files_written_again_by_python_3_are_read(dump, encoding, protocol):
+    rows = RANDOM.integers(0, 256, (3, 3072), np.uint8)
+    official = pickled({b"data": rows, b"labels": [1, 2, 3], b"filenames": [b"a.png"] * 3, b"batch_label": b"x"})
+    found = pickles.loads(dump(pickle.loads(official, encoding=encoding), protocol=protocol))
+    np.testing.assert_array_equal(found[b"data"], rows)
+    assert found[b"labels"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.skipif("UNIMIX_DATA_DIR" not in os.environ, reason="$UNIMIX_DATA_DIR does not name the real files")
+def test_the_real_files_are_read_as_pickle_reads_them(name):
+    layout, (_, (rows, labels), names) = cifar.LAYOUTS[name], cifar.read(name)
+    folder = cifar.search_path("") / layout.python
+    content = pickle.loads((folder / layout.python_files[1]).read_bytes(), encoding="bytes")
+    np.testing.assert_array_equal(rows, content[b"data"])
+    assert labels.tolist() == content[layout.label_key]
+    meta = pickle.loads((folder / layout.python_files[2]).read_bytes(), encoding="bytes")
+    assert names == tuple(n.decode() for n in meta[layout.names_key])
+
+
+@pytest.mark.parametrize("labels", [[3, 2**70], [3], [3, [1]], [3, b"1"], [3, None], 3])
+def test_labels_that_are_none_get_a_sentence(tmp_path, labels):
+    folder = write_python(tmp_path, "cifar10", rows_and_labels(50, 10), rows_and_labels(10, 10), "abcdefghij")
+    (folder / "data_batch_2").write_bytes(pickled({b"data": np.ones((2, 3072), np.uint8), b"labels": labels}))
+    with pytest.raises(UserError, match="data_batch_2 "):
         cifar.read("cifar10", str(tmp_path))
 
 

@@ -1,12 +1,12 @@
 """The official CIFAR-10 and CIFAR-100 files, python or binary version, and their download. Touches files."""
 
 import pathlib
-import pickle
 from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax.data import download
+from unimix_jax import storage
+from unimix_jax.data import download, pickles
 from unimix_jax.data.splits import search_path
 from unimix_jax.errors import UserError
 
@@ -57,6 +57,8 @@ LAYOUTS = {
 }
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training pixels / 255; the field uses them for both
 STD = (0.2023, 0.1994, 0.2010)
+_LARGEST = 512 * storage.MIB  # bytes of a file; the largest official one has 155 MB
+_LARGEST_NAMES = storage.MIB
 
 
 def read(name: str, directory: str = "", fetch: bool = False):
@@ -84,9 +86,9 @@ def read(name: str, directory: str = "", fetch: bool = False):
         if theirs:
             download.check(archive, layout.md5)
         else:
-            download.fetch(HOME + layout.archive, archive, layout.md5)
+            download.fetch(HOME + layout.archive, archive, layout.md5, _LARGEST)
         train, test, names = layout.binary_files
-        download.extract(archive, folders[1], (*train, test, names))
+        download.extract(archive, folders[1], (*train, test, names), _LARGEST)
         if not theirs:
             archive.unlink()
     for folder, files, read_rows, read_names in (
@@ -126,7 +128,7 @@ def _checked(path: pathlib.Path, rows: np.ndarray, labels: np.ndarray, layout: L
 
 
 def _binary_rows(path: pathlib.Path, layout: Layout):
-    data, size = np.fromfile(path, np.uint8), 3072 + layout.label_bytes
+    data, size = np.frombuffer(storage.read_bytes(path, _LARGEST), np.uint8), 3072 + layout.label_bytes
     if len(data) % size:
         raise UserError(f"{path} has {len(data)} bytes, not a multiple of {size}; it is damaged")
     data = data.reshape(-1, size)
@@ -134,23 +136,25 @@ def _binary_rows(path: pathlib.Path, layout: Layout):
 
 
 def _binary_names(path: pathlib.Path, layout: Layout) -> tuple[str, ...]:
-    return _all_names(path, path.read_text(encoding="utf-8").split(), layout)
+    return _all_names(path, storage.read_text(path, _LARGEST_NAMES).split(), layout)
 
 
 def _python_rows(path: pathlib.Path, layout: Layout):
-    content = _unpickle(path)
-    try:
-        rows, labels = content[b"data"], np.array(content[layout.label_key], np.int32)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} holds no {layout.label_key.decode()} or no data; it is no CIFAR file") from None
-    return _checked(path, np.asarray(rows), labels, layout)
+    content = _unpickled(path, _LARGEST)
+    rows, labels = content.get(b"data"), content.get(layout.label_key)
+    if not isinstance(rows, np.ndarray) or not isinstance(labels, list):
+        raise UserError(f"{path} holds no {layout.label_key.decode()} or no data; it is no CIFAR file")
+    wrong = next((label for label in labels if type(label) is not int), None)
+    if wrong is not None:
+        raise UserError(f"{path} holds the label {wrong!r}, which is no whole number; it is no CIFAR file")
+    return _checked(path, rows, np.array(labels, np.int32), layout)  # no opcode that is read has larger numbers
 
 
 def _python_names(path: pathlib.Path, layout: Layout) -> tuple[str, ...]:
-    try:
-        return _all_names(path, [name.decode() for name in _unpickle(path)[layout.names_key]], layout)
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} holds no {layout.names_key.decode()}; it is no CIFAR file") from None
+    names = _unpickled(path, _LARGEST_NAMES).get(layout.names_key)
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        raise UserError(f"{path} holds no {layout.names_key.decode()}; it is no CIFAR file")
+    return _all_names(path, [n.decode(errors="replace") if isinstance(n, bytes) else n for n in names], layout)
 
 
 def _all_names(path: pathlib.Path, names: list[str], layout: Layout) -> tuple[str, ...]:
@@ -159,21 +163,10 @@ def _all_names(path: pathlib.Path, names: list[str], layout: Layout) -> tuple[st
     return tuple(names)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads dicts, lists, numbers, bytes and numpy arrays; refuses every other global."""
-
-    def find_class(self, module, name):
-        # The official files, made with an old numpy, spell it numpy.core.
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np._core.multiarray._reconstruct
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
-
-
-def _unpickle(path: pathlib.Path):
-    with open(path, "rb") as file:
-        try:
-            return _Unpickler(file, encoding="bytes").load()
-        except Exception as error:  # damaged pickles raise nearly anything
-            raise UserError(f"{path} cannot be read as a CIFAR file: {error}") from None
+def _unpickled(path: pathlib.Path, limit: int) -> dict:
+    try:
+        return pickles.loads(storage.read_bytes(path, limit))
+    except pickles.Refused as error:
+        raise UserError(
+            f"{path} cannot be read as a CIFAR file: {error}; get it again, or the binary version, from {PAGE}"
+        ) from None

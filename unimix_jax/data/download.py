@@ -1,28 +1,34 @@
 """Fetching an archive over a network that breaks, and taking known files out of it. Touches files."""
 
+import contextlib
 import fcntl
 import hashlib
 import http.client
 import logging
 import os
 import pathlib
+import queue
 import shutil
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import zlib
 
+from unimix_jax import storage
 from unimix_jax.errors import UserError
 
 _BLOCK = 1 << 20  # bytes read at once
-_PATIENCE = 5  # breaks in a row without a new byte before giving up
+_PATIENCE = 5  # breaks in a row without progress before giving up
+_PROGRESS = 64 << 10  # bytes that a connection must bring to count as progress
+_SLOWEST = 4 << 10  # bytes a second, over `timeout` seconds; a slower connection counts as broken
 _PAUSE = 1.0  # seconds before the second try in a row; then 3, 7, 15
 _log = logging.getLogger(__name__)
 
 
-def fetch(url: str, path: pathlib.Path, md5: str, timeout: float = 60.0) -> None:
+def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, timeout: float = 60.0) -> None:
     """Download `url` to `path`, whole or not at all.
 
     What has arrived stays in `path`.part; a broken connection goes on from there, at once and in a
@@ -32,24 +38,29 @@ def fetch(url: str, path: pathlib.Path, md5: str, timeout: float = 60.0) -> None
       url: http or https.
       path: the file to make; its folder is made if needed.
       md5: the published digest, in hex.
-      timeout: seconds without a byte that count as a break.
+      limit: bytes that the file may have at most.
+      timeout: seconds without a byte, or with fewer than 4 KiB each, that count as a break.
 
     Raises:
-      UserError: the server cannot be reached or refuses, the digest is another, the disk cannot be
-        written, or another process downloads the same file.
+      UserError: the server cannot be reached, refuses, is too slow or sends too much, the digest is another, the disk
+        cannot be written, or another process downloads the same file.
     """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(part):
+            storage.open_regular(part).close()
         with open(part, "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is downloading {path}") from None
-            _receive(url, file, timeout)
-            file.flush()
             try:
+                _receive(url, file, limit, timeout)
+                file.flush()
                 check(part, md5)
+            except _Kept as error:
+                raise UserError(str(error)) from None
             except UserError:
                 part.unlink()
                 raise
@@ -64,13 +75,17 @@ def check(path: pathlib.Path, md5: str) -> None:
     Raises:
       UserError: its MD5 is another.
     """
-    with open(path, "rb") as file:
+    with storage.open_regular(path) as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
         raise UserError(f"{path} has the MD5 {found} instead of the published {md5}; it is not the official file")
 
 
-def _receive(url: str, file, timeout: float) -> None:
+class _Kept(Exception):
+    """The download cannot go on now, but may later."""
+
+
+def _receive(url: str, file, limit: int, timeout: float) -> None:
     """Append what is missing to `file`, through breaks."""
     from tqdm import tqdm
 
@@ -79,58 +94,122 @@ def _receive(url: str, file, timeout: float) -> None:
         while True:
             have = file.seek(0, os.SEEK_END)
             try:
-                whole = _receive_once(url, file, have, timeout, bar)
+                whole = _receive_once(url, file, have, limit, timeout, bar)
                 reason = "the connection broke"
             except _Broken as error:
                 whole, reason = False, str(error)
             if whole:
                 return
-            breaks = breaks + 1 if file.seek(0, os.SEEK_END) == have else 0
+            breaks = breaks + 1 if file.seek(0, os.SEEK_END) < have + _PROGRESS else 0
             if breaks >= _PATIENCE:
-                raise UserError(f"cannot download {url}: {reason}; what has arrived is kept, the same command goes on")
+                raise _Kept(f"cannot download {url}: {reason}; what has arrived is kept, the same command goes on")
             _log.info("%s: %s, going on at byte %d", url, reason, file.tell())
             time.sleep(_PAUSE * (2**breaks - 1))
 
 
-def _receive_once(url: str, file, have: int, timeout: float, bar) -> bool:
+def _receive_once(url: str, file, have: int, limit: int, timeout: float, bar) -> bool:
     """Append the bytes from `have` on over one connection; return whether the file is whole then."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    # A thread talks to the server, because there are replies without an end in which a read never returns. It is left
+    # to itself then; what it puts nobody takes.
+    replies = queue.Queue(maxsize=4)
+    given_up = threading.Event()
+    threading.Thread(target=_talk, args=(url, have, timeout, replies, given_up), daemon=True).start()
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return True  # there is nothing after what we have; the digest decides
-        if error.code < 500:
-            raise UserError(f"cannot download {url}: the server answers {error.code} {error.reason}") from None
-        raise _Broken(f"the server answers {error.code} {error.reason}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(getattr(error, "reason", error))) from None
-    with response:
-        if have and response.status != http.client.PARTIAL_CONTENT:
-            file.truncate(have := 0)  # the server sends it all again
-        length = response.headers.get("Content-Length")
-        bar.total = have + int(length) if length else None
-        bar.update(have - bar.n)
+        total, since, before = None, time.monotonic(), 0
         while True:
             try:
-                block = response.read(_BLOCK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _Broken(str(error)) from None
-            if not block:
-                return bar.total is None or file.tell() >= bar.total
-            file.write(block)
-            bar.update(len(block))
+                kind, value = replies.get(timeout=max(0.01, since + timeout - time.monotonic()))
+            except queue.Empty:
+                kind, value = None, None
+            if kind == "failed":
+                raise value
+            if kind == "begun":
+                again, length = value
+                if have and again:
+                    file.truncate(have := 0)  # the server sends it all again
+                total = None if length is None else have + length
+                bar.total = total
+                bar.update(have - bar.n)
+            elif kind == "block":
+                before += len(value)
+                if file.tell() + len(value) > limit:
+                    raise UserError(f"{url} sends more than {limit} bytes; it is not the official file")
+                file.write(value)
+                bar.update(len(value))
+            elif kind == "end":
+                return value or total is None or file.tell() >= total
+            if total is not None and total > limit:
+                raise UserError(f"{url} has {total} bytes, more than {limit}; it is not the official file")
+            if time.monotonic() - since >= timeout:
+                if before < _SLOWEST * timeout:
+                    raise _Broken(f"only {before} bytes came in {timeout:g} s")
+                since, before = time.monotonic(), 0
+    finally:
+        given_up.set()
+        while not replies.empty():  # a thread that waits to put its next block sees that nobody takes it
+            replies.get_nowait()
+
+
+def _talk(url: str, have: int, timeout: float, replies: queue.Queue, given_up: threading.Event) -> None:
+    """Put what a server answers into a queue, as pairs.
+
+    ("begun", (whether it sends from the first byte on, how many bytes or None)), ("block", bytes), ("end", whether
+    there was nothing to send), ("failed", the exception).
+    """
+
+    def put(kind, value):
+        while not given_up.is_set():
+            try:
+                return replies.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+        raise _Broken("given up")
+
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            response = urllib.request.urlopen(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            reason = "".join(c if c.isprintable() else " " for c in str(error.reason)[:100])
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return put("end", True)  # there is nothing after what we have; the digest decides
+            if error.code < 500:
+                raise _Kept(f"cannot download {url}: the server answers {error.code} {reason}") from None
+            raise _Broken(f"the server answers {error.code} {reason}") from None
+        with response:
+            length = response.headers.get("Content-Length")
+            if length is not None and not (length.isdecimal() and len(length) < 16):
+                raise _Broken(f"the server sends no length but {length[:40]!r}")
+            put("begun", (response.status != http.client.PARTIAL_CONTENT, None if length is None else int(length)))
+            # One piece as it comes: `read` would wait for a whole block, and trusts the sizes of chunks.
+            while block := response.read1(_BLOCK):
+                put("block", block)
+            return put("end", False)
+    except (_Broken, _Kept) as error:
+        failure = error
+    except Exception as error:  # urllib and http.client raise nearly anything at replies that are none
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        failure = _Broken("".join(c if c.isprintable() else " " for c in reason[:200]))
+    with contextlib.suppress(_Broken):
+        put("failed", failure)
+    return None
 
 
 class _Broken(Exception):
     """A connection ended before the file did."""
 
 
-def extract(archive: pathlib.Path, folder: pathlib.Path, members: tuple[str, ...]) -> None:
+def extract(archive: pathlib.Path, folder: pathlib.Path, members: tuple[str, ...], limit: int = storage.GIB) -> None:
     """Make `folder` with the named files of a .tar.gz, whole or not at all.
 
     Members are looked up as `folder.name/NAME` and read as bytes: no path, link or permission that
     the archive names is ever followed.
+
+    Args:
+      archive: the file.
+      folder: to make.
+      members: names below it.
+      limit: bytes that a member may have at most.
 
     Raises:
       UserError: `folder` is there already, the archive is damaged, or a member is missing or no plain file.
@@ -143,13 +222,15 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, members: tuple[str, ...
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 if member.isreg() and (name := wanted.pop(member.name.removeprefix("./"), None)):
+                    if member.size > limit:
+                        raise UserError(f"{archive} holds {name} with {member.size} bytes, more than {limit}")
                     with tar.extractfile(member) as source, open(temporary / name, "wb") as target:
                         shutil.copyfileobj(source, target, _BLOCK)
         if wanted:
             raise UserError(f"{archive} lacks {next(iter(wanted))}")
         temporary.chmod(0o755)
         os.replace(temporary, folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, MemoryError, OverflowError, ValueError, zlib.error, OSError) as error:
         raise UserError(f"cannot unpack {archive}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax import storage
 from unimix_jax.data import images
-from unimix_jax.data.splits import open_regular
 from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
     if suffix:
         return suffix, not _BESIDE.fullmatch(suffix)
     try:
-        with open_regular(entry.path) as file:
+        with storage.open_regular(entry.path) as file:
             head = file.read(_HEAD)
     except OSError:
         return "without a suffix that cannot be read", True

@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from unimix_jax import storage
 from unimix_jax.data import folders, images, prepared
 from unimix_jax.data.folders import Listing
 from unimix_jax.data.splits import (
     Source,
     Splits,
     long_tailed_of_skewed,
-    open_regular,
     read_regular,
     search_path,
     stratified,
@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 FIELDS = ("dir", "train_list", "validation_list", "test_list", "test_share", "validation_share", "mean", "std")
 FIELDS += ("layout", "skip_other_files", "skip_unreadable")
 _MOST_LABELS = 10**7
+_MOST_BYTES = storage.GIB  # of a list; iNaturalist's largest has 120 MB
 
 
 def photographs(data) -> Splits:
@@ -132,8 +133,8 @@ def read_list(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: the line that is wrong, or two labels of one image.
     """
-    with open_regular(path) as file:
-        text = file.read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    data = storage.read_bytes(path, _MOST_BYTES)
+    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     names, labels = [], []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         parts = line.rsplit(None, 1)
@@ -153,8 +154,7 @@ def read_json(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: it is no such file.
     """
-    with open_regular(path) as file:
-        data = file.read()
+    data = storage.read_bytes(path, _MOST_BYTES)
     try:
         content = json.loads(data)
         files = {image["id"]: os.fspath(image["file_name"]) for image in content["images"]}
@@ -353,7 +353,7 @@ def _same_contents(root: pathlib.Path, pairs: list[tuple[str, str]]) -> list[tup
 
 
 def _is_same_content(one: str, two: str) -> bool:
-    with open_regular(one) as a, open_regular(two) as b:
+    with storage.open_regular(one) as a, storage.open_regular(two) as b:
         while block := a.read(2**16):
             if block != b.read(2**16):
                 return False

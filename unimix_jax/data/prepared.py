@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unimix_jax import storage
 from unimix_jax.data.splits import Source
 from unimix_jax.errors import UserError
 
 INFO = "dataset_info.json"
+FEATURES = "features.json"
+_TFDS_FEATURES = "tensorflow_datasets.core.features."
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
 
 
@@ -40,10 +43,54 @@ def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str
     Raises:
       UserError: not stored as array_record, or without images and class labels.
     """
+    import tensorflow_datasets  # noqa: F401, what is wrong with it is no fault of the data
+
+    directory = _version(directory)
+    _check_description(directory)
+    try:
+        return _read(directory, mean, std)
+    except UserError:
+        raise
+    except Exception as error:  # of damaged data TFDS and its readers raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory} cannot be read as a prepared TFDS directory ({type(error).__name__}: {reason}); prepare it "
+            "again"
+        ) from None
+
+
+def _check_description(directory: pathlib.Path) -> None:
+    """Refuse what TFDS would follow without asking: modules that a description names, and files that are none."""
+    for path in directory.iterdir():
+        if not path.is_dir():
+            storage.open_regular(path).close()
+    for name in (INFO, FEATURES):
+        try:
+            content = storage.parse_json(storage.read_bytes(directory / name, 16 * storage.MIB))
+        except FileNotFoundError:
+            raise UserError(f"{directory} has no {name}; prepare it again with TFDS 4 or later") from None
+        except ValueError as error:
+            raise UserError(f"{directory / name} is damaged ({error}); prepare it again") from None
+        parts = [content]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, dict):
+                for key in ("pythonClassName", "type"):
+                    named = part.get(key)
+                    if name == FEATURES and isinstance(named, str) and not named.startswith(_TFDS_FEATURES):
+                        raise UserError(
+                            f"{directory / name} names the feature {named[:100]!r}, which is none of TFDS's own; "
+                            "images with class labels need no other"
+                        )
+                parts += part.values()
+            elif isinstance(part, list):
+                parts += part
+
+
+def _read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str, Source]:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import decode
 
-    directory = _version(directory)
     builder = tfds.builder_from_directory(directory)
     features = dict(builder.info.features.items())
     keys = builder.info.supervised_keys or ("image", "label")
@@ -65,7 +112,8 @@ def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str
                 f"{directory} is not stored for reading in any order; prepare it with "
                 "download_and_prepare(file_format='array_record')"
             ) from None
-        labels = [_feature(records[i], keys[1]).int64_list.value[0] for i in range(len(records))]
+        classes = features[keys[1]].num_classes
+        labels = [_label(records[i], keys, classes, f"{directory}, {name}[{i}]") for i in range(len(records))]
         found[split] = Source(
             np.array(labels, np.int32),
             tuple(features[keys[1]].names),
@@ -87,6 +135,17 @@ def _version(directory: pathlib.Path) -> pathlib.Path | None:
         return directory
     versions = sorted(path.parent for path in directory.glob(f"*/{INFO}"))
     return versions[0] if len(versions) == 1 else None
+
+
+def _label(record: bytes, keys: tuple[str, str], classes: int, where: str) -> int:
+    """Return the label of a record that has an image and one label."""
+    images, labels = _feature(record, keys[0]).bytes_list.value, _feature(record, keys[1]).int64_list.value
+    if len(images) != 1 or len(labels) != 1 or not 0 <= labels[0] < classes:
+        raise UserError(
+            f"{where} holds {len(images)} images and the labels {list(labels[:3])}; each record must hold one image "
+            f"and one label in 0..{classes - 1}"
+        )
+    return labels[0]
 
 
 def _feature(record: bytes, key: str):

@@ -16,7 +16,7 @@ from unimix_jax.data.photographs import FIELDS, photographs
 from unimix_jax.data.sampling import Stream, generator
 from unimix_jax.data.splits import Source, Splits, held_out, long_tailed, search_path
 from unimix_jax.errors import UserError, did_you_mean, one_of
-from unimix_jax.workdir import read_arrays
+from unimix_jax.storage import GIB, names_of, read_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def arrays(data) -> Splits:
     path = data.file
     if not path:
         raise UserError("no data file given; name the .npz by --config.data.file=FILE.npz")
-    found = read_arrays(path)
+    found = read_arrays(path, limit=64 * GIB)
     known = {f"{s}_{what}" for s in ("train", "validation", "test") for what in ("images", "labels")} | {"class_names"}
     for name in sorted(found.keys() - known):
         _log.warning("%s in %s is ignored%s", name, path, did_you_mean(name, sorted(known)))
@@ -160,9 +160,7 @@ def arrays(data) -> Splits:
                 f"{images['train'].shape[1:]}; all must be of one size"
             )
     if "class_names" in found:
-        names = tuple(
-            n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in found["class_names"].ravel()
-        )
+        names = names_of(found["class_names"], f"class_names in {path}")
     else:
         # Asked before a name is made for each: a label may be 10**9 by mistake.
         classes = 1 + max(int(labels[s].max()) for s in splits)

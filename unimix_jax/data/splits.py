@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import priors
+from unimix_jax import priors, storage
 from unimix_jax.data.sampling import Stream, generator
 from unimix_jax.errors import UserError
 
@@ -72,35 +72,16 @@ class Splits(NamedTuple):
         return {name: s for name, s in (("validation", self.validation), ("test", self.test)) if s is not None}
 
 
-def open_regular(path: str | os.PathLike):
-    """Open a regular file to read its bytes; a pipe or a device, which may never end, is refused without waiting.
-
-    Raises:
-      OSError: it cannot be opened, or is no regular file.
-    """
-    # Without O_NONBLOCK, which Windows has not, opening a pipe waits until somebody writes into it.
-
-    def opener(name: str, flags: int) -> int:
-        number = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-        if stat.S_ISREG(os.fstat(number).st_mode):
-            return number
-        os.close(number)
-        raise OSError("it is no regular file")
-
-    return open(path, "rb", opener=opener)
-
-
 def read_regular(path: str | os.PathLike) -> bytes:
     """Return the content of a regular file of an image's size.
 
     Raises:
       OSError: it cannot be read, is no regular file, or is larger than any image.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > _MOST_BYTES:
-            raise OSError(f"its {size} bytes are more than an image has")
-        return file.read(_MOST_BYTES)
+    try:
+        return storage.read_bytes(path, _MOST_BYTES)
+    except UserError as error:
+        raise OSError(str(error)) from None
 
 
 def search_path(directory: str) -> pathlib.Path:

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import workdir
+from unimix_jax import storage, workdir
 from unimix_jax.errors import UserError
 from unimix_jax.measures import page, plots, report
 from unimix_jax.measures.evaluation import Given
+
+_LARGEST_COUNTS = 4 * storage.MIB  # bytes of a file of counts
 
 
 def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
@@ -51,7 +53,7 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
     )
     try:
         report.facts(given)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{directory} holds records that no run writes ({error!r}); restore them") from None
     return given
 
@@ -111,7 +113,7 @@ def read_all(
         raise UserError("--counts goes with --predictions; a run has its own")
     if not workdirs and not predictions:
         raise UserError("nothing to evaluate; give --workdir=RUN or --predictions=FILE.npz, see --help")
-    paths = [pathlib.Path(path).resolve() for path in (*workdirs, *predictions)]
+    paths = [pathlib.Path(os.path.realpath(path)) for path in (*workdirs, *predictions)]
     names = [path.stem if i >= len(workdirs) else path.name for i, path in enumerate(paths)]
     names = [os.fsencode(name).decode(errors="replace") for name in names]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
@@ -135,24 +137,17 @@ def read_counts(path: str | os.PathLike) -> np.ndarray:
     """
     wrong = UserError(f"{path} must hold a whole number for each class, none below 0: its training images")
     if str(path).endswith(".npz"):
-        counts = workdir.read_arrays(path, ("counts",)).get("counts")
+        counts = storage.read_arrays(path, ("counts",), _LARGEST_COUNTS).get("counts")
     else:
-        try:
-            counts = np.array(_text(path).replace(",", " ").split(), np.int64)
-        except (ValueError, OverflowError):
-            raise wrong from None
+        words = storage.read_text(path, _LARGEST_COUNTS).replace(",", " ").split()
+        if not all(word.removeprefix("+").isdecimal() and len(word) < 19 for word in words):
+            raise wrong
+        counts = np.array([int(word) for word in words], np.int64)
     if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu" or not len(counts) or counts.min() < 0:
         raise wrong
+    if counts.max() > np.iinfo(np.int64).max:
+        raise wrong
     return counts.astype(np.int64)
-
-
-def _text(path: str | os.PathLike) -> str:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 class Output(NamedTuple):
@@ -181,13 +176,21 @@ def output(path: str | os.PathLike) -> Output:
             raise UserError(f"--output={path} is no folder; name a folder, or a file that ends in .html")
         found = Output(path / "report.html", path / "figures")
     taken = [p for p in (found.html, *found.others.values(), found.figures) if os.path.lexists(p)]
-    if taken and not (found.html.is_file() and page.GENERATOR in _text(found.html)[:2000]):
+    if taken and not (found.html.is_file() and _is_report(found.html)):
         raise UserError(f"{taken[0]} is there already and is no report; give another --output")
     try:
         with tempfile.TemporaryFile(dir=next(p for p in found.html.absolute().parents if p.exists())):
             return found
     except OSError as error:
         raise UserError(f"cannot write {found.html} ({error.strerror or error}); give another --output") from None
+
+
+def _is_report(path: pathlib.Path) -> bool:
+    try:
+        with storage.open_regular(path) as file:
+            return page.GENERATOR.encode() in file.read(2000)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def write(

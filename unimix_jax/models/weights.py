@@ -3,15 +3,18 @@
 import hashlib
 import logging
 import os
-import pathlib
 
 import jax
 import numpy as np
 
+from unimix_jax import storage
 from unimix_jax.errors import UserError
 from unimix_jax.models import resnet
 
 _log = logging.getLogger(__name__)
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_LARGEST = 4 * storage.GIB  # bytes of a file; the largest network here has .3 GiB
+_LONGEST_NAME = 100
 
 
 def digest(path: str | os.PathLike) -> str:
@@ -21,7 +24,8 @@ def digest(path: str | os.PathLike) -> str:
       UserError: it cannot be read.
     """
     try:
-        return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
+        with storage.open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -36,17 +40,9 @@ def begun_from(path: str | os.PathLike, variables: dict) -> dict:
     Raises:
       UserError: no such file, or values of another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    arrays = _floats(path)
     try:
-        arrays = load_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # KeyError: a type numpy has not
-        raise UserError(f"config.init names {path}, which is no whole .safetensors file of floats: {error}") from None
-    try:
-        given = resnet.from_pytorch({name: np.asarray(v, np.float32) for name, v in arrays.items()})
+        given = resnet.from_pytorch(arrays)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path} holds names that are not a ResNet's in PyTorch ({error})") from None
     ours, theirs = _by_name(variables), _by_name(given)
@@ -63,6 +59,42 @@ def begun_from(path: str | os.PathLike, variables: dict) -> dict:
             )
     _log.info("weights of %s to start from", path)
     return jax.tree_util.tree_map_with_path(lambda where, leaf: theirs[_name(where)].astype(leaf.dtype), variables)
+
+
+def _floats(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return a file's arrays as float32 by their names, without the counts of batches."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with storage.open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size > _LARGEST:
+            raise UserError(f"config.init names {path}, which has {size / storage.GIB:.1f} GiB; at most 4 are read")
+        arrays = {}
+        with safe_open(path, framework="numpy") as found:
+            for name in found.keys():  # noqa: SIM118, it is no dict
+                if name.endswith("num_batches_tracked"):
+                    continue
+                kind, dimensions = found.get_slice(name).get_dtype(), len(found.get_slice(name).get_shape())
+                if kind not in _FLOATS:
+                    raise UserError(
+                        f"config.init names {path}, whose {name[:100]} is of type {kind}; weights must be of "
+                        f"{', '.join(_FLOATS)}"
+                    )
+                if len(name) > _LONGEST_NAME or dimensions > 4:
+                    raise UserError(f"{path} holds names or shapes that are not a ResNet's in PyTorch ({name[:100]})")
+                with np.errstate(over="ignore"):
+                    arrays[name] = np.asarray(found.get_tensor(name), np.float32)
+                if not np.isfinite(arrays[name]).all():
+                    raise UserError(f"{path} holds nan, infinity or numbers beyond float32 in {name}")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    # AttributeError, KeyError: a type that numpy has not; OverflowError, MemoryError: shapes that cannot be.
+    except (
+        SafetensorError, AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        raise UserError(f"config.init names {path}, which is no whole .safetensors file of floats: {error}") from None
+    return arrays
 
 
 def _unreadable(path, error: OSError) -> UserError:

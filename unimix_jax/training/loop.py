@@ -130,7 +130,7 @@ def _result(directory: pathlib.Path, about: dict) -> dict | None:
     changed, gone = workdir.changed_outputs(directory, about)
     needed = (workdir.METRICS, workdir.predictions_file("test"))  # of runs before results had digests, too
     gone = sorted({*gone, *(name for name in needed if not (directory / name).exists())})
-    result = None if gone else workdir.read_json(directory / workdir.METRICS)
+    result = None if gone else workdir.read_results(directory / workdir.METRICS)
     if not result:
         what = _are(gone) + " gone" if gone else f"{workdir.METRICS} is empty"
         _log.warning("%s: %s; the results are written anew from the last checkpoint", directory, what)

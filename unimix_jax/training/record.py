@@ -49,7 +49,7 @@ def earlier(config, directory: pathlib.Path) -> dict:
         )
     if neutral:
         _log.info("this run began with another %s", ", ".join(neutral))
-    return workdir.read_json(directory / workdir.RUN) or {}
+    return workdir.read_record(directory / workdir.RUN) or {}
 
 
 def begin(
