@@ -133,6 +133,13 @@ def test_test_priors(tmp_path):
         ("FILE:1\n2\n", "must hold 3 positive numbers"),
         ("FILE:1\n2\n0\n", "must hold 3 positive numbers"),
         ("FILE:a\nb\nc\n", "cannot be read"),
+        ("FILE:1 2 1e999\n", "must hold 3 positive numbers"),
+        ("FILE:1 2 nan\n", "must hold 3 positive numbers"),
+        ("FILE:1e308 1e308 1e308\n", "numbers too large or too far apart"),
+        ("FILE:1e-320 1e300 1\n", "numbers too large or too far apart"),
+        ("FILE:" + "1 " * 2_200_000, "has more than 4 MiB"),
+        ("imbalance:1e-300", "within 1e-100 and 1e100"),
+        ("imbalance:inf", "positive number"),
     ],
 )
 def test_wrong_test_priors_are_refused(tmp_path, text, message):

@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import importlib.util
 import io
+import pathlib
 import tarfile
 import threading
 
@@ -121,6 +123,65 @@ def test_nobody_there(tmp_path):
         download.fetch("http://127.0.0.1:1/a", tmp_path / "a", MD5)
 
 
+@pytest.fixture(scope="module")
+def replying():
+    """Return the benchmark's server that answers with the bytes it is given."""
+    path = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+    spec = importlib.util.spec_from_file_location("fuzz", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.replying
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "again", "message"),
+    [
+        ([HEAD + b"Content-Length: many\r\n\r\nx"], False, "sends no length but 'many'"),
+        ([HEAD + b"Content-Length: -5\r\n\r\nx"], False, "sends no length but '-5'"),
+        ([HEAD + b"Content-Length: 99999999999\r\n\r\nx"], False, "has 99999999999 bytes, more than 5000"),
+        ([HEAD + b"\r\n", b"x" * 1000], True, "sends more than 5000 bytes"),
+        ([CHUNKED, b"3e8\r\n" + b"x" * 1000 + b"\r\n"], True, "sends more than 5000 bytes"),
+        ([CHUNKED + b"-1\r\n", b"x" * 1000], True, "sends more than 5000 bytes"),
+        ([CHUNKED + b"-5\r\nxxxxx\r\n"], False, "cannot download|instead of the published"),
+        ([CHUNKED + b"zz\r\nxxxxx\r\n"], False, "cannot download"),
+        ([CHUNKED + b"1\r\nx\r\n0\r\n", b"a: b\r\n"], True, "bytes came in 0.2 s"),  # a trailer without end
+        ([b"HTTP/1.1 100 Continue\r\n\r\n"], True, "bytes came in 0.2 s"),
+        ([HEAD + b"a: b\r\n" * 200], False, "got more than 100 headers"),
+        ([HEAD + b"Content-Length: 3000\r\n\r\n", b"x"], True, "bytes came in 0.2 s"),  # a trickle
+        ([b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n"], False, "cannot download"),
+        ([b"HTTP/1.1 404 \x1b[2Jno\r\n\r\n"], False, "the server answers 404  "),
+        ([b"\x1b\0\r\n\r\n"], False, "cannot download"),
+    ],
+)
+def test_replies_that_are_none_or_never_end_get_a_sentence(tmp_path, monkeypatch, replying, pieces, again, message):
+    monkeypatch.setattr(download, "_PATIENCE", 1)
+    with (
+        replying(*pieces, pause=0.01, again=again) as url,
+        pytest.raises(UserError, match=message) as told,
+    ):
+        download.fetch(url, tmp_path / "a", MD5, limit=5000, timeout=0.2 if "0.2 s" in message else 30)
+    assert str(told.value).isprintable()
+    assert not (tmp_path / "a").exists()
+
+
+def test_connections_that_bring_little_each_are_left(server, tmp_path):
+    server.breaks = [1000] * 50
+    with pytest.raises(UserError, match="what has arrived is kept"):
+        download.fetch(server.url, tmp_path / "a", MD5)
+    assert (tmp_path / "a.part").read_bytes() == CONTENT[:5000]
+
+
+def test_a_part_that_is_no_file_is_not_written_to(server, tmp_path):
+    (tmp_path / "a.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="it must be a regular file"):
+        download.fetch(server.url, tmp_path / "a", MD5)
+    assert server.asked == []
+
+
 def archive(members):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -148,6 +209,13 @@ def test_a_lacking_member_or_a_link_leaves_nothing(tmp_path, members):
     (tmp_path / "t.tar.gz").write_bytes(archive(members))
     with pytest.raises(UserError, match="lacks set/b"):
         download.extract(tmp_path / "t.tar.gz", tmp_path / "set", ("a", "b"))
+    assert [p.name for p in tmp_path.iterdir()] == ["t.tar.gz"]
+
+
+def test_a_member_larger_than_its_kind_leaves_nothing(tmp_path):
+    (tmp_path / "t.tar.gz").write_bytes(archive({"set/a": b"1" * 5000}))
+    with pytest.raises(UserError, match="holds a with 5000 bytes, more than 4000"):
+        download.extract(tmp_path / "t.tar.gz", tmp_path / "set", ("a",), limit=4000)
     assert [p.name for p in tmp_path.iterdir()] == ["t.tar.gz"]
 
 

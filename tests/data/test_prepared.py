@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -95,3 +96,60 @@ def test_prepared_records_that_are_not_read_in_any_order_get_a_sentence(tmp_path
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(UserError, match="download_and_prepare"):
         load(path)
+
+
+def test_a_feature_of_another_module_is_not_imported(tmp_path, monkeypatch):
+    path = prepare(tmp_path)
+    (tmp_path / "its_own.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    info = path / "features.json"
+    info.write_text(info.read_text().replace("tensorflow_datasets.core.features.image_feature", "its_own"))
+    with pytest.raises(UserError, match="names the feature 'its_own.Image', which is none of TFDS's own"):
+        load(path)
+
+
+def damage(path, what):
+    info, features = path / "dataset_info.json", path / "features.json"
+    records = next(path.glob("*train*record*"))
+    if what == "no features":
+        features.unlink()
+    elif what == "cut":
+        features.write_text(features.read_text()[:200])
+    elif what == "deep":
+        info.write_text("[" * 100_000)
+    elif what == "other":
+        info.write_text("5")
+    elif what == "more":
+        info.write_text(info.read_text().replace('"12"', '"1000000000000"'))
+    elif what == "less":
+        (path / "label.labels.txt").write_text("ant\n")
+        features.write_text(features.read_text().replace('"numClasses": "2"', '"numClasses": "1"'))
+    elif what == "records":
+        records.write_bytes(records.read_bytes()[:70_000])
+    elif what == "zeros":
+        records.write_bytes(bytes(131072))
+    elif what == "pipe":
+        records.unlink()
+        os.mkfifo(records)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no features", "has no features.json"),
+        ("cut", "features.json is damaged"),
+        ("deep", "dataset_info.json is damaged"),
+        ("other", "cannot be read as a prepared TFDS directory"),
+        ("more", "cannot be read as a prepared TFDS directory"),
+        ("less", r"the labels \[1\]; each record must hold one image and one label in 0..0"),
+        ("records", "cannot be read as a prepared TFDS directory"),
+        ("zeros", "cannot be read as a prepared TFDS directory"),
+        ("pipe", "is a pipe; it must be a regular file"),
+    ],
+)
+def test_damaged_directories_get_a_sentence(tmp_path, what, message):
+    path = prepare(tmp_path)
+    damage(path, what)
+    with pytest.raises(UserError, match=message) as told:
+        load(path)
+    assert "\n" not in str(told.value)

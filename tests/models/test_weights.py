@@ -1,3 +1,4 @@
+import json
 import logging
 
 import jax
@@ -99,3 +100,42 @@ def test_a_file_that_holds_no_weights_gets_a_sentence(variables, tmp_path):
     with pytest.raises(UserError, match=r"is no whole .safetensors file of floats"):
         weights.begun_from(path, variables)
     assert weights.digest(path) != weights.digest(__file__)
+
+
+def test_values_of_other_types_get_a_sentence(tmp_path):
+    def save(kind, size, shape=(2,)):
+        header = json.dumps({"conv1.weight": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+        (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+        return tmp_path / "w.safetensors"
+
+    # A quantised or complex network would else become other numbers.
+    for kind, size in {"F8_E4M3": 2, "F8_E5M2": 2, "C64": 16, "I8": 2, "U8": 2, "BOOL": 2, "F4": 1}.items():
+        with pytest.raises(UserError, match=f"conv1.weight is of type {kind}; weights must be of F16, BF16, F32, F64"):
+            weights.begun_from(save(kind, size), {})
+    for shape in ([0, 2**62], [1] * 70, [2**62, 8], "x", [-1]):
+        with pytest.raises(UserError, match="no whole .safetensors file|not a ResNet's"):
+            weights.begun_from(save("F32", 0, shape), {})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"bn1.weight": np.array([1, np.nan], np.float32)}, "holds nan, infinity or numbers beyond float32"),
+        ({"bn1.weight": np.array([1e300])}, "numbers beyond float32 in bn1.weight"),
+        ({".".join(["a"] * 10_000): np.zeros(1, np.float32)}, "names or shapes that are not a ResNet's"),
+        ({"a": np.zeros((1,) * 9, np.float32)}, "names or shapes that are not a ResNet's"),
+        ({"": np.zeros(1, np.float32)}, "names that are not a ResNet's"),
+        ({"layer1": np.zeros(1, np.float32)}, "names that are not a ResNet's"),
+    ],
+)  # fmt: skip
+def test_values_that_no_network_has_get_a_sentence(saved, arrays, message):
+    with pytest.raises(UserError, match=message):
+        weights.begun_from(saved(arrays), {})
+
+
+def test_half_precision_is_read(saved):
+    import ml_dtypes
+
+    for kind in (np.float16, ml_dtypes.bfloat16, np.float64):
+        read = weights._floats(saved({"a": np.array([1.5], kind), "a.num_batches_tracked": np.array(2)}))
+        assert {name: (v.dtype, v.tolist()) for name, v in read.items()} == {"a": (np.float32, [1.5])}
