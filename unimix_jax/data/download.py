@@ -1,6 +1,5 @@
 """Fetching an archive over a network that breaks, and taking known files out of it. Touches files."""
 
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -14,6 +13,7 @@ import urllib.error
 import urllib.request
 import zlib
 
+from unimix_jax import workdir
 from unimix_jax.errors import UserError
 
 _BLOCK = 1 << 20  # bytes read at once
@@ -43,7 +43,7 @@ def fetch(url: str, path: pathlib.Path, md5: str, timeout: float = 60.0) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                workdir.lock(file)
             except BlockingIOError:
                 raise UserError(f"another process is downloading {path}") from None
             _receive(url, file, timeout)
