@@ -4,6 +4,8 @@ import base64
 import csv
 import html.parser
 import json
+import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 
 from unimix_jax import evaluate, workdir
 from unimix_jax.batch import Predictions
-from unimix_jax.measures import metrics, parts
+from unimix_jax.errors import UserError
+from unimix_jax.measures import files, metrics, parts, report
 
 COUNTS = np.array([120, 60, 30, 12, 6, 3])
 NAMES = ("<b>cat</b>", "dog & co", "a|b", "$x_1$", "e\u00e4", "\"f'")
@@ -315,6 +318,58 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(do
     assert (code, out) == (2, "")
     assert "report.md: No space left" in err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
+class Killed(BaseException):
+    """What ends a process."""
+
+
+def test_a_report_killed_at_any_moment_is_made_again(tmp_path, monkeypatch):
+    """The process ends before, within and after each thing that it does to the disk."""
+    from matplotlib.figure import Figure
+
+    picture = report.Picture("reliability", "", Figure(figsize=(1, 1)))
+    sections, results = [report.Section("S", pictures=(picture,))], [{"name": "m", "missing": [], "warnings": []}]
+    monkeypatch.setattr(report, "csv_rows", lambda _: [["a"]])
+    monkeypatch.setattr(files.plots, "image", lambda *_: b"pixels")
+    left, done = -1, {}
+
+    def dying(function):
+        def does(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            result = function(*args, **kwargs)
+            left -= 1
+            if left == 0:
+                raise Killed
+            return result
+
+        return does
+
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # real ones take their time
+    for owner, name in ((os, "replace"), (os, "fsync"), (pathlib.Path, "mkdir"), (pathlib.Path, "unlink")):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    for moment in range(1, 100):
+        directory = tmp_path / f"{moment}"
+        left = moment
+        try:
+            files.write(files.output(directory), "title", "about", sections, results, ("png",))
+        except Killed:
+            left = -1
+            files.write(files.output(directory), "title", "about", sections, results, ("png",))
+            done[moment] = {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*.*")}
+        else:
+            break
+    assert 20 < moment < 99
+    assert set(done[1]) == {"report.html", "report.md", "report.csv", "report.json", "figures/reliability.png"}
+    assert all(found == done[1] for found in done.values())
+    assert b"Not finished" not in done[1]["report.html"]
+    left = -1
+    (tmp_path / "mine" / "figures").mkdir(parents=True)
+    with pytest.raises(UserError, match="figures is there already and is no report"):
+        files.output(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(("classes", "counts"), [(2, [100, 10]), (3, [7, 7, 7])])

@@ -1,6 +1,7 @@
 """The command line: what a newcomer gets wrong, and what help costs."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax import main
+from unimix_jax import errors, evaluate, interrupts, main
+from unimix_jax.training import loop
 
 DIGITS = "--config=configs/digits_lt.py"
 
@@ -154,3 +156,96 @@ def test_help_and_mistakes_import_no_jax(argv):
         [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert done.stdout.splitlines()[-1] in ("0 []", "2 []")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Training that takes no step, with a result."""
+    values = {"accuracy": 0.5, "ece": 0.1, "mce": 0.2, "many": 0.5, "medium": 0.5, "few": 0.5, "groups": "thirds"}
+    monkeypatch.setattr(loop, "run", lambda *_: {"test": {**values, "images": 10}})
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ([], "report: written"),
+        (["--report=now"], "report: written"),
+        (["--report=later"], "report: python -m unimix_jax.evaluate '--workdir={tmp}/a run' writes it"),
+        (["--report=no"], "report: none"),
+    ],
+)
+def test_the_report_is_written_when_it_is_wanted(door, trained, monkeypatch, tmp_path, flag, said):
+    made = []
+    monkeypatch.setattr(evaluate, "report_run", lambda directory: made.append(directory) or "written")
+    code, out, err = door(DIGITS, f"--workdir={tmp_path}/a run", *flag)
+    assert (code, err) == (0, "")
+    assert out.endswith(said.replace("{tmp}", str(tmp_path)) + "\n")
+    assert len(made) == (said == "report: written")
+
+
+def test_another_time_for_the_report_is_refused(door):
+    code, _, err = door(DIGITS, "--report=soon")
+    assert code == 2
+    assert "now|later|no" in err
+
+
+def test_a_report_that_cannot_be_written_is_no_success(door, trained, monkeypatch, tmp_path):
+    def refused(_):
+        raise errors.UserError("figures is there already")
+
+    monkeypatch.setattr(evaluate, "report_run", refused)
+    code, out, err = door(DIGITS, f"--workdir={tmp_path}/run")
+    assert code == 74
+    assert "accuracy" in out  # what the run found is said all the same
+    assert err == "error: the run is complete, but its report is not written: figures is there already\n"
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_a_signal_that_was_ignored_stays_so(number):
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup, or a shell's &, starts a process
+    try:
+        with interrupts.caught() as stopped:
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == signal.SIG_IGN
+            assert not stopped.is_set()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_called_as_a_library_leaves_the_process_as_it_was(door, trained, monkeypatch, tmp_path):
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+    def state():
+        handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+        return dict(os.environ), [getattr(jax.config, name) for name in options], handlers, (sys.stdout, sys.stderr)
+
+    before, inside = state(), []
+    monkeypatch.setattr(loop, "run", lambda *_, run=loop.run: inside.append(state()) or run())
+    assert door(DIGITS, "--report=no", f"--workdir={tmp_path}/run")[0] == 0
+    assert state() == before
+    assert all(now != then for now, then in zip(inside[0][1:3], before[1:3], strict=True))
+
+
+def test_measuring_needs_nothing_that_windows_lacks(tmp_path):
+    """Windows has no fcntl, no resource, fewer signals: they are hidden here."""
+    np.savez(tmp_path / "good.npz", logits=np.eye(4), labels=np.arange(4))
+    code = (
+        "import os, signal, sys\n"
+        "for name in ('fcntl', 'resource', 'grp', 'pwd', 'termios'): sys.modules[name] = None\n"
+        "for name in ('SIGHUP', 'SIGKILL', 'SIGSTOP', 'SIGCONT', 'SIGUSR1'): delattr(signal, name)\n"
+        "for name in ('sched_getaffinity', 'fork', 'getuid'): delattr(os, name)\n"
+        "from unimix_jax import evaluate, main\n"
+        "from unimix_jax.data import download, loading\n"
+        "from unimix_jax.measures import metrics\n"
+        "from unimix_jax.training import record\n"
+        "assert record.peak_memory_mib() is None\n"
+        "assert main.main(['main', '--help']) == 0\n"
+        "sys.exit(evaluate.main(['evaluate', *sys.argv[1:]]))"
+    )
+    argv = [f"--predictions={tmp_path}/good.npz", "--samples=0"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "accuracy" in done.stdout

@@ -3,6 +3,7 @@ import logging
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -236,3 +237,35 @@ def test_a_second_process_is_refused_and_death_frees_the_lock(tmp_path):
         process.wait()
         with workdir.locked(tmp_path):
             pass
+
+
+def test_the_lock_under_windows(tmp_path, monkeypatch):
+    """Windows locks bytes, and keeps others from reading them: the holder's name is read all the same."""
+    held, asked = set(), []
+
+    def locking(number, mode, count):
+        asked.append((mode, os.lseek(number, 0, os.SEEK_CUR), count))
+        if held:
+            raise PermissionError(13, "Permission denied")
+        held.add(number)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
+    with (
+        workdir.locked(tmp_path),
+        pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"),
+        workdir.locked(tmp_path),
+    ):
+        pass
+    assert [(mode, count) for mode, _, count in asked] == [(2, 1)] * 2
+    assert all(place > 2**20 for _, place, _ in asked)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: '.*a.json'"):
+        workdir.write_json(tmp_path / "a.json", {})
+    assert not list(tmp_path.iterdir())

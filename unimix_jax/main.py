@@ -1,6 +1,7 @@
 """Train as a config says: `python -m unimix_jax.main --config=configs/digits_lt.py --workdir=runs/digits`."""
 
 import functools
+import shlex
 import sys
 
 from unimix_jax import doors, errors, interrupts, settings, timings, workdir
@@ -25,30 +26,42 @@ def _answer(argv: list[str], stopped) -> str:
         return command
     directory = workdir.create(command.workdir) if command.workdir else workdir.fresh(command.name)
     try:
-        # Only now the heavy imports: help and mistakes are answered at once.
-        with clock.part("import"):
-            from unimix_jax.measures import tables
-            from unimix_jax.training import loop, parallel
-
-        parallel.prepare_runtime(command.config.parallel.cores)
-        result = loop.run(command.config, directory, stopped, clock)
+        with doors.others_aside(directory / workdir.LOG):
+            return _run(command, directory, stopped, clock)
     finally:
         if not command.workdir:
             workdir.discard(directory)  # it stays as soon as a run has begun in it
-    doors.show(f"\n{tables.closing_table(result)}\n\nrun directory: {directory}")
-    with clock.part("report"):
-        answer = f"report: {_report(directory)}"
+
+
+def _run(command: settings.Command, directory, stopped, clock: timings.Clock) -> str:
+    # Only now the heavy imports: help and mistakes are answered at once.
+    with clock.part("import"):
+        from unimix_jax.measures import tables
+        from unimix_jax.training import loop, parallel
+
+    with parallel.runtime(command.config.parallel.cores):
+        result = loop.run(command.config, directory, stopped, clock)
+        doors.show(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")
+        with clock.part("report"):
+            answer = f"report: {_report(directory, command.report)}"
     return f"{answer}\n\n{clock.table()}" if command.timings else answer
 
 
-def _report(directory) -> str:
-    """Write the report of a run; one that cannot be written does not undo the run."""
+def _report(directory, when: str) -> str:
+    """Write the report of a run now, or say what would; return what is to be said of it.
+
+    Raises:
+      Failure: it cannot be written.
+    """
     from unimix_jax import evaluate
 
+    if when != "now":
+        later = f"python -m unimix_jax.evaluate {shlex.quote(f'--workdir={directory}')} writes it"
+        return later if when == "later" else "none"
     try:
-        return str(evaluate.report_run(directory))
+        return errors.printable(str(evaluate.report_run(directory)))
     except (errors.UserError, OSError, MemoryError) as error:
-        return f"none, for {error}"
+        raise errors.Failure(f"the run is complete, but its report is not written: {error or 'no memory'}") from None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ Train a model on long-tailed images and measure its calibration.
   --config.FIELD=VALUE            another value for a field, such as --config.epochs=3
   --workdir=DIR                   the run directory; an interrupted run there goes on
                                   (default: a new one under runs/)
+  --report=now                    write the report at the end of a run; later: say the command that does; no: neither
   --timings                       say at the end of a run where the time went
   --methods                       list the methods
   --help                          this text; the fields stand in unimix_jax/settings.py and configs/
@@ -39,6 +40,7 @@ class Command(NamedTuple):
     workdir: str | None
     name: str  # of the config file, for a new run directory
     timings: bool = False  # say where the time went
+    report: str = "now"  # write the report; "later": say the command that does; "no": neither
 
 
 def default():
@@ -217,6 +219,7 @@ def parse(argv: list[str]) -> Command | str:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("timings", False, "", flag_values=values)
+    flags.DEFINE_enum("report", "now", ["now", "later", "no"], "", flag_values=values)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
@@ -227,7 +230,7 @@ def parse(argv: list[str]) -> Command | str:
         raise UserError(f"unexpected argument {rest[1]!r}; options begin with --, see --help")
     _drop_options_of_other_functions(config, set(config_flags.get_override_values(values["config"])))
     check(config)
-    return Command(config, values.workdir, path.stem, values.timings)
+    return Command(config, values.workdir, path.stem, values.timings, values.report)
 
 
 def find_config(name: str) -> pathlib.Path:

@@ -6,7 +6,6 @@ report.html (.md .csv .json)  figures/
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -14,7 +13,6 @@ import logging
 import os
 import pathlib
 import socket
-import tempfile
 import time
 
 import numpy as np
@@ -114,20 +112,21 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
       UserError: it cannot be made or written, or is a file, or holds files but no run.
     """
     directory = pathlib.Path(directory)
+    # What a run leaves that was stopped before it had written its config.
+    own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
+        strangers = sorted(path.name for path in directory.iterdir() if path.name not in own)
+        if strangers and not (directory / CONFIG).exists():
+            raise UserError(
+                f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
+            )
+        # A file that is ours in any case: a trial under another name would be a stranger once the process is killed.
+        with open(directory / LOCK, "a"):
             pass
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write the run directory {directory} ({reason}); give another --workdir") from None
-    # What a run leaves that was stopped before it had written its config.
-    own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
-    strangers = sorted(path.name for path in directory.iterdir() if path.name not in own)
-    if strangers and not (directory / CONFIG).exists():
-        raise UserError(
-            f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
-        )
     return directory
 
 
@@ -144,15 +143,15 @@ def discard(directory: pathlib.Path) -> None:
 def locked(directory: pathlib.Path):
     """Hold the directory for this process; the lock goes with the process, however it ends.
 
-    It is advisory and local (`flock`): on network file systems and buckets it may protect nothing, and where
-    there are no locks at all the run goes on without.
+    It is local (see `lock`): on network file systems and buckets it may protect nothing, and where there are no locks
+    at all the run goes on without.
 
     Raises:
       UserError: another process holds it.
     """
     with open(directory / LOCK, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -165,16 +164,54 @@ def locked(directory: pathlib.Path):
         yield
 
 
+_LOCKED_BYTE = 2**30  # of a file, under Windows: far behind its content, which others could not read else
+
+
+def lock(file) -> None:
+    """Take the lock of an open file for this process; it goes when the file is closed, or with the process.
+
+    Advisory under Unix (`flock`), of one byte under Windows.
+
+    Raises:
+      BlockingIOError: another process has it.
+      OSError: there are no locks on this file system.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        place = file.tell()
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(error.errno, error.strerror) from None
+        finally:
+            file.seek(place)
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file such that a reader, or a crash, sees the old content or the new, nothing between."""
+    """Write a file such that a reader, or a crash, sees the old content or the new, nothing between.
+
+    Raises:
+      OSError: it cannot be written; it names the file.
+    """
     # A path may hold bytes that are no text; a report shows them as \udcXX.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: pathlib.Path, value: dict) -> None:
@@ -264,8 +301,11 @@ def changed_outputs(directory: pathlib.Path, run: dict | None) -> tuple[list[str
 def append_metrics(path: pathlib.Path, record: dict) -> None:
     """Add one line to metrics.jsonl; a number that is not finite becomes null."""
     finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(finite) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:

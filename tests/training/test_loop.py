@@ -339,6 +339,43 @@ def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
     assert (tmp_path / "log.txt").read_text().count("still here") == 2
 
 
+def test_loggers_are_afterwards_as_they_were(tmp_path):
+    loggers = [logging.getLogger(name) for name in ("unimix_jax", "absl")]
+
+    def state():
+        return [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+
+    before = state()
+    with progress.logging_to(tmp_path):
+        assert [logger.level for logger in loggers] == [logging.INFO, logging.ERROR]
+    assert state() == before
+
+
+def test_a_record_is_a_line_and_harmless(tmp_path, capsys):
+    with progress.logging_to(tmp_path):
+        logging.getLogger("unimix_jax.test").info("class %s", "\x1b[2J\n2026 forged")
+    for text in (capsys.readouterr().err, (tmp_path / "log.txt").read_text()):
+        assert text.endswith("class \\x1b[2J\\n2026 forged\n")
+        assert text.count("\n") == 1
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no device that is full")
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with progress.logging_to(tmp_path):
+        logging.getLogger("unimix_jax.test").info("still here")
+    assert capsys.readouterr().err == "still here\n"
+
+
+def test_steps_are_shown_nowhere_without_standard_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress.steps_bar(0, 2) as (bar, show):
+        show({"step": 1, "loss": 1.0, "accuracy": 0.5, "epoch": 1.0, "images_per_second": None})
+        bar.update()
+    assert capsys.readouterr().out == ""
+
+
 def command(directory, cache):
     """A longer run in a process of its own."""
     argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}"]

@@ -230,6 +230,46 @@ def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    ("platforms", "entry_points", "packages", "on_cpu"),
+    [
+        ("cpu", ["cuda"], {"libtpu": []}, True),
+        ("cpu,cuda", ["cuda"], {}, True),
+        ("cuda,cpu", [], {}, False),
+        ("tpu", [], {}, False),
+        (None, [], {}, True),
+        ("", [], {"jax_plugins": []}, True),
+        (None, ["cuda"], {}, False),
+        (None, [], {"jax_plugins": ["xla_cuda12"]}, False),
+        (None, [], {"libtpu": []}, False),
+    ],
+)
+def test_heap_and_threads_are_set_for_cpus_only(monkeypatch, tmp_path, platforms, entry_points, packages, on_cpu):
+    for package, modules in packages.items():
+        (tmp_path / package).mkdir()
+        for module in modules:
+            (tmp_path / package / f"{module}.py").touch()
+
+    def find_spec(name):
+        return types.SimpleNamespace(submodule_search_locations=[str(tmp_path / name)]) if name in packages else None
+
+    kept = []
+    monkeypatch.setattr(parallel.importlib.metadata, "entry_points", lambda group: entry_points)
+    monkeypatch.setattr(parallel.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(parallel, "_keep_heap", lambda: kept.append(True))
+    for name in ("NPROC", "PJRT_NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        with parallel.runtime(3):
+            assert parallel.os.environ.get("NPROC") == ("3" if on_cpu else None)
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert kept == [True] * on_cpu
+    assert "NPROC" not in parallel.os.environ
+
+
+@pytest.mark.parametrize(
     ("attribute", "value", "why"),
     [
         ("_AGREES", "import os; os.abort()", "ended with code -6"),

@@ -1,7 +1,6 @@
 """Fetching an archive over a network that breaks, and taking known files out of it. Touches files."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -17,7 +16,7 @@ import urllib.error
 import urllib.request
 import zlib
 
-from unimix_jax import storage
+from unimix_jax import storage, workdir
 from unimix_jax.errors import UserError
 
 _BLOCK = 1 << 20  # bytes read at once
@@ -52,7 +51,7 @@ def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, time
             storage.open_regular(part).close()
         with open(part, "ab") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                workdir.lock(file)
             except BlockingIOError:
                 raise UserError(f"another process is downloading {path}") from None
             try:

@@ -3,18 +3,27 @@
 import collections
 import functools
 import itertools
+import logging
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax import interrupts
 from unimix_jax.batch import Batch, Picks
 from unimix_jax.data import images
 from unimix_jax.data.sampling import ByClass
 from unimix_jax.data.splits import Source
-from unimix_jax.errors import UserError
+from unimix_jax.errors import Failure, UserError
+
+_log = logging.getLogger(__name__)
+_PATIENCE = 10.0  # seconds without an image before it is said what is waited for; twice as many each time after
+_LONGEST_PATIENCE = 300.0
 
 
 def gather(images, labels, picks: Picks) -> Batch:
@@ -159,23 +168,91 @@ def _file_parts(source: Source, size: int, reading: Reading):
 
 
 def _read(view_at: Callable[[int], View], positions: range, reading: Reading, ahead: int) -> Iterator[View]:
-    """Make views in order, by threads or worker processes, up to `ahead` or so before their turn."""
+    """Make views in order, by threads or worker processes, up to `ahead` or so before their turn.
+
+    Raises:
+      Failure: a worker process has ended.
+    """
     import grain
+    from absl import flags
 
     threads = reading.threads or (1 if reading.workers else _cores())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(64, 4 * threads, ahead))
     made = grain.MapDataset.range(positions.start, positions.stop).map(view_at).to_iter_dataset(options)
+    marked = bool(reading.workers) and not flags.FLAGS.is_parsed()
+    if marked:  # grain asks absl's flags, which only absl's own main parses
+        flags.FLAGS.mark_as_parsed()
     if reading.workers:
-        from absl import flags
+        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=reading.workers), _begin_worker)
+    iterator, end = iter(made), object()
+    with _Patience(_worker_processes if reading.workers else lambda: "the threads") as patience:
+        try:
+            while (view := patience.wait(lambda: next(iterator, end))) is not end:
+                yield view
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise Failure(
+                "a worker process that reads images has ended or was killed, perhaps because memory ran out; the same "
+                "command goes on from the last checkpoint, --config.data.workers=0 reads by threads"
+            ) from None
+        finally:  # threads and processes end with whoever asked for views
+            iterator.close()
+            if marked:
+                flags.FLAGS.unparse_flags()
 
-        if not flags.FLAGS.is_parsed():  # grain asks absl's flags, which only absl's own main parses
-            flags.FLAGS.mark_as_parsed()
-        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=reading.workers))
-    iterator = iter(made)
-    try:
-        yield from iterator
-    finally:  # threads and processes end with whoever asked for views
-        iterator.close()
+
+def _begin_worker(index: int, count: int) -> None:
+    """Prepare a worker process: signals are its run's matter, and it ends with it, however that ended."""
+    del index, count
+    interrupts.ignored()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _worker_processes() -> str:
+    found = [process for process in multiprocessing.active_children() if process.name.startswith("grain")]
+    return "the worker processes " + ", ".join(str(process.pid) for process in found)
+
+
+class _Patience:
+    """Says, again and again, what is waited for when an image takes long: a disk, a process that was suspended."""
+
+    def __init__(self, who: Callable[[], str]):
+        self._who, self._since, self._done = who, None, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="patience", daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+
+    def wait(self, work: Callable):
+        """Return work(), watched."""
+        self._since = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._since = None
+
+    def _watch(self) -> None:
+        told_of, due = None, _PATIENCE
+        while not self._done.wait(_PATIENCE / 10):
+            since = self._since
+            if since is None or since != told_of:
+                told_of, due = since, _PATIENCE
+            if since is not None and (waited := time.monotonic() - since) >= due:
+                due = waited + min(max(waited, _PATIENCE), _LONGEST_PATIENCE)
+                _log.warning(
+                    "waiting for %.0f s for an image from %s: is the disk slow, or one suspended?", waited, self._who()
+                )
 
 
 def _cores() -> int:

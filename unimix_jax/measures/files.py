@@ -203,7 +203,9 @@ def write(
 ) -> None:
     """Write a report: every file whole; the HTML, which marks the rest as a report's, first, the .json last.
 
-    What an earlier report left there and this one has not is removed.
+    Where there is no HTML yet, one that says so stands there before anything else is made: a process killed in
+    between leaves nothing that is not known as a report's. What an earlier report left there and this one has not is
+    removed.
 
     Args:
       place: of `output`.
@@ -229,6 +231,9 @@ def write(
     known = {place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")}
     try:
         place.html.parent.mkdir(parents=True, exist_ok=True)
+        if not place.html.exists():
+            begun = report.Section("Not finished", ("This report was being written and was stopped; make it again.",))
+            workdir.write_whole(place.html, page.html_page(title, about, [begun], {}))
         if pictures:
             place.figures.mkdir(exist_ok=True)
         for path, content in contents.items():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import workdir
+from unimix_jax.errors import printable
 from unimix_jax.measures import adapt, metrics
 from unimix_jax.measures.evaluation import Given
 
@@ -43,6 +44,7 @@ class Table(NamedTuple):
 
 def table(rows: list[list[str]]) -> str:
     """Lay out rows of cells in columns, the first to the left, the others to the right; the first row is a head."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])

@@ -26,7 +26,6 @@ def opened(directory: pathlib.Path, keep: int):
     """
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells 60 lines a save
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(max(keep, 2)), cleanup_tmp_directories=True
     )

@@ -20,7 +20,7 @@ from unimix_jax import priors, timings, workdir
 from unimix_jax.batch import Batch, Picks, Predictions
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
-from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
+from unimix_jax.errors import Failure, Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
 from unimix_jax.models import assembly, layers, resnet, weights
@@ -66,6 +66,7 @@ def run(
     Raises:
       UserError: a mistake in config or data, or a directory of another run; nothing is compiled before.
       RanAway: the loss is not finite; the last sound checkpoint stays.
+      Failure: a worker process that reads images has ended; the last sound checkpoint stays.
       Interrupted: `stopped` was set, and the state is saved.
     """
     directory, stopped, clock = workdir.create(directory), stopped or threading.Event(), clock or timings.Clock()
@@ -107,8 +108,9 @@ def run(
                 _, scores, chosen = train(this, state, manager, stopped)
                 with clock.part("evaluation"):
                     result = finish(this, scores, chosen)
-        except (Interrupted, RanAway):
-            workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
+        except (Failure, Interrupted, RanAway):
+            with contextlib.suppress(OSError):  # of a full disk: what stopped the run is what is to be told
+                workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
         about |= {
             "state": "complete",

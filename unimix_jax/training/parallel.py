@@ -1,11 +1,15 @@
 """Devices: preparing the runtime, spreading a step over them, placing arrays. The only room that knows of devices."""
 
+import contextlib
 import ctypes
 import functools
+import importlib.metadata
+import importlib.util
 import inspect
 import logging
 import os
 import pathlib
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,21 +33,54 @@ WRAPPINGS = ("shard_map", "pmap")
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
+@contextlib.contextmanager
+def runtime(cores: int = 0):
+    """Do a run in a process set up by `prepare_runtime`; its environment and JAX's options come back afterwards."""
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    environment, before = os.environ.copy(), {name: getattr(jax.config, name) for name in options}
+    prepare_runtime(cores)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 def prepare_runtime(cores: int = 0) -> None:
-    """Set up a training process, before JAX starts its backend: the compile cache, the heap, the threads.
+    """Set up a training process, before JAX starts its backend: the compile cache and, for CPUs, heap and threads.
 
     Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
 
     Args:
       cores: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
     """
-    if cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
+    on_cpu = will_run_on_cpu()
+    if on_cpu and cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
         os.environ["NPROC"] = str(cores)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unimix_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    _keep_heap()
+    if on_cpu:
+        _keep_heap()
+
+
+def will_run_on_cpu() -> bool:
+    """Return whether JAX is going to run on CPUs, without starting its backend.
+
+    So it does where it is told to ($JAX_PLATFORMS), and where nothing for accelerators is installed: no plugin (they
+    register by an entry point or in the package `jax_plugins`) and no libtpu. Where something is installed but no
+    device is there, the answer is no: heap and threads then stay as the system has them, which costs time only.
+    """
+    if platforms := jax.config.jax_platforms:
+        return platforms.split(",")[0] == "cpu"
+    if importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu"):
+        return False
+    plugins = importlib.util.find_spec("jax_plugins")
+    return plugins is None or not any(pkgutil.iter_modules(plugins.submodule_search_locations))
 
 
 def _keep_heap() -> None:
@@ -51,8 +88,10 @@ def _keep_heap() -> None:
 
     Fresh pages cost a fifth of a CPU step. Process-wide, so only for training commands.
     """
+    if not sys.platform.startswith("linux"):
+        return
     libc = ctypes.CDLL(None)
-    if not sys.platform.startswith("linux") or not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt"):
         return
     libc.mallopt(-8, 1)  # M_ARENA_MAX: all threads share the heap that is kept
     libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from it too

@@ -4,9 +4,10 @@ import contextlib
 import datetime
 import logging
 import pathlib
-import sys
 import time
 
+from unimix_jax import doors
+from unimix_jax.errors import printable
 from unimix_jax.workdir import LOG
 
 _LINES_APART = 5.0  # seconds between plain lines of steps
@@ -14,23 +15,20 @@ _LINES_APART = 5.0  # seconds between plain lines of steps
 
 @contextlib.contextmanager
 def logging_to(directory: pathlib.Path):
-    """Send the project's log lines to standard error, around a bar that may be there, and to log.txt."""
-    from tqdm import tqdm
+    """Send the project's log lines to standard error, around a bar that may be there, and to log.txt.
 
-    logger = logging.getLogger("unimix_jax")
-    file = logging.FileHandler(directory / LOG, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    console = logging.Handler()
+    Orbax's loggers say errors only meanwhile. Afterwards all loggers are as they were.
+    """
+    import absl.logging  # noqa: F401  it makes the logger "absl", of a class of its own
 
-    def emit(record):
-        try:
-            tqdm.write(console.format(record), file=sys.stderr)
-        except OSError:  # nobody reads any more: training goes on, log.txt has it all
-            logger.removeHandler(console)
-
-    console.emit = emit
+    logger, orbax = logging.getLogger("unimix_jax"), logging.getLogger("absl")  # Orbax tells 60 lines a save
+    before = logger.level, logger.propagate, orbax.level
+    file, console = _File(directory / LOG, encoding="utf-8"), _Console()
+    file.setFormatter(_OneLine("%(asctime)s %(message)s"))
+    console.setFormatter(_OneLine("%(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    orbax.setLevel(max(orbax.level, logging.ERROR))
     for handler in (file, console):
         logger.addHandler(handler)
     try:
@@ -38,7 +36,30 @@ def logging_to(directory: pathlib.Path):
     finally:
         for handler in (file, console):
             logger.removeHandler(handler)
-        file.close()
+        level, logger.propagate, orbax_level = before
+        logger.setLevel(level)
+        orbax.setLevel(orbax_level)
+        with contextlib.suppress(OSError):  # of a full disk
+            file.close()
+
+
+class _OneLine(logging.Formatter):
+    """A line a record, harmless to terminals: names of files and replies of servers are in it."""
+
+    def format(self, record):
+        return printable(super().format(record))
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record):
+        """Let the run go on where log.txt cannot be written: the terminal has the lines."""
+
+
+class _Console(logging.Handler):
+    def emit(self, record):
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=doors.terminal())
 
 
 @contextlib.contextmanager
@@ -52,7 +73,8 @@ def steps_bar(first: int, total: int):
     from tqdm import tqdm
 
     log, shown, since = logging.getLogger(__name__), -_LINES_APART, None
-    with tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5, disable=None) as bar:
+    look = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5, "disable": None}
+    with tqdm(total=total, initial=first, file=doors.terminal(), **look) as bar:
 
         def show(line: dict) -> None:
             nonlocal shown, since

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import resource
 import secrets
 import subprocess
 import sys
@@ -264,8 +263,12 @@ def count_unreadable(directory: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def peak_memory_mib() -> int:
-    """Return the most memory this process has held, in MiB."""
+def peak_memory_mib() -> int | None:
+    """Return the most memory this process has held, in MiB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 
