@@ -1,11 +1,14 @@
 """What goes wrong, and the exit code that says so. Imports nothing of the project."""
 
+import contextlib
 import difflib
+import re
 from collections.abc import Iterable
 
 COMPLETE = 0  # the run is finished
 MISTAKE = 2  # a user's mistake, told in one sentence
 RAN_AWAY = 3  # the loss is not finite; the last sound checkpoint is kept
+FAILED = 74  # what the run needs failed it, or its answer or report could not be written (EX_IOERR)
 INTERRUPTED = 75  # stopped by a signal after saving; the same command goes on (EX_TEMPFAIL)
 
 
@@ -15,6 +18,10 @@ class UserError(Exception):
 
 class RanAway(Exception):
     """The numbers of a run are no longer finite."""
+
+
+class Failure(Exception):
+    """Something that is no mistake of the user went wrong beside the run: a process killed, a report not written."""
 
 
 class Interrupted(Exception):
@@ -39,3 +46,26 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
     if name in known:
         return name
     raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+
+
+# Control characters, among them those that begin a terminal's escape sequences; marks that turn the direction of text
+# or break its lines; halves of characters.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Return a text with everything escaped (as in "\\x1b") that would move a terminal or forge a line of a log.
+
+    Args:
+      text: may hold names of files and classes, and replies of servers, as they are.
+      lines: whether its line breaks stay.
+    """
+    with contextlib.suppress(UnicodeEncodeError):
+        # The bytes of a path that Python could not decode: often UTF-8 under an ASCII locale.
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+    def escaped(found: re.Match) -> str:
+        character = found[0]
+        return character if lines and character == "\n" else ascii(character)[1:-1]
+
+    return _UNPRINTABLE.sub(escaped, text)
