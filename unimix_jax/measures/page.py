@@ -1,6 +1,7 @@
 """A report as one HTML file that needs nothing else, and as Markdown. Text in, text out; no files.
 
-Whatever comes from a user (names of classes and runs, paths, values of a config) is escaped.
+Whatever comes from a user (names of classes and runs, paths, values of a config) is escaped: markup, and characters
+that have no shape of their own.
 """
 
 import base64
@@ -8,6 +9,7 @@ import html
 import re
 import urllib.parse
 
+from unimix_jax.errors import printable
 from unimix_jax.measures.report import Picture, Section
 from unimix_jax.measures.tables import Table, markdown_table
 
@@ -52,65 +54,66 @@ def html_page(title: str, about: str, sections: list[Section], images: dict[str,
       images: PNG files of the pictures, by name.
     """
     ids = [f"part-{i}" for i in range(1, len(sections) + 1)]
-    links = "".join(f'<a href="#{i}">{html.escape(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
+    links = "".join(f'<a href="#{i}">{_escaped(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
     parts = "\n".join(_section(i, section, images) for i, section in zip(ids, sections, strict=True))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="generator" content="{GENERATOR}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        f'<header>\n<h1>{html.escape(title)}</h1>\n<p class="soft">{html.escape(about)}</p>\n</header>\n'
+        f"<title>{_escaped(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f'<header>\n<h1>{_escaped(title)}</h1>\n<p class="soft">{_escaped(about)}</p>\n</header>\n'
         f"<nav>{links}</nav>\n<main>\n{parts}\n</main>\n</body>\n</html>\n"
     )
 
 
 def markdown(title: str, about: str, sections: list[Section], folder: str) -> str:
     """Return a report as Markdown; pictures are links to `folder`/NAME.png."""
-    lines = [f"# {_inline(title)}", "", _inline(about), ""]
+    lines = [f"# {_inline(title)}", "", _line(about), ""]
     for section in sections:
         lines += [f"## {_inline(section.title)}", ""]
         for sentence in section.text:
-            lines += [f"- {_inline(sentence)}"]
+            lines += [f"- {_line(sentence)}"]
         lines += [""] if section.text else []
         for found in section.tables:
             rows = [[_inline(cell) for cell in row] for row in found.rows]
-            title, shown = _inline(found.title), [markdown_table(rows), ""]
-            shown += [_inline(found.note), ""] if found.note else []
+            shown = [markdown_table(rows), ""]
+            shown += [_line(found.note), ""] if found.note else []
             if found.folded:
-                lines += [f"<details><summary>{title}</summary>", "", *shown, "</details>", ""]
+                lines += [f"<details><summary>{_escaped(found.title)}</summary>", "", *shown, "</details>", ""]
             else:
-                lines += [f"### {title}", "", *shown]
+                lines += [f"### {_inline(found.title)}", "", *shown]
+        place = urllib.parse.quote(folder, errors="surrogateescape")
         for picture in section.pictures:
-            lines += [f"![{_inline(picture.caption)}]({urllib.parse.quote(folder)}/{picture.name}.png)", ""]
+            lines += [f"![{_inline(picture.caption)}]({place}/{picture.name}.png)", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _section(identity: str, section: Section, images: dict[str, bytes]) -> str:
-    text = "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in section.text)
+    text = "".join(f"<p>{_escaped(sentence)}</p>\n" for sentence in section.text)
     tables = "\n".join(map(_table, section.tables))
     pictures = "\n".join(_picture(picture, images[picture.name]) for picture in section.pictures)
     pictures = f'<div class="pictures">\n{pictures}\n</div>\n' if pictures else ""
-    return f'<section id="{identity}">\n<h2>{html.escape(section.title)}</h2>\n{text}{pictures}{tables}\n</section>'
+    return f'<section id="{identity}">\n<h2>{_escaped(section.title)}</h2>\n{text}{pictures}{tables}\n</section>'
 
 
 def _table(found: Table) -> str:
     head, *body = found.rows
-    columns = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    columns = "".join(f'<th scope="col">{_escaped(cell)}</th>' for cell in head)
     rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>{"".join(f"<td>{html.escape(c)}</td>" for c in row[1:])}</tr>'
+        f'<tr><th scope="row">{_escaped(row[0])}</th>{"".join(f"<td>{_escaped(c)}</td>" for c in row[1:])}</tr>'
         for row in body
     )
     kind = ' class="facts"' if head[1:] == ["value"] else ""
     content = f"<table{kind}>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
     content = f'<div class="scroll">{content}</div>'
-    note = f'\n<p class="soft">{html.escape(found.note)}</p>' if found.note else ""
+    note = f'\n<p class="soft">{_escaped(found.note)}</p>' if found.note else ""
     if found.folded:
-        return f"<details>\n<summary>{html.escape(found.title)}</summary>\n{content}{note}\n</details>"
-    return f"<h3>{html.escape(found.title)}</h3>\n{content}{note}"
+        return f"<details>\n<summary>{_escaped(found.title)}</summary>\n{content}{note}\n</details>"
+    return f"<h3>{_escaped(found.title)}</h3>\n{content}{note}"
 
 
 def _picture(picture: Picture, content: bytes) -> str:
-    caption = html.escape(picture.caption)
+    caption = _escaped(picture.caption)
     data = base64.b64encode(content).decode()
     width = int.from_bytes(content[16:20], "big") // 2  # of the PNG, drawn twice as fine as shown
     return (
@@ -119,7 +122,18 @@ def _picture(picture: Picture, content: bytes) -> str:
     )
 
 
+def _escaped(text: str) -> str:
+    """Keep a user's text from being read as HTML."""
+    return html.escape(printable(text))
+
+
 def _inline(text: str) -> str:
-    """Keep a user's text from being read as Markdown or HTML."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]~$])", r"\\\1", text)
+    """Keep a user's text from being read as Markdown or HTML, wherever it stands in a line but at its beginning."""
+    text = html.escape(" ".join(printable(text).split()), quote=False)
+    text = re.sub(r"([\\`*_\[\]~$#@])", r"\\\1", text)
+    return re.sub(r"(www)(\.)|(:)(//)", r"\1\3\\\2\4", text, flags=re.IGNORECASE)  # no link without its own markup
+
+
+def _line(text: str) -> str:
+    """The same where the text begins a line: it must begin no list, rule or heading."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", _inline(text))

@@ -1,9 +1,11 @@
 """What a report says: sections of sentences, tables and pictures, made of results. No files; see `page` for HTML."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax.errors import printable
 from unimix_jax.measures import metrics, parts, plots, tables, theory
 from unimix_jax.measures.evaluation import Given
 from unimix_jax.measures.tables import Table
@@ -148,7 +150,10 @@ def _remarks(results: list[dict]) -> list[Section]:
 
 
 def csv_rows(results: list[dict]) -> list[list]:
-    """Return every number as a row: run, part, class, measure, value, low, high; values in fractions and nats."""
+    """Return every number as a row: run, part, class, measure, value, low, high; values in fractions and nats.
+
+    Names that a spreadsheet would compute, such as =1+1, have an apostrophe before them there.
+    """
     rows = [["run", "part", "class", "measure", "value", "low", "high"]]
     for result in results:
         name, names = result["name"], result["class_names"]
@@ -172,7 +177,19 @@ def csv_rows(results: list[dict]) -> list[list]:
             ends = [estimate.get(end, [""] * len(names)) for end in ("low", "high")]
             columns = zip(names, estimate["prior"], *ends, strict=True)
             rows += [[name, f"test prior by {method.upper()}", c, "share", *rest] for c, *rest in columns]
-    return rows
+    return [[_cell(value) if isinstance(value, str) else value for value in row] for row in rows]
+
+
+# What spreadsheets take for the beginning of a formula, plain and full-width; also behind a semicolon, at which those
+# of many countries divide a line. A number is none.
+_FORMULA = re.compile(r"(?:^|;)['\"\s]*(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+
+
+def _cell(text: str) -> str:
+    """Keep a name in a CSV file from being computed, and from moving a terminal that shows it."""
+    text = printable(text)
+    return text if _NUMBER.fullmatch(text) else _FORMULA.sub(lambda found: f"{found[0]}'", text)
 
 
 def printed(results: list[dict]) -> list[Table]:
