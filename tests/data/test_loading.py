@@ -175,6 +175,15 @@ def test_an_unreadable_image_stops_with_its_path(damaged):
         list(loading.blocks(damaged, 4, READING))
 
 
+def test_an_image_of_too_many_pixels_counts_as_unreadable(photographs):
+    reading = READING._replace(max_megapixels=1e-6)
+    with pytest.raises(UserError, match=r"cannot read the image .*0.png \(it has .* config.data.max_megapixels; raise"):
+        next(loading.blocks(photographs, 2, reading))
+    ((_, here, names),) = loading.blocks(photographs, 6, reading._replace(skip_unreadable=True))
+    assert not here.any()
+    assert len(names) == 6
+
+
 def test_or_it_is_replaced_by_the_next_of_its_class_and_listed(damaged):
     source = damaged.take(np.arange(5))
     reading = READING._replace(skip_unreadable=True)

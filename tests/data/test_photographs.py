@@ -299,6 +299,8 @@ IMAGES, NOTES = [{"id": 0, "file_name": "a/0.jpg"}], [{"image_id": 0, "category_
         ),
         json.dumps({"images": IMAGES, "annotations": NOTES, "categories": [{"id": 1, "name": "\ud800"}]}),
         json.dumps({"images": IMAGES, "annotations": NOTES, "categories": [5]}),
+        json.dumps({"images": IMAGES * 2, "annotations": NOTES}),
+        json.dumps({"images": IMAGES, "annotations": NOTES, "categories": [{"id": 1}, {"id": 1}]}),
         json.dumps({"images": [{"id": [], "file_name": "a"}], "annotations": NOTES}),
         b"\xff\xfe",
         b"",

@@ -91,8 +91,9 @@ def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path
 def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path):
     found = []
     for devices in (1, 8):
-        fields = {"data.dir": folder, "parallel.devices": devices, "batch_size": 8}
+        fields = {"data.dir": folder, "parallel.devices": devices, "batch_size": 8, "data.max_megapixels": 7.5}
         this = loop.prepare(config(**fields), tmp_path)  # by 4 images on one device, by 8 on eight
+        assert this.reading.max_megapixels == 7.5
         variables = resnet.initialise(this.network, this.image_shape, 0)
         state = parallel.replicate(steps.first_state(variables, this.recipe.optimiser), this.devices)
         scores, _ = prediction.predictor(this)(state, ("validation", "test"))

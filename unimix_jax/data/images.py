@@ -15,7 +15,7 @@ MAX_MEGAPIXELS = 179.0  # the size at which Pillow refuses an image
 # Pillow's names of the formats that are read, with their suffixes, in the order in which a file is tried. Others are
 # no photographs, or run programs: Pillow hands EPS to Ghostscript. The last ones have no signature of their own.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "GIF": (".gif",),

@@ -158,9 +158,13 @@ def read_json(path: str | os.PathLike) -> Listing:
     try:
         content = json.loads(data)
         files = {image["id"]: os.fspath(image["file_name"]) for image in content["images"]}
+        if len(files) < len(content["images"]):
+            raise ValueError("images share an id")
         names = [files[a["image_id"]] for a in content["annotations"]]
         labels = [_label(a["category_id"]) for a in content["annotations"]]
         class_names = {_label(c["id"]): str(c.get("name", c["id"])) for c in content.get("categories", ())}
+        if len(class_names) < len(content.get("categories", ())):
+            raise ValueError("categories share an id")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no JSON like iNaturalist's, with images, annotations and categories ({type(error).__name__}: "
