@@ -33,14 +33,8 @@ METRICS = "metrics.json"
 METRICS_LINES = "metrics.jsonl"
 RUN = "run.json"
 UNREADABLE = "unreadable.txt"
-_BEFORE_CONFIG = (
-    LOCK,
-    LOG,
-    UNREADABLE,
-    UNREADABLE + ".tmp",
-    CHECKED,
-    CHECKED + ".tmp",
-)  # what comes before config.json
+# What a run writes before config.json.
+_BEFORE_CONFIG = (LOCK, LOG, UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED + ".tmp")
 
 # Keys in which a resumed run may differ: they change what is recorded and kept, how long it takes, or the last bits
 # of sums (residence, the threads and programs of layers, the wrapping over devices, remat).
@@ -274,8 +268,8 @@ def output_digests(directory: pathlib.Path) -> dict[str, str]:
     names = [METRICS, *(f(split) for split in ("test", "validation") for f in (predictions_file, list_file))]
     digests = {}
     for name in names:
-        if (directory / name).is_file():  # a pipe may never end
-            with open(directory / name, "rb") as file:
+        if (directory / name).is_file():
+            with storage.open_regular(directory / name) as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 

@@ -143,11 +143,8 @@ def _start(source: Source, position: int) -> bytes:
     """Return the first bytes of an encoded image; none of what is no file that can be read."""
     if source.record is not None:
         return source.record(position)[:_START]
-    path = os.path.join(source.root, source.names[position])
-    if not os.path.isfile(path):
-        return b""
     try:
-        with open(path, "rb") as file:
+        with storage.open_regular(os.path.join(source.root, source.names[position])) as file:
             return file.read(_START)
     except OSError:
         return b""

@@ -212,7 +212,7 @@ def without_unreadable(
 def _known_unreadable(directory: pathlib.Path, about: dict) -> np.ndarray | None:
     """Return what an earlier start kept in checked.json, int64[M]; None if that is not of these images."""
     kept = workdir.read_json(directory / workdir.CHECKED)
-    if not isinstance(kept, dict) or {key: kept.get(key) for key in about} != about:
+    if kept is None or {key: kept.get(key) for key in about} != about:
         return None
     left_out = kept.get("left_out")
     if not isinstance(left_out, list) or not all(type(i) is int and 0 <= i < about["images"] for i in left_out):
