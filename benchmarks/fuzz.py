@@ -9,6 +9,7 @@ exits with 1 if one escaped. `tests/test_fuzz.py` runs some thousand of the same
 import argparse
 import collections
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -107,7 +108,7 @@ def damaged_json(data: bytes, random: np.random.RandomState) -> bytes:
         if random.randint(4) == 0 and part is not root:
             del part[key]
         else:
-            part[key] = ODD_VALUES[random.randint(len(ODD_VALUES))]
+            part[key] = copy.deepcopy(ODD_VALUES[random.randint(len(ODD_VALUES))])
     lines[which] = json.dumps(root[""])
     return ("\n".join(lines) + "\n").encode()
 
@@ -226,6 +227,7 @@ def _write_run(folder: pathlib.Path) -> None:
 
 def _read_run(folder: pathlib.Path) -> None:
     from unimix_jax.measures import page, report, tables
+    from unimix_jax.training import laws
 
     _write_predictions(folder)  # sound ones: what is tried here are the records
     refusal = None
@@ -234,6 +236,7 @@ def _read_run(folder: pathlib.Path) -> None:
         section = report.Section("What was run", tables=tables.run_tables(given) + tables.runs_tables([given]))
         workdir.write_whole(folder / "report.html", page.html_page("title", "about", [section], {}))
         workdir.write_whole(folder / "report.md", page.markdown("title", "about", [section], "figures"))
+        laws.factor_of(given.about["config"])
         for line in given.about["lines"]:
             np.array([line[key] for key in line if key not in ("split", "stage")], np.float64)
     except UserError as error:

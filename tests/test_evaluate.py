@@ -554,3 +554,26 @@ def test_no_framework_is_needed_for_numbers(argv, loaded, tmp_path):
     argv = [a.replace("{good}", str(tmp_path / "good.npz")) for a in argv]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == loaded
+
+
+@pytest.mark.parametrize(
+    ("mixer", "partners"),
+    [
+        (5, {}),
+        ({"alpha": "1"}, {}),
+        ({"alpha": 0}, {}),
+        ({}, {"class_exponent": [1]}),
+        ({"wrap": "no"}, {}),
+        ({}, None),
+    ],
+)
+def test_a_config_whose_factor_cannot_be_drawn_is_refused_at_once(run, mixer, partners):
+    from unimix_jax.measures import files
+
+    stage = {"mixer": {"name": "unimix", **mixer} if isinstance(mixer, dict) else mixer}
+    stage |= {"partners": {"name": "by_class", **partners} if isinstance(partners, dict) else partners}
+    directory = run("a")
+    config = workdir.read_json(directory / "config.json")
+    workdir.write_json(directory / "config.json", config | {"method": {"name": "unimix", "stages": {"mixed": stage}}})
+    with pytest.raises(UserError, match="holds records that no run writes"):
+        files.read_run(directory)

@@ -51,6 +51,8 @@ ROWS = np.array([[0.5, 0.5], [0.2, 0.8]])
         ({"logits": -ROWS, "labels": np.array([0, 2])}, "hold 2; with 2 classes"),
         ({"logits": -ROWS, "counts": np.array([5, 4, 3])}, "counts of"),
         ({"logits": ROWS}, "look like probabilities"),
+        ({"logits": -ROWS, "counts": np.array([5, 2**63], np.uint64)}, "more images than there are"),
+        ({"logits": -ROWS, "class_names": np.zeros(2, "U20000")}, "class_names of .* up to 20000 characters"),
     ],
 )
 def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, arrays, message):

@@ -80,6 +80,8 @@ def checked(predictions: Predictions, name: str = "the predictions") -> Predicti
                 f"counts of {name} are {counts.dtype}{list(counts.shape)}; they must be {classes} integers, the "
                 "training images of each class, not all 0"
             )
+        if counts.max() > 2**53:  # sums of more would be wrong
+            raise UserError(f"counts of {name} hold {counts.max()}, which is more images than there are")
         counts = counts.astype(np.int64)
     if predictions.logits_prior is not None:
         prior = np.asarray(predictions.logits_prior)

@@ -442,8 +442,8 @@ def read_cached(folder: str | os.PathLike, name: str) -> bytes | None:
     if "://" in str(folder):
         return None
     try:
-        data = pathlib.Path(folder, name).read_bytes()
-    except OSError:
+        data = storage.read_bytes(pathlib.Path(folder, name), storage.GIB)
+    except (OSError, UserError):
         return None
     return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
 

@@ -53,9 +53,24 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
     )
     try:
         report.facts(given)
+        _check_stages(config)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{directory} holds records that no run writes ({error!r}); restore them") from None
     return given
+
+
+def _check_stages(config: dict) -> None:
+    """Fail where a config's stages are not what a run writes: the report draws the laws of their factor."""
+    for stage in config.get("method", {}).get("stages", {}).values():
+        mixer, partners = stage.get("mixer", {}), stage.get("partners", {})
+        if (mixer.get("name"), partners.get("name")) != ("unimix", "by_class"):
+            continue
+        for part, key, least, most in ((mixer, "alpha", 1e-9, 1e6), (partners, "class_exponent", -1e3, 1e3)):
+            value = part.get(key, 1)
+            if type(value) not in (int, float) or not least <= value <= most:
+                raise ValueError(f"{key} {str(value)[:40]}")
+        if type(mixer.get("wrap", True)) is not bool:
+            raise ValueError("wrap is neither true nor false")
 
 
 def read_files(
@@ -145,7 +160,7 @@ def read_counts(path: str | os.PathLike) -> np.ndarray:
         counts = np.array([int(word) for word in words], np.int64)
     if counts is None or counts.ndim != 1 or counts.dtype.kind not in "iu" or not len(counts) or counts.min() < 0:
         raise wrong
-    if counts.max() > np.iinfo(np.int64).max:
+    if counts.max() > 2**53:  # sums of more would be wrong
         raise wrong
     return counts.astype(np.int64)
 
