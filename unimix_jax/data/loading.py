@@ -216,7 +216,7 @@ def _end_with_parent() -> None:
 
 def _worker_processes() -> str:
     found = [process for process in multiprocessing.active_children() if process.name.startswith("grain")]
-    return "the worker processes " + ", ".join(str(process.pid) for process in found)
+    return "the worker processes " + (", ".join(str(process.pid) for process in found) or "(they have ended)")
 
 
 class _Patience:
