@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from unimix_jax import main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
 from unimix_jax.measures import metrics, parts
-from unimix_jax.training import checkpoints, loop, prediction, progress, record, steps
+from unimix_jax.training import checkpoints, loop, parallel, prediction, progress, record, steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
 
@@ -314,6 +314,10 @@ def stop_after(directory, cache, step, number):
 
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
+    cache.mkdir()
+    parallel.kernels(jax.devices(), "auto")  # native programs have been tried, on this machine
+    for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("native-agrees-*"):
+        shutil.copy(known, cache)
     argv, environment = command(tmp_path / "whole", cache)
     done = subprocess.run([*argv, "--timings"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert f"run directory: {tmp_path / 'whole'}" in done.stdout
