@@ -1,6 +1,5 @@
 """Whole runs on photographs in files, small ones, on the stem of a network: what is special of them."""
 
-import functools
 import json
 import threading
 
@@ -16,14 +15,9 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, parallel, prediction, steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
 SMALL = {"network": "stem", "batch_size": 4, "eval_batch_size": 4, "epochs": 2, "parallel.devices": 1}
 SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.every": 1}
-
-
-@pytest.fixture(autouse=True)
-def stem(monkeypatch):
-    monkeypatch.setitem(resnet.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
 
 
 def config(name="image_folder.py", **fields):

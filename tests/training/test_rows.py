@@ -20,13 +20,8 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, optim, parallel, steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
 COMPILED = {}
-
-
-@pytest.fixture(autouse=True)
-def stem(monkeypatch):
-    monkeypatch.setitem(resnet.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
 
 
 @functools.cache
