@@ -1,6 +1,7 @@
 """One process, eight virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
 
 import atexit
+import functools
 import os
 import pathlib
 import shutil
@@ -52,6 +53,16 @@ def quick_compilation():
         parallel.compiler_options.cache_clear()
         yield
     parallel.compiler_options.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def stem():
+    """Let a config name the stem of a network, its first layers and the head, as `network=stem`."""
+    from unimix_jax.models import resnet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
+        yield
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ def own_losses(tmp_path, monkeypatch):
     sys.modules.pop("my_losses", None)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_loss_of_the_document_trains_by_its_command(own_losses, capsys):
     _, _, module, *argv = shlex.split(blocks("docs/own_loss.md", "sh")[0])
     assert module == "unimix_jax.main"

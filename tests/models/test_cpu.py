@@ -287,7 +287,7 @@ def test_a_normalisation_keeps_nan():
 
 NETWORKS = {
     "cifar": functools.partial(resnet.CifarResNet, blocks=1),
-    "photographs": functools.partial(resnet.ImageNetResNet, blocks=(1, 1), block=resnet.Bottleneck),
+    "photographs": functools.partial(resnet.ImageNetResNet, blocks=(1,), block=resnet.Bottleneck),
 }
 
 
@@ -320,6 +320,7 @@ def update(network, kernels, dtype):
 FORMS = ["cpu", pytest.param("native", marks=needs_native)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "kernels"), [("cifar", "cpu"), *(pytest.param(n, "native", marks=needs_native) for n in NETWORKS)]
 )
@@ -329,6 +330,7 @@ def test_a_whole_update_in_float64_is_the_plain_one(network, kernels):
     assert np.linalg.norm(found - expected) < 1e-10 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", FORMS)
 def test_a_whole_update_in_float32_is_as_near_to_float64_as_the_plain_one(kernels):
     """Two float32 programs cannot agree better: an input of relu within rounding of 0 falls on either side."""

@@ -20,21 +20,22 @@ from ml_collections import ConfigDict
 from unimix_jax import main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
 from unimix_jax.measures import evaluation, files, metrics, parts
-from unimix_jax.training import checkpoints, loop, prediction, progress, record, steps
+from unimix_jax.training import checkpoints, loop, parallel, prediction, progress, record, steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation", "stem")]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
 
 
 def config(*overrides, method="unimix_bayias"):
-    """A short digits run on one device, such that the tests' eight do not each take a part of it."""
-    argv = ["main", f"--config=digits_lt.py:method={method}", *SHORT, "--config.parallel.devices=1", *overrides]
+    """A short digits run of a network's stem, on one device instead of the tests' eight."""
+    argv = ["main", f"--config=digits_lt.py:method={method}", "--config.network=stem", *SHORT]
+    argv += ["--config.parallel.devices=1", *overrides]
     return settings.parse(argv).config
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, quick_compilation, stem):
     directory = tmp_path_factory.mktemp("finished")
     return directory, loop.run(config(), directory)
 
@@ -205,7 +206,7 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch)
     np.savez(tmp_path / "b.npz", **{**content, "train_images": content["train_images"] ^ 1})
 
     def run(file):
-        argv = ["main", "--config=arrays.py:network=resnet8,method=erm", f"--config.data.file={tmp_path / file}"]
+        argv = ["main", "--config=arrays.py:network=stem,method=erm", f"--config.data.file={tmp_path / file}"]
         argv += ["--config.epochs=1", "--config.batch_size=32", "--config.eval_batch_size=8"]
         loop.run(settings.parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
 
@@ -381,6 +382,7 @@ def command(directory, cache):
     argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}"]
     argv += ["--config.epochs=15", "--config.checkpoint.every=2", "--config.eval_every=5", "--config.log_every=20"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # half the time of compiling
     return argv, environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
@@ -406,6 +408,10 @@ def stop_after(directory, cache, step, number):
 
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
+    cache.mkdir()
+    parallel.kernels(jax.devices(), "auto")  # native programs have been tried, on this machine
+    for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("native-agrees-*"):
+        shutil.copy(known, cache)
     argv, environment = command(tmp_path / "whole", cache)
     done = subprocess.run([*argv, "--timings"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert f"run directory: {tmp_path / 'whole'}" in done.stdout

@@ -86,6 +86,7 @@ NATIVE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "how", "kernels"),
     [(8, "shard_map", "plain"), *NATIVE],
@@ -99,6 +100,7 @@ def test_update_is_the_same_on_any_devices(count, how, kernels):
         assert sums[name][1] == weight == 16
 
 
+@pytest.mark.slow
 def test_update_is_that_of_the_plain_step_without_an_axis():
     plain = functools.partial(steps.train_step, stage=STAGE, network=network(), recipe=RECIPE, axis=None)
     state = start()
@@ -109,6 +111,7 @@ def test_update_is_that_of_the_plain_step_without_an_axis():
     same_update(found, update(1, "shard_map")[0], rtol=5e-6)
 
 
+@pytest.mark.slow
 def test_statistics_of_each_device_alone_are_another_update():
     """The option does something, and the devices still agree on their average."""
     (found, _), (expected, _) = update(8, "shard_map", None), update(1, "shard_map")
@@ -118,12 +121,14 @@ def test_statistics_of_each_device_alone_are_another_update():
     assert np.isfinite(differences).all()
 
 
+@pytest.mark.slow
 def test_the_same_step_twice_gives_the_same_bits():
     first, _ = update(8, "shard_map")
     second, _ = update.__wrapped__(8, "shard_map")
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
     step, devices = compiled(1, "shard_map", parallel.AXIS, "plain"), jax.devices()[:1]
     placed = parallel.place(batch(), devices)
@@ -181,6 +186,7 @@ def untried(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
 def test_native_programs_are_tried_in_another_process_once(untried):
     assert parallel.kernels(jax.devices(), "off") == "cpu"

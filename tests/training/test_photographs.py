@@ -1,6 +1,5 @@
 """Whole runs on photographs in files, small ones, on the stem of a network: what is special of them."""
 
-import functools
 import json
 import threading
 
@@ -16,14 +15,9 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, parallel, prediction, steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
 SMALL = {"network": "stem", "batch_size": 4, "eval_batch_size": 4, "epochs": 2, "parallel.devices": 1}
 SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.every": 1}
-
-
-@pytest.fixture(autouse=True)
-def stem(monkeypatch):
-    monkeypatch.setitem(resnet.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
 
 
 def config(name="image_folder.py", **fields):
@@ -60,6 +54,7 @@ class After(threading.Event):
         return self.left < 0
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path):
     loop.run(config(**{"data.dir": folder}), tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -88,6 +83,7 @@ def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path
     assert not (tmp_path / "whole" / "unreadable.txt").exists()
 
 
+@pytest.mark.slow
 def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path):
     found = []
     for devices in (1, 8):
@@ -110,6 +106,7 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:60])
 
 
+@pytest.mark.slow
 def test_unreadable_images_stop_a_run_or_are_listed(folder, tmp_path):
     this = loop.prepare(config(**{"data.dir": folder}), tmp_path)
     train, test = (folder / source.names[0] for source in (this.splits.train, this.splits.test))
@@ -132,6 +129,7 @@ def test_unreadable_images_stop_a_run_or_are_listed(folder, tmp_path):
     assert log.count("cannot be read and is passed over") == 2
 
 
+@pytest.mark.slow
 def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
     random = np.random.default_rng(0)
     arrays = {"conv1.weight": random.normal(size=(16, 3, 3, 3)), "linear.weight": random.normal(size=(9, 16))}
@@ -176,6 +174,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_starts_trains_and_is_evaluated(folder, tmp_path, name):
     rows = [f"{path.relative_to(folder)} {path.parent.name[-1]}" for path in sorted(folder.glob("*/*.png"))]

@@ -20,13 +20,8 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, optim, parallel, steps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
 COMPILED = {}
-
-
-@pytest.fixture(autouse=True)
-def stem(monkeypatch):
-    monkeypatch.setitem(resnet.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
 
 
 @functools.cache
@@ -72,6 +67,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "index"), STAGES)
 def test_two_steps_of_each_stage_are_the_same_on_one_and_on_eight_devices(name, index):
     (one, one_sums), (eight, eight_sums) = (two_steps(name, index, devices) for devices in (1, 8))
@@ -89,6 +85,7 @@ def test_two_steps_of_each_stage_are_the_same_on_one_and_on_eight_devices(name, 
         np.testing.assert_array_equal(a["accuracy"], b["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_path):
     """A run of two stages that differ in class weights compiles as many programs as a run of one."""
 
@@ -214,6 +211,7 @@ def test_a_mixer_that_cannot_work_is_refused_before_training(mine, mixer, messag
         mixed_by(mixer, "permutation")
 
 
+@pytest.mark.slow
 def test_a_network_without_running_statistics_trains_and_one_with_other_collections_is_refused(monkeypatch):
     class Bare(nn.Module):
         num_classes: int
