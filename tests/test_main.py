@@ -231,7 +231,7 @@ def test_a_run_called_as_a_library_leaves_the_process_as_it_was(door, trained, m
 
 def test_measuring_needs_nothing_that_windows_lacks(tmp_path):
     """Windows has no fcntl, no resource, fewer signals: they are hidden here."""
-    np.savez(tmp_path / "good.npz", logits=np.eye(4), labels=np.arange(4))
+    np.savez(tmp_path / "good.npz", logits=2 * np.eye(4), labels=np.arange(4))
     code = (
         "import os, signal, sys\n"
         "for name in ('fcntl', 'resource', 'grp', 'pwd', 'termios'): sys.modules[name] = None\n"
