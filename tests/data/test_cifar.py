@@ -185,7 +185,7 @@ def test_a_pickle_written_opcode_by_opcode_is_read():
         forged(shape=b"M\xff\xffM\xff\xff\x86"),
         forged(shape=b"J\xff\xff\xff\xffJ\0\xf4\xff\xff\x86"),
         forged(content=b"](K\1e"),
-        raw(b"}" + b")\x85" * 1_000_000 + b"K\1s"),  # a tuple a million deep as a key
+        raw(b"})" + b"\x85" * 1_000_000 + b"K\1s"),  # a tuple a million deep as a key
         raw(b"}(U\4data" + b"]" * 1_000_000 + b"a" * 999_999 + b"u"),
         # Lists of lists that double: 2**n numbers by n opcodes.
         raw(b"]q\0", b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))),
