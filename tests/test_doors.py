@@ -92,6 +92,8 @@ def work():
         logging.getLogger("library").error("a logger")
         warnings.warn("a warning")
         doors.terminal().write("ours\\n")
+        if len(sys.argv) > 2:
+            os._exit(9)
     raise errors.Failure("the sentence")
 sys.exit(doors.answered(work))
 """
@@ -103,6 +105,11 @@ def test_what_libraries_print_goes_to_the_log(tmp_path):
     log = (tmp_path / "log.txt").read_text()
     for text in ("native code", "ZeroDivisionError", "a logger", "a warning"):
         assert text in log
+
+
+def test_what_was_said_is_there_when_the_process_is_killed(tmp_path):
+    done = shell(OTHERS, tmp_path / "log.txt", "killed")
+    assert (done.returncode, done.stderr) == (9, "ours\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")

@@ -97,7 +97,8 @@ def others_aside(path: str | os.PathLike):
     kept = os.dup(2)
     os.dup2(file, 2)
     os.close(file)
-    _terminal = os.fdopen(kept, "w", encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
+    # Line by line: what was said must be there when the process is killed.
+    _terminal = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
     try:
         yield
     finally:
