@@ -200,6 +200,7 @@ def prepare(
         )
     devices = parallel.local_devices(config.parallel.devices)
     parallel.check_batch(config.batch_size, len(devices), config.accumulate)
+    one_of("network (config.network)", config.network, resnet.NETWORKS)  # before native programs are tried, for seconds
     axis = parallel.AXIS if config.parallel.batch_norm == "global" else None
     network = resnet.build(
         config.network,
