@@ -68,7 +68,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 def _check_regular(path: str | os.PathLike, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), "of a special kind")
-        raise OSError(errno.EINVAL, f"it is {kind}, and must be a regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, f"it is {kind}; it must be a regular file", os.fspath(path))
 
 
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:

@@ -190,7 +190,7 @@ def test_pipes_devices_and_lost_links_are_no_images(tmp_path):
     reading = loading.Reading(8, 9, 0.5, False, 1, 0)
     for name in ("a/pipe.jpg", "a/zero.jpg", "a"):
         source = splits.Source(np.zeros(1, np.int32), ("a",), None, None, names=(name,), root=str(tmp_path))
-        with pytest.raises(UserError, match=r"cannot read the image .*(no regular file|directory)"):
+        with pytest.raises(UserError, match=r"cannot read the image .*it must be a regular file"):
             next(loading.blocks(source, 1, reading))
         skipping = loading.blocks(source, 1, reading._replace(skip_unreadable=True))
         assert not next(skipping)[1].any()
@@ -199,7 +199,7 @@ def test_pipes_devices_and_lost_links_are_no_images(tmp_path):
 def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     with open(tmp_path / "1.jpg", "wb") as file:
         file.truncate(2**40)  # takes no room
-    with pytest.raises(OSError, match="more than an image has"):
+    with pytest.raises(OSError, match="has more than 2 GiB"):
         splits.read_regular(tmp_path / "1.jpg")
     for read in (photographs.read_list, photographs.read_json):
         with pytest.raises(OSError, match="no regular file"):
