@@ -202,7 +202,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     with pytest.raises(OSError, match="has more than 2 GiB"):
         splits.read_regular(tmp_path / "1.jpg")
     for read in (photographs.read_list, photographs.read_json):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="must be a regular file"):
             read(os.devnull)
 
 
