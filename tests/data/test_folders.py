@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import logging
 import os
 
@@ -306,11 +307,11 @@ def photos(root, names):
         (root / name).write_bytes(bytes([i]) * 99)
 
 
-@pytest.mark.parametrize("how", ["all", "one", "link", "lists"])
+@pytest.mark.parametrize("how", ["all", "two", "link", "lists"])
 def test_splits_with_the_same_contents_under_the_same_names_are_refused(tmp_path, how):
     photos(tmp_path, both("train", "test"))
     assert load(dir=tmp_path).counts.sum() == 4  # the same names alone are usual
-    for name in both("train", "train")[: 1 if how == "one" else 4]:
+    for name in both("train", "train")[: 2 if how == "two" else 4]:
         (tmp_path / name.replace("train", "test")).write_bytes((tmp_path / name).read_bytes())
     if how == "link":
         (tmp_path / "test").rename(tmp_path / "away")
@@ -322,11 +323,29 @@ def test_splits_with_the_same_contents_under_the_same_names_are_refused(tmp_path
             lists[f"{split}_list"] = str(tmp_path / f"{split}.txt")
             lines = [f"{split}/{c}/{i}.jpg {label}\n" for label, c in enumerate(("ant", "bee")) for i in range(2)]
             (tmp_path / f"{split}.txt").write_text("".join(lines))
-    count = 1 if how == "one" else 4
+    count = 2 if how == "two" else 4
     with pytest.raises(
         UserError, match=rf"{count} of the 4 test images have the same content and name as train images"
     ):
         load(dir=tmp_path, **lists)
+
+
+def test_single_images_that_splits_share_are_said_and_one_in_a_hundred_is_refused(tmp_path, heard):
+    photos(tmp_path, both("train", "test"))
+    (tmp_path / "test/ant/0.jpg").write_bytes((tmp_path / "train/ant/0.jpg").read_bytes())
+    assert load(dir=tmp_path).counts.sum() == 4
+    assert (
+        "1 of the 4 test images have the same content and name as train images, such as train/ant/0.jpg" in heard.text
+    )
+    names = {split: [f"{split}/ant/{i}.jpg" for i in range(300)] for split in ("train", "test")}
+    for split, content in (("train", b"%098da"), ("test", b"%098db")):
+        for i in range(1, 300):
+            (tmp_path / names[split][i]).write_bytes(content % i)
+    listings = {split: folders.Listing(names[split], None, {}) for split in names}
+    for i, refused in ((1, False), (2, True)):
+        (tmp_path / names["test"][i]).write_bytes((tmp_path / names["train"][i]).read_bytes())
+        with pytest.raises(UserError, match="3 of the 300") if refused else contextlib.nullcontext():
+            photographs._check_contents_apart(tmp_path, listings)
 
 
 def test_an_absolute_path_in_one_list_is_the_same_image(tmp_path):
@@ -343,6 +362,11 @@ def numbered(folder, **labels):
     )
 
 
+def in_parts(folder, *classes):
+    names = [f"{folder}/{c}/part{i % 2}/{i}.jpg" for c in classes for i in range(4)]
+    return folders.Listing(names, np.repeat(np.arange(len(classes)), 4), {})
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
@@ -352,6 +376,16 @@ def numbered(folder, **labels):
             numbered("a", x=0)._replace(names=["a/x/1", "a/x/2", "b/x/1"], labels=np.array([0, 0, 1])),
             numbered("b", x=0),
             "'b/x' have the label 1",
+        ),
+        (  # one image of training that was labelled otherwise does not make the folders mean nothing
+            numbered("train", ant=0, bee=1, cat=2)._replace(labels=np.array([1, 0, 0, 1, 1, 1, 2, 2, 2])),
+            numbered("test", ant=2, bee=1, cat=0),
+            "'cat' have the label 2 in",
+        ),
+        (  # folders below those of the classes
+            in_parts("train", "ant", "bee"),
+            in_parts("test", "bee", "ant"),
+            "'bee' have the label 1 in the training list and 0 in",
         ),
     ],
 )
@@ -367,6 +401,14 @@ def test_lists_that_number_classes_unlike_are_refused(train, test, message):
         (numbered("train", ant=0, bee=1), numbered("test", all=0, more=1)),
         (numbered("train", x=0)._replace(labels=np.array([0, 1, 2])), numbered("test", x=1)),  # folders are no classes
         (numbered("", camera=0), numbered("", camera=1)),  # one folder says nothing
+        (  # nearly all that a camera sees is empty
+            numbered("train", here=0, there=0, fox=1),
+            numbered("test", here=1, there=1),
+        ),
+        (  # two of many photographers have a class of their own
+            numbered("train", a=0, b=1, all=2)._replace(labels=np.array([0, 0, 0, 1, 1, 1, 2, 3, 4])),
+            numbered("test", a=1, b=0),
+        ),
     ],
 )
 def test_lists_that_may_be_meant_are_taken(train, test):
