@@ -252,9 +252,9 @@ def split_folders(root: pathlib.Path, counts: Mapping[str, int]) -> dict[str, st
         if len(found) == 1 and beside:
             raise UserError(
                 f"{root / found['train'][0]} holds folders of images, as a training split does, but {_few(beside)} "
-                f"beside it are no splits by their names; call them val/ and test/, give the folder with the classes "
-                f"by --config.data.dir={root / found['train'][0]}, or name list files by --config.data.train_list; "
-                "where all are classes, say so by --config.data.layout=classes"
+                "beside it are not called as its other splits would be; call them val/ and test/, give the folder with "
+                f"the classes by --config.data.dir={root / found['train'][0]}, or name list files by "
+                "--config.data.train_list; where all are classes, say so by --config.data.layout=classes"
             )
         if twice := next((split for split, folders in found.items() if len(folders) > 1 and split != _UNUSED), ""):
             raise UserError(
@@ -342,7 +342,7 @@ def _is_nested(top: _Top) -> bool:
 
 
 def _doubled(folder: str, counts: Mapping[str, int], split: str) -> str:
-    """Return the folder itself, or the only one in it where that is called after the split too."""
+    """Return where a split's classes are: in its folder, or in the only one there, as test/test/ or test/images/."""
     tops = _by_top(counts, folder)
     if (
         len(tops) == 1
@@ -350,8 +350,9 @@ def _doubled(folder: str, counts: Mapping[str, int], split: str) -> str:
         and role(only := next(iter(tops)))[0] == split
         and _is_nested(tops[only])
     ):
-        return f"{folder}/{only}"
-    return folder
+        folder = f"{folder}/{only}"
+    within = _within(folder, counts)
+    return within if _by_top(counts, within) else folder
 
 
 def _say_what_is_beside(root: pathlib.Path, found: Scan, splits: dict[str, str]) -> None:
@@ -408,8 +409,12 @@ def check_classes(where: pathlib.Path, counts: Mapping[str, int], folder: str = 
     tops = _by_top(counts, folder)
     nested = {top: of for top, of in tops.items() if _is_nested(of)}
     begin = f"{folder}/" if folder else ""
-    within = {top: _within(f"{begin}{top}", counts) for top in nested}
-    inner = {top: {sub for sub in _by_top(counts, path) if not _is_filler(sub)} for top, path in within.items()}
+    of_top: dict[str, dict[str, int]] = {top: {} for top in nested}
+    for path, count in counts.items():
+        if path.startswith(begin) and (top := path[len(begin) :].partition("/")[0]) in nested:
+            of_top[top][path] = count
+    within = {top: _within(f"{begin}{top}", of_top[top]) for top in nested}
+    inner = {top: {sub for sub in _by_top(of_top[top], path) if not _is_filler(sub)} for top, path in within.items()}
     times = collections.Counter(name for names in inner.values() for name in names)
     shared = sorted(name for name, count in times.items() if count > 1)
     one = where / next(iter(within.values()), begin)[len(begin) :]
@@ -493,12 +498,13 @@ def _classes(
     if stray:
         _log.warning("%s: %d images lie in no sub-folder and are of no class: passed over", where, stray)
 
-    def said(top):
-        others = collections.Counter(what for name, what, _ in found.others if name.startswith(f"{below}{top}/"))
-        return f"{where / top} ({_counted(others)})" if others else str(where / top)
-
-    if empty := [said(top) for top in folders if top not in members]:
-        _log.warning("no image in %s: no class is made of it", _few(empty))
+    empty: dict[str, collections.Counter] = {top: collections.Counter() for top in folders if top not in members}
+    for name, what, _ in found.others:
+        if name.startswith(below) and (top := name[depth:].partition("/")[0]) in empty:
+            empty[top][what] += 1
+    if empty:
+        said = [f"{where / top} ({_counted(held)})" if held else str(where / top) for top, held in empty.items()]
+        _log.warning("no image in %s: no class is made of it", _few(said))
     labels = np.repeat(np.arange(len(members)), [len(names) for names in members.values()])
     return Listing([name for names in members.values() for name in names], labels, dict(enumerate(members)))
 

@@ -249,9 +249,14 @@ def _check_numbering(listings: dict[str, Listing]) -> None:
                     f"the category {label} is {here!r} in the training list and {there!r} in the {split} list; both "
                     "must number the classes alike"
                 )
-    for folder_of in _FOLDERS:
-        label_of = _folders_of_classes(train, folder_of)
-        counts = {split: _labels_by_folder(listing, folder_of, label_of) for split, listing in others.items()}
+    of_train = _labels_by_folder(train)
+    of_others = {split: _labels_by_folder(listing) for split, listing in others.items()}
+    for part in _FOLDERS:
+        label_of = _folders_of_classes(_by_part(of_train, part))
+        counts = {
+            split: {folder: labels for folder, labels in _by_part(found, part).items() if folder in label_of}
+            for split, found in of_others.items()
+        }
         if not any(counts.values()):
             continue
         for split, pairs in counts.items():
@@ -272,42 +277,50 @@ def _check_numbering(listings: dict[str, Listing]) -> None:
         return
 
 
-def _last_folders(depth: int, name: str) -> str:
-    """Return the last folders of a path: one is enough for n01440764/1.jpg, a/outdoor/1.jpg takes two."""
-    return "/".join(name.split("/")[:-1][-depth:])
+def _last_folders(depth: int, folder: str) -> str:
+    """Return the end of a folder's path: one is enough for train/n01440764, a/outdoor takes two."""
+    return "/".join(folder.split("/")[-depth:])
 
 
-def _folder_at(place: int, name: str) -> str:
-    """Return one folder of a path, counted from the front, as of train/ant/part0/1.jpg; "" where there is none."""
-    return next(iter(name.split("/")[:-1][place : place + 1]), "")
+def _folder_at(place: int, folder: str) -> str:
+    """Return one folder of a path, counted from the front, as of train/ant/part0; "" where there is none."""
+    return next(iter(folder.split("/")[place : place + 1]), "")
 
 
-# In this order: the first that shows classes' names, of which the evaluation lists have some, is compared.
-_FOLDERS = [
-    functools.partial(part, n)
-    for part, counted in ((_last_folders, (1, 2, 3)), (_folder_at, (0, 1, 2)))
-    for n in counted
-]
+# The first of these parts of a path that shows classes' names, of which the evaluation lists have some, is compared.
+_FOLDERS = tuple(functools.partial(_last_folders, depth) for depth in (1, 2, 3))
+_FOLDERS += tuple(functools.partial(_folder_at, place) for place in (0, 1, 2))
 
 
-def _labels_by_folder(listing: Listing, folder_of, wanted=None) -> dict[str, collections.Counter]:
-    """Count the labels of the images in each folder, or in each that is wanted; "" is none."""
+def _labels_by_folder(listing: Listing) -> dict[str, collections.Counter]:
+    """Count the labels of the images in each folder, by its path."""
     found: dict[str, collections.Counter] = {}
-    for name, label in zip(listing.names, listing.labels.tolist(), strict=True):
-        if (folder := folder_of(name)) and (wanted is None or folder in wanted):
-            found.setdefault(folder, collections.Counter())[label] += 1
+    folders_ = (name.rpartition("/")[0] for name in listing.names)
+    for (folder, label), count in collections.Counter(zip(folders_, listing.labels.tolist(), strict=True)).items():
+        found.setdefault(folder, collections.Counter())[label] = count
     return found
 
 
-def _folders_of_classes(listing: Listing, folder_of) -> dict[str, int]:
+def _by_part(found: dict[str, collections.Counter], part) -> dict[str, collections.Counter]:
+    """Add up what is counted in folders of which a part of the path is the same; those without it are left out."""
+    sums: dict[str, collections.Counter] = {}
+    for folder, labels in found.items():
+        if name := part(folder):
+            sums.setdefault(name, collections.Counter()).update(labels)
+    return sums
+
+
+def _folders_of_classes(found: dict[str, collections.Counter]) -> dict[str, int]:
     """Return the label of each folder that names a class; {} where fewer than two, or than half of the classes, do."""
-    of_label = collections.Counter(listing.labels.tolist())
-    found = {}
-    for folder, labels in _labels_by_folder(listing, folder_of).items():
+    of_label: collections.Counter = collections.Counter()
+    for labels in found.values():
+        of_label.update(labels)
+    label_of = {}
+    for folder, labels in found.items():
         label, count = labels.most_common(1)[0]
         if count >= _CLEAR_SHARE * labels.total() and 2 * count > of_label[label]:
-            found[folder] = label
-    return found if len(found) >= max(2, len(of_label) / 2) else {}
+            label_of[folder] = label
+    return label_of if len(label_of) >= max(2, len(of_label) / 2) else {}
 
 
 def _below(root: pathlib.Path, listing: Listing) -> Listing:
