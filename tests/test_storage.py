@@ -152,6 +152,20 @@ def test_a_small_file_that_holds_gigabytes_is_not_unpacked(tmp_path):
         storage.read_arrays(tmp_path / "a.npz", limit=2 << 30)
 
 
+def test_empty_images_are_read_however_small_the_file_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_FREE", 0)
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((4000, 32, 32), np.uint8))
+    assert (tmp_path / "a.npz").stat().st_size < 4000 * 32 * 32 / 900
+    assert not storage.read_arrays(tmp_path / "a.npz")["images"].any()
+
+
+def test_names_of_arrays_are_told_without_the_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", **ARRAYS, pickled=np.array([{}]))
+    assert storage.array_names(tmp_path / "a.npz") == (*ARRAYS, "pickled")
+    with pytest.raises(UserError, match="cannot read"):
+        storage.array_names(tmp_path / "absent.npz")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_ways_to_compress_that_numpy_does_not_use_are_refused(tmp_path, method):
     # Their decoders give all of a block at once, whatever its size.

@@ -3,6 +3,7 @@
 What a reader here cannot take is a `UserError` in one sentence, or the `OSError` of the system.
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -13,6 +14,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -32,7 +34,9 @@ _DEEPEST_JSON = 32  # lists and dicts inside of each other; a config has 5
 _LARGEST_INTEGER = 2**64  # a seed lies below
 _DIRECTORY = MIB  # bytes of an .npz file's list of members: some thousands of names
 _BLOCK = MIB
-_INFLATION = 200  # arrays of more than _FREE may be so many times as large as the compressed file
+# Arrays of more than _FREE may be so many times as large as the compressed file. Deflate reaches 1,032 at most, and
+# empty images come near to that; what claims to hold more is forged.
+_INFLATION = 1100
 _FREE = 256 * MIB
 _HEADER = 4096  # bytes of an array's header; numpy writes 128 for plain numbers
 _LONGEST_AXIS = 1 << 48
@@ -172,12 +176,29 @@ def read_arrays(
     Raises:
       UserError: no such file, no whole .npz, pickled objects in it, or more than the limit.
     """
+    with _archive(path) as (archive, file_size):
+        return _members(path, archive, names, limit, file_size)
+
+
+def array_names(path: str | os.PathLike) -> tuple[str, ...]:
+    """Return the names of the arrays that an .npz holds; of the arrays nothing is read.
+
+    Raises:
+      UserError: no such file, or no whole .npz.
+    """
+    with _archive(path) as (archive, _):
+        return tuple(_by_name(archive))
+
+
+@contextlib.contextmanager
+def _archive(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, int]]:
+    """Open an .npz file; give the archive and the file's size in bytes."""
     try:
         with open_regular(path) as file:
             if file.read(6) == b"\x93NUMPY":
                 raise UserError(f"{path} holds one array without a name; numpy.savez writes an .npz with named ones")
             with zipfile.ZipFile(_SmallReads(file)) as archive:
-                return _members(path, archive, names, limit, os.fstat(file.fileno()).st_size)
+                yield archive, os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, NotImplementedError, OverflowError, struct.error, EOFError, zipfile.BadZipFile):
@@ -197,10 +218,14 @@ class _SmallReads:
         return data
 
 
+def _by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
 def _members(
     path, archive: zipfile.ZipFile, names: tuple[str, ...] | None, limit: int, file_size: int
 ) -> dict[str, np.ndarray]:
-    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    members = _by_name(archive)
     found, total = {}, 0
     for name in members if names is None else (name for name in names if name in members):
         info = members[name]

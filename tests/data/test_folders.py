@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import logging
 import os
 
@@ -42,16 +43,18 @@ def heard(caplog, monkeypatch):
         ("testing-data", "test"),
         ("seg_pred", folders._UNUSED),
         ("unlabeled", folders._UNUSED),
+        ("trainA", "train"),
         ("cat", ""),
         ("fold1", ""),
         ("training_test", ""),  # which of them?
     ],
 )
 def test_the_usual_names_of_splits(name, role):
-    assert folders.role(name) == (role, () if role or name == "training_test" else (name.rstrip("1"),))
+    rest = {"cat": ("cat",), "fold1": ("fold",), "trainA": ("a",)}.get(name, ())
+    assert folders.role(name) == (role, rest)
 
 
-def both(train, test, classes=("ant", "bee"), **more):
+def both(train, test, /, classes=("ant", "bee"), **more):
     """Names of images of the same classes in two folders, and of others."""
     names = [f"{top}/{c}/{i}.jpg" for top in (train, test) for c in classes for i in range(2)]
     return [*names, *(f"{folder}/{i}.jpg" for folder, count in more.items() for i in range(count))]
@@ -61,6 +64,7 @@ def counted(names):
     return collections.Counter(name.rpartition("/")[0] for name in names)
 
 
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
 TEST = {"training_set": "test_set", "seg_train": "seg_test", "trainval": "test", "train_2": "test_2", "TRAIN": "Test"}
 
 
@@ -78,6 +82,16 @@ TEST = {"training_set": "test_set", "seg_train": "seg_test", "trainval": "test",
         (["train/images/1.jpg", "car/images/1.jpg"], {}),
         (both("ant", "bee", classes=("images",)), {}),
         (["1.jpg", "ant/1.jpg"], {}),
+        (both("train/images", "val/images"), {"train": "train/images", "validation": "val/images"}),
+        (both("train_mini", "val"), {"train": "train_mini", "validation": "val"}),
+        (both("mini_train", "train") + both("val", "val"), {"train": "train", "validation": "val"}),
+        (both("train", "val", test=4), {"train": "train", "validation": "val"}),
+        (both("train", "val", **{"test/images": 4}), {"train": "train", "validation": "val"}),
+        (both("x_train", "x_val", **{"x_test/x_test": 4}), {"train": "x_train", "validation": "x_val"}),
+        (both("train", "test", val=4), {"train": "train", "test": "test"}),
+        ([*both("train", "val", classes=("raw", "cooked")), "test/raw/1.jpg"], SPLITS),
+        (["train/ant/images/1.jpg", "train/bee/images/1.jpg"], {"train": "train"}),
+        (["ant/images/1.jpg", "ant/images/2.jpg", "bee/images/1.jpg"], {}),
     ],
 )
 def test_splits_are_seen_by_names_and_contents(tmp_path, names, found):
@@ -86,29 +100,45 @@ def test_splits_are_seen_by_names_and_contents(tmp_path, names, found):
         folders.check_classes(tmp_path, counted(names), folder)
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (
-            both("fold1", "fold2"),
-            r"fold1, fold2 of .* hold folders of the same names \(ant, bee\).*train/, val/ and test/",
-        ),
-        (both("ant", "bee", classes=("train", "test")), r"splits inside of its sub-folders \(ant/test, in 2 of them\)"),
-        (both("x", "x", more=3), r"some hold images \(more\) and some only folders of images \(x: x/ant, x/bee\)"),
-        (both("train", "training"), "several folders for one split, train/ and training/; keep one"),
-        (both("train", "my_test"), "train holds folders of images.*my_test beside it are no splits"),
-        (
-            [*both("train", "train"), "test/1.jpg", "test/2.jpg", "test/3.jpg"],
-            r"test holds 3 images and no folder for each class.*test_list",
-        ),
-        (["train/1.jpg", "test/1.jpg"], "train holds 1 images and no folder for each class"),
-        (both("test", "val"), "folders for test and validation .* and none for training"),
-        ([*both("fold1", "fold2"), "fold1/stray.jpg", *(f"fold1/ant/{i}.png" for i in range(9))], "of the same names"),
-    ],
-)
-def test_sub_folders_that_cannot_be_meant_are_refused(tmp_path, names, message):
-    with pytest.raises(UserError, match=message):
+REFUSED = [
+    (
+        both("fold1", "fold2"),
+        r"fold1, fold2 of .* hold folders of the same names \(ant, bee\).*train/, val/ and test/",
+    ),
+    (both("ant", "bee", classes=("train", "test")), r"splits inside of its sub-folders \(ant/test, in 2 of them\)"),
+    (both("x", "x", more=3), r"some hold images \(more\) and some only folders of images \(x: x/ant, x/bee\)"),
+    (both("train", "training"), "several folders for one split, train/ and training/; keep one"),
+    (both("train", "my_test"), "train holds folders of images.*my_test beside it are not called as"),
+    (
+        [*both("train", "train"), "test/1.jpg", "test/2.jpg", "test/3.jpg"],
+        r"test holds 3 images and no folder for each class.*test_list",
+    ),
+    (["train/1.jpg", "test/1.jpg"], "train holds 1 images and no folder for each class"),
+    (both("test", "val"), "folders for test and validation .* and none for training"),
+    ([*both("fold1", "fold2"), "fold1/stray.jpg", *(f"fold1/ant/{i}.png" for i in range(9))], "of the same names"),
+    (  # Office-31: domains, each with the same classes
+        both("amazon/images", "dslr/images"),
+        r"amazon, dslr of .* hold folders of the same names \(ant, bee\).*dir=.*/amazon/images, or",
+    ),
+    (["fold1/cat/1.jpg", "fold1/dog/1.jpg", "fold2/cat/2.jpg", "fold2/owl/2.jpg"], r"of the same names \(cat\)"),
+    (["part1/cat/1.jpg", "part2/cat/2.jpg"], r"of the same names \(cat\)"),
+    ([f"{top}{x}/1.jpg" for top in ("train", "test") for x in "AB"], "trainA holds 1 images and no folder for each"),
+    ([f"{top}/1.jpg" for top in ("training", "evaluation", "learning")], "several folders for one split"),
+    ([f"{top}/1.jpg" for top in ("train", "test", "car")], "train holds 1 images and no folder for each class"),
+    (both("train", "train", **{"val/images": 3, "test/images": 2}), "val holds 3 images .* each class, nor has test"),
+]
+
+
+@pytest.mark.parametrize(("names", "message"), REFUSED)
+def test_sub_folders_that_cannot_be_meant_are_refused_unless_said_to_be_classes(tmp_path, names, message):
+    with pytest.raises(UserError, match=message) as refused:
         assert folders.split_folders(tmp_path, counted(names)) or folders.check_classes(tmp_path, counted(names))
+    tops = sorted({name.partition("/")[0] for name in names})
+    if len(tops) > 1:
+        assert "layout=classes" in str(refused.value)
+        listing = folders.read(touch(tmp_path, names), layout="classes")["train"]
+        assert [*listing.class_names.values()] == tops
+        assert len(listing.names) == len({*names})
 
 
 def touch(root, names):
@@ -116,6 +146,56 @@ def touch(root, names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
+
+
+def test_images_without_labels_beside_splits_are_said(tmp_path, heard):
+    names = [*both("train", "val", **{"test/images": 5}), "test/readme.txt"]
+    found = load(dir=touch(tmp_path, names))
+    assert [name.partition("/")[0] for name in found.test.names] == ["val"] * 4
+    assert "test holds 5 images and no folder for each class: they count as unlabelled" in heard.text
+    touch(tmp_path, ["val_/1.jpg"])
+    (tmp_path / "val").rename(tmp_path / "else")
+    (tmp_path / "test" / "readme.txt").rename(tmp_path / "test" / "test_annotations.txt")
+    message = r"test holds 5 images and .*test_annotations.txt in it may say it\); .* take away what has no labels"
+    (tmp_path / "val_" / "1.jpg").unlink()
+    with pytest.raises(UserError, match=message):
+        load(dir=tmp_path)
+
+
+def test_a_split_to_test_on_may_have_images_of_one_class(tmp_path):
+    names = [*(f"train/{c}/{i}.jpg" for c in "ab" for i in range(3)), "val/a/8.jpg", "test/a/9.jpg", "test/b/9.jpg"]
+    assert load(dir=touch(tmp_path, names)).validation.labels.tolist() == [0]
+    (tmp_path / "train" / "b").rename(tmp_path / "b")
+    with pytest.raises(UserError, match="train has 1 sub-folders with images; .* two at least"):
+        load(dir=tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Ant", "ant"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_are_written_otherwise_in_another_split_are_refused(tmp_path, train, test):
+    touch(tmp_path, [f"train/{train}/1.jpg", "train/bee/1.jpg", f"test/{test}/2.jpg", "test/bee/2.jpg"])
+    with pytest.raises(UserError, match=rf"1 of the classes in .*test are written otherwise .* {test!r} and {train!r}"):
+        load(dir=tmp_path)
+
+
+def test_folders_that_systems_make_are_passed_over_and_counted(tmp_path, heard):
+    of_systems = ("a/@eaDir", "@eaDir", "__MACOSX/a", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".git")
+    touch(tmp_path, [f"{c}/{i}.jpg" for c in "ab" for i in range(3)] + [f"{folder}/9.jpg" for folder in of_systems])
+    assert load(dir=tmp_path).train.class_names == ("a", "b")
+    assert "7 folders of systems, or with a name that begins with a dot, are passed over: 2 @eaDir" in heard.text
+
+
+def test_files_that_are_never_photographs_are_no_loss(tmp_path, heard):
+    beside = ("1.jpg:Zone.Identifier", "Thumbs.db:encryptable", "all.zip", "a.pdf", "a.npy", "a.mp4", "a.pth", "a.bak")
+    touch(tmp_path, [f"{c}/{i}.jpg" for c in "ab" for i in range(3)] + [f"a/{name}" for name in beside])
+    touch(tmp_path, ["models/a.pt", "models/b.pt", "Annotations/a.mat"])
+    assert load(dir=tmp_path).train.class_names == ("a", "b")
+    assert "Annotations (1 .mat), " in heard.text
+    assert "models (2 .pt): no class is made of it" in heard.text
+    for name in ("1.heic", "1.cr2", "1.jxl", "1.svg", "1.unknown", "1.jpg:1"):
+        touch(tmp_path, [f"more/{name}"])
+        with pytest.raises(UserError, match="of the class 'more' .* 0 files are images that are read and 1 are not"):
+            load(dir=tmp_path)
+        (tmp_path / "more" / name).unlink()
 
 
 def test_a_folder_of_splits_is_read_as_such_and_the_rest_is_said(tmp_path, heard):
@@ -228,11 +308,11 @@ def photos(root, names):
         (root / name).write_bytes(bytes([i]) * 99)
 
 
-@pytest.mark.parametrize("how", ["all", "one", "link", "lists"])
+@pytest.mark.parametrize("how", ["all", "two", "link", "lists"])
 def test_splits_with_the_same_contents_under_the_same_names_are_refused(tmp_path, how):
     photos(tmp_path, both("train", "test"))
     assert load(dir=tmp_path).counts.sum() == 4  # the same names alone are usual
-    for name in both("train", "train")[: 1 if how == "one" else 4]:
+    for name in both("train", "train")[: 2 if how == "two" else 4]:
         (tmp_path / name.replace("train", "test")).write_bytes((tmp_path / name).read_bytes())
     if how == "link":
         (tmp_path / "test").rename(tmp_path / "away")
@@ -244,11 +324,29 @@ def test_splits_with_the_same_contents_under_the_same_names_are_refused(tmp_path
             lists[f"{split}_list"] = str(tmp_path / f"{split}.txt")
             lines = [f"{split}/{c}/{i}.jpg {label}\n" for label, c in enumerate(("ant", "bee")) for i in range(2)]
             (tmp_path / f"{split}.txt").write_text("".join(lines))
-    count = 1 if how == "one" else 4
+    count = 2 if how == "two" else 4
     with pytest.raises(
         UserError, match=rf"{count} of the 4 test images have the same content and name as train images"
     ):
         load(dir=tmp_path, **lists)
+
+
+def test_single_images_that_splits_share_are_said_and_one_in_a_hundred_is_refused(tmp_path, heard):
+    photos(tmp_path, both("train", "test"))
+    (tmp_path / "test/ant/0.jpg").write_bytes((tmp_path / "train/ant/0.jpg").read_bytes())
+    assert load(dir=tmp_path).counts.sum() == 4
+    assert (
+        "1 of the 4 test images have the same content and name as train images, such as train/ant/0.jpg" in heard.text
+    )
+    names = {split: [f"{split}/ant/{i}.jpg" for i in range(300)] for split in ("train", "test")}
+    for split, content in (("train", b"%098da"), ("test", b"%098db")):
+        for i in range(1, 300):
+            (tmp_path / names[split][i]).write_bytes(content % i)
+    listings = {split: folders.Listing(names[split], None, {}) for split in names}
+    for i, refused in ((1, False), (2, True)):
+        (tmp_path / names["test"][i]).write_bytes((tmp_path / names["train"][i]).read_bytes())
+        with pytest.raises(UserError, match="3 of the 300") if refused else contextlib.nullcontext():
+            photographs._check_contents_apart(tmp_path, listings)
 
 
 def test_an_absolute_path_in_one_list_is_the_same_image(tmp_path):
@@ -265,6 +363,11 @@ def numbered(folder, **labels):
     )
 
 
+def in_parts(folder, *classes):
+    names = [f"{folder}/{c}/part{i % 2}/{i}.jpg" for c in classes for i in range(4)]
+    return folders.Listing(names, np.repeat(np.arange(len(classes)), 4), {})
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
@@ -274,6 +377,16 @@ def numbered(folder, **labels):
             numbered("a", x=0)._replace(names=["a/x/1", "a/x/2", "b/x/1"], labels=np.array([0, 0, 1])),
             numbered("b", x=0),
             "'b/x' have the label 1",
+        ),
+        (  # one image of training that was labelled otherwise does not make the folders mean nothing
+            numbered("train", ant=0, bee=1, cat=2)._replace(labels=np.array([1, 0, 0, 1, 1, 1, 2, 2, 2])),
+            numbered("test", ant=2, bee=1, cat=0),
+            "'cat' have the label 2 in",
+        ),
+        (  # folders below those of the classes
+            in_parts("train", "ant", "bee"),
+            in_parts("test", "bee", "ant"),
+            "'bee' have the label 1 in the training list and 0 in",
         ),
     ],
 )
@@ -289,6 +402,14 @@ def test_lists_that_number_classes_unlike_are_refused(train, test, message):
         (numbered("train", ant=0, bee=1), numbered("test", all=0, more=1)),
         (numbered("train", x=0)._replace(labels=np.array([0, 1, 2])), numbered("test", x=1)),  # folders are no classes
         (numbered("", camera=0), numbered("", camera=1)),  # one folder says nothing
+        (  # nearly all that a camera sees is empty
+            numbered("train", here=0, there=0, fox=1),
+            numbered("test", here=1, there=1),
+        ),
+        (  # two of many photographers have a class of their own
+            numbered("train", a=0, b=1, all=2)._replace(labels=np.array([0, 0, 0, 1, 1, 1, 2, 3, 4])),
+            numbered("test", a=1, b=0),
+        ),
     ],
 )
 def test_lists_that_may_be_meant_are_taken(train, test):

@@ -193,7 +193,7 @@ def test_a_folder_is_split_by_class_and_its_tail_kept(folder, heard):
     for source in (found.train, found.test):
         for name, label in zip(source.names, source.labels, strict=True):
             assert name.startswith(source.class_names[label] + "/")
-    assert "empty: no class is made of it" in heard.text
+    assert "empty (1 .txt): no class is made of it" in heard.text
     assert "2 classes have too few images to hold one out for the test: c, d" in heard.text
     assert load(dir=folder).test.names == found.test.names
     assert load(dir=folder, split_seed=1).test.names != found.test.names

@@ -122,6 +122,17 @@ def test_arrays_with_other_names_are_ignored_aloud(arrays, caplog, monkeypatch):
     assert "is ignored (did you mean '" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "other",
+    [np.array("2020-01-01", "M8[s]"), np.zeros(3, [("a", "f4"), ("b", "i4")]), np.array([{}])],
+    ids=["time", "fields", "objects"],
+)
+def test_arrays_with_other_names_may_be_of_any_kind(arrays, caplog, monkeypatch, other):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    assert digest(arrays(when=other).train) == digest(arrays().train)
+    assert "when in" in caplog.text
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_in_front_are_put_behind_aloud(arrays, caplog, monkeypatch, channels):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)

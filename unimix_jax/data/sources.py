@@ -16,7 +16,7 @@ from unimix_jax.data.photographs import FIELDS, photographs
 from unimix_jax.data.sampling import Stream, generator
 from unimix_jax.data.splits import Source, Splits, held_out, long_tailed, search_path
 from unimix_jax.errors import UserError, did_you_mean, one_of
-from unimix_jax.storage import GIB, names_of, read_arrays
+from unimix_jax.storage import GIB, array_names, names_of, read_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -142,10 +142,10 @@ def arrays(data) -> Splits:
     path = data.file
     if not path:
         raise UserError("no data file given; name the .npz by --config.data.file=FILE.npz")
-    found = read_arrays(path, limit=64 * GIB)
-    known = {f"{s}_{what}" for s in ("train", "validation", "test") for what in ("images", "labels")} | {"class_names"}
-    for name in sorted(found.keys() - known):
+    known = [f"{s}_{what}" for s in ("train", "validation", "test") for what in ("images", "labels")] + ["class_names"]
+    for name in sorted(set(array_names(path)) - set(known)):  # whatever these hold, they are not read
         _log.warning("%s in %s is ignored%s", name, path, did_you_mean(name, sorted(known)))
+    found = read_arrays(path, tuple(known), limit=64 * GIB)
     given = [name for name in ("validation_images", "validation_labels") if name in found]
     splits = [s for s in ("train", "validation", "test") if s != "validation" or given]
     for name in (f"{split}_{what}" for split in splits for what in ("images", "labels")):
