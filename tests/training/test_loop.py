@@ -427,6 +427,7 @@ def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path)
     assert stop_after(broken, cache, 66, signal.SIGKILL) == -9
     assert workdir.read_json(broken / "run.json")["state"] == "running"
     argv, environment = command(broken, cache)
+    argv += ["--report=no"]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "resuming at step" in done.stderr
     assert len(workdir.read_json(broken / "run.json")["starts"]) == 3
@@ -448,7 +449,8 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
         return state, scores, {"norm_exponent": 0.3}
 
     monkeypatch.setattr(loop, "train", untrained)
-    code = main.main(["main", "--config=digits_lt.py", "--config.eval_every=0", "--config.parallel.devices=1"])
+    options = ["--config.eval_every=0", "--config.parallel.devices=1", "--report=no"]
+    code = main.main(["main", "--config=digits_lt.py", *options])
     (made,) = (tmp_path / "runs").iterdir()
     assert code == 0
     assert f"run directory: runs/{made.name}" in capsys.readouterr().out
