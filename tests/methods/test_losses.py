@@ -11,6 +11,8 @@ from unimix_jax.methods import losses, method, mixing
 from unimix_jax.methods.mixing import Mixed
 from unimix_jax.methods.rows import ROWS
 
+from .. import quick
+
 # The golden name of each loss -> how it is called here.
 GOLDEN = {
     "ce": lambda f: losses.cross_entropy,
@@ -71,18 +73,43 @@ def every_entry():
     return list(found.values())
 
 
+def value_and_gradient(loss, logits, labels):
+    """The losses of examples, and the gradient of their sum by the logits; one backward pass gives both."""
+    (_, values), gradient = jax.value_and_grad(lambda z: (loss(z, labels).sum(), loss(z, labels)), has_aux=True)(logits)
+    return values, gradient
+
+
+@pytest.fixture(scope="module")
+def all_losses(golden):
+    """Return found(classes): each loss's values and gradients for all inputs, from one program for all losses."""
+
+    @functools.cache
+    def found(classes):
+        file = golden(f"losses_{classes}")
+        bound = {name: make(file) for name, make in GOLDEN.items()}
+        every = jax.jit(lambda z, y: {name: value_and_gradient(loss, z, y) for name, loss in bound.items()})
+        return jax.device_get(
+            every(*(np.concatenate([file[f"{name}_{inputs}"] for inputs in INPUTS]) for name in ("logits", "labels")))
+        )
+
+    return found
+
+
+INPUTS = ["moderate", "extreme"]
+
+
 @pytest.mark.parametrize("classes", ["c10", "c100"])
-@pytest.mark.parametrize("inputs", ["moderate", "extreme"])
+@pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("name", GOLDEN)
-def test_values_and_gradients_are_the_authors(golden, name, inputs, classes):
+def test_values_and_gradients_are_the_authors(golden, all_losses, name, inputs, classes):
     file = golden(f"losses_{classes}")
-    logits, labels = jnp.asarray(file[f"logits_{inputs}"]), jnp.asarray(file[f"labels_{inputs}"])
-    loss = GOLDEN[name](file)
+    split = len(file["labels_moderate"])
+    rows = slice(0, split) if inputs == "moderate" else slice(split, None)
+    value, gradient = (found[rows] for found in all_losses(classes)[name])
     # float32 rounds logits of 1e6 to .06: four units in the last place of the largest one of a row.
     rounding = 4 * np.finfo(np.float32).eps * np.abs(file[f"logits_{inputs}"]).max(axis=1)
-    difference = np.abs(loss(logits, labels) - file[f"{name}__{inputs}__value"])
+    difference = np.abs(value - file[f"{name}__{inputs}__value"])
     np.testing.assert_array_less(difference, 1e-5 * np.abs(file[f"{name}__{inputs}__value"]) + rounding + 1e-6)
-    gradient = jax.grad(lambda z: loss(z, labels).sum())(logits)
     assert np.isfinite(gradient).all()
     # At p = 1 the originals' gradient of focal loss with gamma .5 is nan; for 100 classes only some are kept.
     if f"{name}__{inputs}__grad" in file:
@@ -93,14 +120,14 @@ def test_values_and_gradients_are_the_authors(golden, name, inputs, classes):
 @pytest.mark.parametrize(("name", "scale"), [("ldam", 30.0), ("ldam_s1", 1.0)])
 def test_ldam_is_the_authors_on_logits_that_carry_the_scale(golden, name, scale, classes):
     file = golden(f"losses_{classes}")
-    cosines, labels = jnp.asarray(file["logits_cosine"]), jnp.asarray(file["labels_cosine"])
 
-    def loss(cosines):
+    def loss(cosines, labels):
         return losses.ldam(scale * cosines, labels, counts=file["counts"], scale=scale)
 
-    np.testing.assert_allclose(loss(cosines), file[f"{name}__cosine__value"], rtol=1e-5)
+    both = jax.jit(functools.partial(value_and_gradient, loss))
+    value, gradient = both(file["logits_cosine"], file["labels_cosine"])
+    np.testing.assert_allclose(value, file[f"{name}__cosine__value"], rtol=1e-5)
     if f"{name}__cosine__grad" in file:
-        gradient = jax.grad(lambda z: loss(z).sum())(cosines)
         np.testing.assert_allclose(gradient, file[f"{name}__cosine__grad"], atol=5e-5)  # of entries up to 30
 
 
@@ -119,18 +146,23 @@ def test_weighted_batches_are_the_authors(golden, name, inputs):
     def batch(z):
         return mixing.objective(loss, z, mixed, weights).sum() / mixing.example_weight(mixed, weights).sum()
 
-    np.testing.assert_allclose(batch(logits), file[f"{name}__{inputs}__batch"], rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(batch)(logits), file[f"{name}__{inputs}__batch_grad"], atol=5e-6)
+    value, gradient = jax.jit(jax.value_and_grad(batch))(logits)
+    np.testing.assert_allclose(value, file[f"{name}__{inputs}__batch"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, file[f"{name}__{inputs}__batch_grad"], atol=5e-6)
 
 
 @pytest.mark.parametrize("classes", ["c10", "c100"])
 def test_the_mixed_objective_is_the_authors(golden, classes):
     file = golden(f"losses_{classes}")
     loss = GOLDEN["bayias"](file)
-    mixed = Mixed(None, file["labels_moderate"], file["mixed_labels_b"], jnp.float32(file["mixed_lam"]))
-    values = mixing.objective(loss, file["logits_moderate"], mixed)
+    mixed = Mixed(None, file["labels_moderate"], file["mixed_labels_b"], np.float32(file["mixed_lam"]))
+
+    def objective(logits):
+        values = mixing.objective(loss, logits, mixed)
+        return values.mean(), values
+
+    (_, values), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(file["logits_moderate"])
     np.testing.assert_allclose(values, file["mixed_bayias__value"], rtol=1e-5)
-    gradient = jax.grad(lambda z: mixing.objective(loss, z, mixed).mean())(file["logits_moderate"])
     np.testing.assert_allclose(gradient, file["mixed_bayias__mean_grad"], atol=1e-7)
 
 
@@ -145,12 +177,12 @@ def test_smoothing_amounts_are_the_authors(golden, shape):
 
 def test_label_aware_smoothing_by_hand():
     """Two classes, amounts .4 and .1: the targets of the code and of the paper, written out."""
-    logits, labels = jnp.array([[0.0, np.log(3)], [0.0, np.log(3)]]), jnp.array([0, 1])
+    logits, labels = np.float32([[0.0, np.log(3)], [0.0, np.log(3)]]), np.array([0, 1])
     smooth = functools.partial(losses.label_aware_smoothing, logits, labels, counts=[10, 1], head=0.4, tail=0.1)
+    code, paper = quick.jit(lambda: (smooth(), smooth(formula="paper")))()
     cost = np.log([4, 4 / 3])  # of each class
-    np.testing.assert_allclose(smooth(), [0.8 * cost[0] + 0.2 * cost[1], 0.05 * cost[0] + 0.95 * cost[1]], rtol=1e-6)
-    paper = [0.6 * cost[0] + 0.4 * cost[1], 0.1 * cost[0] + 0.9 * cost[1]]
-    np.testing.assert_allclose(smooth(formula="paper"), paper, rtol=1e-6)
+    np.testing.assert_allclose(code, [0.8 * cost[0] + 0.2 * cost[1], 0.05 * cost[0] + 0.95 * cost[1]], rtol=1e-6)
+    np.testing.assert_allclose(paper, [0.6 * cost[0] + 0.4 * cost[1], 0.1 * cost[0] + 0.9 * cost[1]], rtol=1e-6)
     with pytest.raises(UserError, match="unknown shape of label_aware_smoothing 'round'"):
         smooth(shape="round")
 
@@ -164,7 +196,8 @@ def test_label_aware_smoothing_by_hand():
     ],
 )
 def test_bayias_by_hand(test_prior, expected):
-    value = losses.bayias(jnp.zeros((1, 2)), jnp.array([1]), train_prior=[0.9, 0.1], test_prior=test_prior)
+    loss = functools.partial(losses.bayias, train_prior=[0.9, 0.1], test_prior=test_prior)
+    value = quick.jit(loss)(np.zeros((1, 2), np.float32), np.array([1]))
     np.testing.assert_allclose(value, [expected], rtol=1e-6)
 
 
@@ -207,35 +240,40 @@ UNIFORM = np.full(5, 0.2)
     ],
 )
 def test_limits(loss, equals):
-    logits, labels = example()
-    np.testing.assert_allclose(loss(logits, labels), equals(logits, labels), rtol=1e-5, atol=1e-6)
+    found, expected = quick.jit(lambda *batch: (loss(*batch), equals(*batch)))(*example())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("entry", every_entry())
 def test_every_loss_keeps_shape_and_type_and_stays_finite(entry):
     loss = bound(entry)
-    logits = jnp.array([[1e4, -1e4, 0, 0, 0], [0] * 5, [-1e4, 1e4, 1e4, 0, 0], [1e4] * 5, [0, 0, 0, 0, 1e4]])
-    labels = jnp.array([1, 2, 0, 3, 4])
-    value, gradient = loss(logits, labels), jax.grad(lambda z: loss(z, labels).sum())(logits)
+    logits = np.float32([[1e4, -1e4, 0, 0, 0], [0] * 5, [-1e4, 1e4, 1e4, 0, 0], [1e4] * 5, [0, 0, 0, 0, 1e4]])
+    labels = np.array([1, 2, 0, 3, 4])
+    value = loss(logits, labels)  # operation by operation
+    compiled, gradient = jax.jit(functools.partial(value_and_gradient, loss))(logits, labels)
     assert value.shape == (5,)
     assert value.dtype == jnp.float32
     assert np.isfinite(value).all()
     assert np.isfinite(gradient).all()
-    assert loss(logits.astype(jnp.bfloat16), labels).dtype == jnp.float32
-    np.testing.assert_allclose(jax.jit(loss)(logits, labels), value, rtol=1e-6)
+    assert jax.eval_shape(loss, logits.astype(jnp.bfloat16), labels).dtype == jnp.float32
+    np.testing.assert_allclose(compiled, value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("entry", every_entry())
 def test_every_loss_is_float64_for_float64_and_its_gradient_is_the_slope(entry):
     loss = bound(entry)
     with jax.enable_x64(True):
-        logits, labels = jnp.asarray(example()[0][:4].astype(np.float64)), jnp.asarray(example()[1][:4])
-        total = lambda z: loss(z, labels).sum()  # noqa: E731
-        assert total(logits).dtype == jnp.float64
-        gradient, direction = jax.grad(total)(logits), jnp.asarray(np.random.default_rng(2).normal(size=(3, 4, 5)))
-        for d in direction:
-            slope = (total(logits + 1e-6 * d) - total(logits - 1e-6 * d)) / 2e-6
-            np.testing.assert_allclose(slope, (gradient * d).sum(), atol=1e-7)
+        logits, labels = example()[0][:4].astype(np.float64), example()[1][:4]
+        # One program for the loss, its gradient and all that its slopes are made of.
+        directions = 1e-6 * np.random.default_rng(2).normal(size=(3, 1, 4, 5))
+        near = (logits + directions * np.array([1, -1])[:, None, None]).reshape(-1, 5)
+        every = np.concatenate([logits, near])
+        program = quick.jit(functools.partial(value_and_gradient, loss))
+        values, gradient = jax.device_get(program(every, np.tile(labels, 7)))
+    assert values.dtype == gradient.dtype == np.float64
+    totals = values[4:].reshape(3, 2, 4).sum(axis=2)
+    for d, (above, below) in zip(directions[:, 0] / 1e-6, totals, strict=True):
+        np.testing.assert_allclose((above - below) / 2e-6, (gradient[:4] * d).sum(), atol=1e-7)
 
 
 @pytest.mark.parametrize("entry", every_entry())
@@ -244,7 +282,8 @@ def test_the_order_of_classes_does_not_matter(entry):
     order = np.array([3, 0, 4, 1, 2])
     logits, labels = example()
     loss, permuted, new_labels = bound(entry), bound(entry, order), np.argsort(order)[labels]
-    np.testing.assert_allclose(permuted(logits[:, order], new_labels), loss(logits, labels), rtol=1e-5, atol=1e-6)
-    gradient = jax.grad(lambda z: loss(z, labels).sum())(logits)
-    found = jax.grad(lambda z: permuted(z, new_labels).sum())(logits[:, order])
+    (value, gradient), (permuted_value, found) = quick.jit(
+        lambda: (value_and_gradient(loss, logits, labels), value_and_gradient(permuted, logits[:, order], new_labels))
+    )()
+    np.testing.assert_allclose(permuted_value, value, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found, gradient[:, order], atol=2e-6)

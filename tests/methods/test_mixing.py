@@ -11,18 +11,20 @@ from unimix_jax import priors
 from unimix_jax.data import sampling
 from unimix_jax.methods import mixing
 
+from .. import quick
+
 DRAWS = 200_000
 
 
 @functools.lru_cache
 def factors(alpha, wrap=True):
     draw = functools.partial(mixing.unimix_factor, alpha=alpha, wrap=wrap)
-    return jax.jit(jax.vmap(draw, in_axes=(0, None, None)))
+    return quick.jit(jax.vmap(draw, in_axes=(0, None, None)))
 
 
 @functools.lru_cache
 def keys(seed=0):
-    return jax.random.split(jax.random.key(seed), DRAWS)
+    return quick.jit(lambda: jax.random.split(jax.random.key(seed), DRAWS))()
 
 
 def prefers_rare(s, alpha, wrap):
@@ -35,7 +37,7 @@ def prefers_rare(s, alpha, wrap):
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 1.0])
 def test_the_beta_law_is_scipys(alpha):
-    draws = np.sort(jax.jit(jax.vmap(functools.partial(mixing.beta, alpha=alpha)))(keys()))
+    draws = np.sort(quick.jit(jax.vmap(functools.partial(mixing.beta, alpha=alpha)))(keys()))
     assert law_distance(draws, alpha) < 1.95 / np.sqrt(DRAWS)
 
 
@@ -95,7 +97,7 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     labels = np.repeat(np.arange(classes), counts)
     first = labels[np.random.default_rng(0).integers(0, len(labels), DRAWS)]
     partners = labels[sampling.partners_by_class(labels, class_exponent=-1.0, seed=0, step=0, size=DRAWS)]
-    weights = np.asarray(jax.jit(jax.vmap(functools.partial(mixing.unimix_factor, alpha=0.5)))(
+    weights = np.asarray(quick.jit(jax.vmap(functools.partial(mixing.unimix_factor, alpha=0.5)))(
         keys(3), counts[first], counts[partners]
     ))  # fmt: skip
     dominant = np.bincount(np.where(weights >= 0.5, first, partners), minlength=classes) / DRAWS
@@ -127,17 +129,30 @@ COUNTS = np.array([50, 10, 2])
 
 
 def step_keys(size=6):
-    return mixing.Keys(jax.random.key(9), keys()[:size])
+    return mixing.Keys(jax.random.key(9), few_keys(size))
+
+
+@functools.cache
+def few_keys(size):
+    """The first of `keys()`."""
+    return quick.jit(lambda many: many[:size])(keys())
 
 
 def test_unimix_mixes_each_pair_with_a_factor_of_its_own():
     a, b, label_a, label_b = pairs()
-    mixed = mixing.unimix(step_keys(), a, b, label_a, label_b, counts=COUNTS, alpha=0.5)
+
+    @quick.jit
+    def mix(keys):
+        mixed = mixing.unimix(keys, a, b, label_a, label_b, counts=COUNTS, alpha=0.5)
+        return mixed, mixing.dominant_label(mixed)
+
+    factor = quick.jit(functools.partial(mixing.unimix_factor, alpha=0.5))
+    mixed, dominant = jax.device_get(mix(step_keys()))
     for i in range(6):
-        weight = mixing.unimix_factor(keys()[i], COUNTS[label_a[i]], COUNTS[label_b[i]], alpha=0.5)
+        weight = np.asarray(factor(few_keys(6)[i], COUNTS[label_a[i]], COUNTS[label_b[i]]))
         np.testing.assert_allclose(mixed.weight[i], weight, rtol=1e-6)
         np.testing.assert_allclose(mixed.image[i], weight * a[i] + (1 - weight) * b[i], atol=1e-6)
-    np.testing.assert_array_equal(mixing.dominant_label(mixed), np.where(mixed.weight >= 0.5, label_a, label_b))
+    np.testing.assert_array_equal(dominant, np.where(mixed.weight >= 0.5, label_a, label_b))
 
 
 def test_mixup_is_the_authors(golden, monkeypatch):
@@ -145,7 +160,7 @@ def test_mixup_is_the_authors(golden, monkeypatch):
     monkeypatch.setattr(mixing, "beta", lambda key, alpha: jnp.float32(file["mixup_lam"]))
     images, index = file["mixup_images"], file["mixup_index"]
     labels = file["mixup_labels"]
-    mixed = mixing.mixup(step_keys(8), images, images[index], labels, labels[index])
+    mixed = jax.jit(lambda keys: mixing.mixup(keys, images, images[index], labels, labels[index]))(step_keys(8))
     np.testing.assert_allclose(mixed.image, file["mixup_mixed"], atol=1e-6)
     np.testing.assert_array_equal(mixed.label_a, file["mixup_labels_a"])
     np.testing.assert_array_equal(mixed.label_b, file["mixup_labels_b"])
@@ -153,40 +168,50 @@ def test_mixup_is_the_authors(golden, monkeypatch):
 
 
 def test_mixup_draws_one_share_a_batch_or_one_an_example():
-    one = mixing.mixup(step_keys(), *pairs(), alpha=0.5).weight
-    each = mixing.mixup(step_keys(), *pairs(), alpha=0.5, per_example=True).weight
+    both = quick.jit(
+        lambda keys: [mixing.mixup(keys, *pairs(), alpha=0.5, per_example=e).weight for e in (False, True)]
+    )
+    one, each = both(step_keys())
     assert len(set(np.asarray(one).tolist())) == 1
     assert len(set(np.asarray(each).tolist())) == 6
 
 
 def test_remix_weights_are_the_authors(golden):
     file = golden("remix")
-    weight = mixing.remix_weight(file["n_i"], file["n_j"], np.float32(file["lam_x"]))
+    weight = jax.jit(mixing.remix_weight)(file["n_i"], file["n_j"], np.float32(file["lam_x"]))
     np.testing.assert_allclose(weight, file["lam_y"], atol=1e-6)
 
 
 def test_remix_mixes_images_by_the_share_and_labels_by_the_weight():
     a, b, label_a, label_b = pairs()
-    mixed = mixing.remix(step_keys(), a, b, label_a, label_b, counts=COUNTS)
-    share = mixing.beta(step_keys().step, 1.0)
+
+    @quick.jit
+    def mix(keys):
+        share = mixing.beta(keys.step, 1.0)
+        weight = mixing.remix_weight(COUNTS[label_a], COUNTS[label_b], jnp.full(6, share))
+        return mixing.remix(keys, a, b, label_a, label_b, counts=COUNTS), share, weight
+
+    mixed, share, weight = jax.device_get(mix(step_keys()))
     np.testing.assert_allclose(mixed.image, share * a + (1 - share) * b, atol=1e-6)
-    np.testing.assert_allclose(mixed.weight, mixing.remix_weight(COUNTS[label_a], COUNTS[label_b], np.full(6, share)))
+    np.testing.assert_allclose(mixed.weight, weight)
 
 
 def test_manifold_mixup_draws_its_level_uniformly_and_mixes_there_only():
-    draw = jax.jit(lambda key: mixing.manifold_mixup(mixing.Keys(key, None), *pairs()).hidden)
-    levels = np.array([draw(key) for key in keys()[:600]])
+    draw = lambda key: mixing.manifold_mixup(mixing.Keys(key, None), *pairs()).hidden  # noqa: E731
+    levels = np.asarray(quick.jit(jax.vmap(draw))(few_keys(600)))
     np.testing.assert_array_less(np.abs(np.bincount(levels, minlength=3) - 200), 5 * np.sqrt(200))
     a, _, label_a, label_b = pairs()
-    mixed = mixing.Mixed(a, label_a, label_b, jnp.full(6, 0.3), jnp.int32(1))
+    mixed = mixing.Mixed(a, label_a, label_b, np.full(6, 0.3, np.float32), np.int32(1))
     slots = np.array([5, 4, 3, 2, 1, 0])
-    np.testing.assert_array_equal(mixing.mix_hidden(0, a, mixed, slots, None), a)
-    np.testing.assert_allclose(mixing.mix_hidden(1, a, mixed, slots, None), 0.3 * a + 0.7 * a[::-1], atol=1e-6)
+    at_0, at_1 = quick.jit(lambda mixed: [mixing.mix_hidden(level, a, mixed, slots, None) for level in (0, 1)])(mixed)
+    np.testing.assert_array_equal(at_0, a)
+    np.testing.assert_allclose(at_1, 0.3 * a + 0.7 * a[::-1], atol=1e-6)
 
 
 def test_smote_puts_images_between_a_pair_and_leaves_the_frequent_class_alone():
     a, b, label_a, _ = pairs(3000)
-    mixed = mixing.smote(mixing.Keys(None, keys()[:3000]), a, b, label_a, label_a, counts=COUNTS)
+    mix = quick.jit(lambda keys: mixing.smote(mixing.Keys(None, keys), a, b, label_a, label_a, counts=COUNTS))
+    mixed = jax.device_get(mix(few_keys(3000)))
     assert mixed.label_b is None
     np.testing.assert_array_equal(mixed.label_a, label_a)
     place = np.asarray((mixed.image - a)[:, 0, 0, 0] / (b - a)[:, 0, 0, 0])
@@ -202,15 +227,25 @@ def test_smote_puts_images_between_a_pair_and_leaves_the_frequent_class_alone():
 
 def test_without_mixing_the_objective_is_the_loss():
     loss = lambda logits, labels: logits[:, 0] + labels  # noqa: E731
-    logits, labels = jnp.arange(6.0).reshape(3, 2), jnp.array([1, 0, 1])
-    np.testing.assert_array_equal(mixing.objective(loss, logits, mixing.Mixed(None, labels)), [1, 2, 5])
-    np.testing.assert_array_equal(mixing.dominant_label(mixing.Mixed(None, labels)), labels)
+    logits, labels = np.arange(6.0, dtype=np.float32).reshape(3, 2), np.array([1, 0, 1])
+    objective, dominant = quick.jit(
+        lambda logits, mixed: (mixing.objective(loss, logits, mixed), mixing.dominant_label(mixed))
+    )(logits, mixing.Mixed(None, labels))
+    np.testing.assert_array_equal(objective, [1, 2, 5])
+    np.testing.assert_array_equal(dominant, labels)
 
 
 def test_class_weights_multiply_the_loss_of_each_label():
     loss = lambda logits, labels: logits[:, 0] + labels  # noqa: E731
-    logits, weights = jnp.array([[1.0], [2.0]]), jnp.array([10.0, 1.0])
-    mixed = mixing.Mixed(None, jnp.array([0, 1]), jnp.array([1, 1]), jnp.array([0.25, 0.5]))
-    np.testing.assert_allclose(mixing.objective(loss, logits, mixed, weights), [0.25 * 10 * 1 + 0.75 * 2, 3])
-    np.testing.assert_allclose(mixing.example_weight(mixed, weights), [0.25 * 10 + 0.75, 1])
-    np.testing.assert_allclose(mixing.example_weight(mixing.Mixed(None, jnp.array([0, 1])), weights), [10, 1])
+    logits, weights = np.float32([[1.0], [2.0]]), np.float32([10.0, 1.0])
+    mixed = mixing.Mixed(None, np.array([0, 1]), np.array([1, 1]), np.float32([0.25, 0.5]))
+    objective, mixed_weight, weight = quick.jit(
+        lambda logits, mixed, weights: (
+            mixing.objective(loss, logits, mixed, weights),
+            mixing.example_weight(mixed, weights),
+            mixing.example_weight(mixing.Mixed(None, mixed.label_a), weights),
+        )
+    )(logits, mixed, weights)
+    np.testing.assert_allclose(objective, [0.25 * 10 * 1 + 0.75 * 2, 3])
+    np.testing.assert_allclose(mixed_weight, [0.25 * 10 + 0.75, 1])
+    np.testing.assert_allclose(weight, [10, 1])

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -6,8 +7,10 @@ import pytest
 
 from unimix_jax.training import augment, keys
 
+from .. import quick
+
 IMAGES = np.random.default_rng(0).integers(1, 256, (400, 6, 5, 2), np.uint8)
-KEYS = keys.of_views(np.uint32(0), np.uint32(3), np.arange(400))
+KEYS = quick.jit(keys.of_views)(np.uint32(0), np.uint32(3), np.arange(400))
 
 
 def candidates(image, pad, flip):
@@ -23,7 +26,7 @@ def candidates(image, pad, flip):
 
 @pytest.mark.parametrize(("pad", "flip"), [(2, True), (1, False), (0, True)])
 def test_crops_and_flips_are_uniform_over_what_they_can_be(pad, flip):
-    out = np.asarray(jax.jit(lambda k, x: augment.crop_and_flip(k, x, pad=pad, flip=flip))(KEYS, IMAGES))
+    out = np.asarray(quick.jit(lambda k, x: augment.crop_and_flip(k, x, pad=pad, flip=flip))(KEYS, IMAGES))
     assert out.dtype == np.uint8
     seen = []
     for image, result in zip(IMAGES, out, strict=True):
@@ -41,23 +44,24 @@ def test_without_crop_and_flip_images_stay():
 
 
 def test_a_view_is_augmented_alike_whatever_stands_beside_it():
-    whole = augment.crop_and_flip(KEYS[:8], IMAGES[:8], pad=2, flip=True)
-    part = augment.crop_and_flip(KEYS[5:8], IMAGES[5:8], pad=2, flip=True)
+    crop = functools.partial(augment.crop_and_flip, pad=2, flip=True)
+    whole = quick.jit(lambda k, x: crop(k[:8], x[:8]))(KEYS, IMAGES)
+    part = quick.jit(lambda k, x: crop(k[5:8], x[5:8]))(KEYS, IMAGES)
     np.testing.assert_array_equal(whole[5:8], part)
 
 
 def test_keys_differ_by_seed_step_view_and_use():
     drawn = set()
+    draw = quick.jit(lambda *of: [jax.random.uniform(keys.use(keys.of_views(*of)[0], purpose)) for purpose in keys.Use])
     for seed, step, view in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        (key,) = keys.of_views(np.uint32(seed), np.uint32(step), np.array([view]))
-        drawn |= {float(jax.random.uniform(keys.use(key, purpose))) for purpose in keys.Use}
+        drawn |= {float(number) for number in draw(np.uint32(seed), np.uint32(step), np.array([view]))}
     assert len(drawn) == 4 * len(keys.Use)
 
 
 def test_normalising_is_pytorchs():
     mean, std = np.float32([0.4, 0.6]), np.float32([0.2, 0.3])
     np.testing.assert_allclose(
-        augment.normalise(IMAGES, mean, std), (IMAGES / 255.0 - mean) / std, rtol=1e-5, atol=1e-6
+        quick.jit(augment.normalise)(IMAGES, mean, std), (IMAGES / 255.0 - mean) / std, rtol=1e-5, atol=1e-6
     )
 
 
@@ -66,7 +70,7 @@ GREY = np.array([0.299, 0.587, 0.114])
 
 
 def jittered(strengths):
-    return np.asarray(jax.jit(lambda k, x: augment.jitter(k, x, strengths))(KEYS, PHOTOGRAPHS), np.float64)
+    return np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, strengths))(KEYS, PHOTOGRAPHS), np.float64)
 
 
 @pytest.mark.parametrize("kind", range(3))
@@ -86,10 +90,14 @@ def test_one_kind_of_jitter_is_a_blend_by_a_uniform_factor(kind):
 def test_the_three_kinds_of_jitter_come_in_every_order():
     # Without values that are cut off the kinds commute.
     images = np.random.default_rng(2).uniform(size=PHOTOGRAPHS.shape).astype(np.float32)
-    out, seen = np.asarray(jax.jit(lambda k, x: augment.jitter(k, x, (0.4, 0.4, 0.4)))(KEYS, images)), []
-    for key, image, result in zip(KEYS, images.astype(np.float64), out, strict=True):
+    out, seen = np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, (0.4, 0.4, 0.4)))(KEYS, images)), []
+
+    def drawn(key):
         _, key_factors = jax.random.split(keys.use(key, keys.Use.JITTER))
-        factors = 1 + 0.4 * np.asarray(jax.random.uniform(key_factors, (3,), np.float32, -1, 1))
+        return jax.random.uniform(key_factors, (3,), np.float32, -1, 1)
+
+    every = 1 + 0.4 * np.asarray(quick.jit(jax.vmap(drawn))(KEYS))
+    for factors, image, result in zip(every, images.astype(np.float64), out, strict=True):
         fits = []
         for order in itertools.permutations(range(3)):
             x = image
@@ -106,5 +114,5 @@ def test_the_three_kinds_of_jitter_come_in_every_order():
 
 def test_no_jitter_and_grey_images():
     assert augment.jitter(KEYS, PHOTOGRAPHS, (0.0, 0.0, 0.0)) is PHOTOGRAPHS
-    grey = augment.jitter(KEYS, PHOTOGRAPHS[..., :1], (0.0, 0.0, 0.4))
+    grey = quick.jit(lambda k, x: augment.jitter(k, x, (0.0, 0.0, 0.4)))(KEYS, PHOTOGRAPHS[..., :1])
     np.testing.assert_allclose(grey, PHOTOGRAPHS[..., :1], atol=1e-6)
