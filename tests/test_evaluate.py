@@ -372,6 +372,11 @@ def test_a_report_killed_at_any_moment_is_made_again(tmp_path, monkeypatch):
         files.output(tmp_path / "mine")
 
 
+def test_a_folder_may_have_the_name_of_a_file(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    assert files.output(tmp_path / "run.json").html == tmp_path / "run.json" / "report.html"
+
+
 @pytest.mark.parametrize(("classes", "counts"), [(2, [100, 10]), (3, [7, 7, 7])])
 def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts):
     logits, labels = predicted(120)

@@ -187,7 +187,8 @@ def output(path: str | os.PathLike) -> Output:
     if path.suffix.lower() in (".html", ".htm") and not path.is_dir():
         found = Output(path, path.with_name(f"{path.stem}_figures"))
     else:
-        if path.is_file() or path.suffix.lower() in (".pdf", ".png", ".md", ".csv", ".json"):
+        of_a_file = path.suffix.lower() in (".pdf", ".png", ".md", ".csv", ".json") and not path.is_dir()
+        if path.is_file() or of_a_file:
             raise UserError(f"--output={path} is no folder; name a folder, or a file that ends in .html")
         found = Output(path / "report.html", path / "figures")
     taken = [p for p in (found.html, *found.others.values(), found.figures) if os.path.lexists(p)]
