@@ -45,11 +45,14 @@ def golden():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Let LLVM not optimise the steps of runs: half the time of compiling, for tests of what is computed by whom."""
+    """Let the steps of runs be compiled as `quick.jit` compiles, for tests of what is computed by whom."""
     from unimix_jax.training import parallel
 
+    from . import quick
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(parallel._CPU_OPTIONS, "xla_backend_optimization_level", 0)
+        for name, value in quick.OPTIONS.items():
+            patch.setitem(parallel._CPU_OPTIONS, name, value)
         parallel.compiler_options.cache_clear()
         yield
     parallel.compiler_options.cache_clear()
