@@ -58,6 +58,14 @@ def quick_compilation():
     parallel.compiler_options.cache_clear()
 
 
+@pytest.fixture
+def unoptimised():
+    """Let XLA optimise nothing in the programs that the product compiles by itself during a test."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def stem():
     """Let a config name the stem of a network, its first layers and the head, as `network=stem`."""

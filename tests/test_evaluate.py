@@ -76,6 +76,13 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
+def without_pdf(monkeypatch):
+    """Draw pictures for the page, and leave out what takes longest, their PDF files."""
+    draw = files.plots.image
+    monkeypatch.setattr(files.plots, "image", lambda figure, kind: draw(figure, kind) if kind == "png" else b"a pdf")
+
+
+@pytest.fixture
 def door(capsys):
     """Return run(*argv) -> (exit code, standard output, standard error)."""
 
@@ -397,6 +404,7 @@ def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts)
     assert out.endswith("report: none; --output=DIR writes one\n")
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_runs_side_by_side(door, run, tmp_path):
     runs = [run("a", 0), run("b", 1), run("c", 0, validation=False, network="resnet20")]
     np.savez(tmp_path / "d.npz", logits=predicted(90)[0], labels=predicted(90)[1])

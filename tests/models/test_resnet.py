@@ -211,6 +211,7 @@ class Theirs(nn.Module):
         return layers.LinearHead(self.num_classes, name="head")(x)
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_layers_of_a_user_begin_with_their_own_first_values():
     network = Theirs(10)
     variables = resnet.initialise(network, (8, 8, 3), seed=0)
