@@ -45,14 +45,25 @@ def golden():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Let LLVM not optimise the steps of runs: half the time of compiling, for tests of what is computed by whom."""
+    """Let the steps of runs be compiled as `quick.jit` compiles, for tests of what is computed by whom."""
     from unimix_jax.training import parallel
 
+    from . import quick
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(parallel._CPU_OPTIONS, "xla_backend_optimization_level", 0)
+        for name, value in quick.OPTIONS.items():
+            patch.setitem(parallel._CPU_OPTIONS, name, value)
         parallel.compiler_options.cache_clear()
         yield
     parallel.compiler_options.cache_clear()
+
+
+@pytest.fixture
+def unoptimised():
+    """Let XLA optimise nothing in the programs that the product compiles by itself during a test."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from unimix_jax import evaluate, main, settings, workdir
 from unimix_jax.errors import UserError
-from unimix_jax.measures import metrics
+from unimix_jax.measures import files, metrics
 from unimix_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -31,12 +31,18 @@ def own_losses(tmp_path, monkeypatch):
     sys.modules.pop("my_losses", None)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Let the files of pictures hold no picture: what is drawn is not looked at here."""
+    monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "stem", "undrawn")
 def test_the_loss_of_the_document_trains_by_its_command(own_losses, capsys):
     _, _, module, *argv = shlex.split(blocks("docs/own_loss.md", "sh")[0])
     assert module == "unimix_jax.main"
-    argv += ["--config.epochs=1", "--config.parallel.devices=1", "--workdir=run"]
+    argv += ["--config.epochs=1", "--config.network=stem", "--config.parallel.devices=1", "--workdir=run"]
     assert main.main(["main", *argv]) == 0
     stages = workdir.read_json(own_losses / "run" / "config.json")["method"]["stages"]
     assert stages["mixed"]["loss"] == {"name": "my_losses:rare_first"}
@@ -65,6 +71,7 @@ def test_the_measures_of_the_document_are_measured(capsys):
     assert "'tace'" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_document_s_commands_are_commands(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", logits=random.normal(size=(60, 3)), labels=random.integers(0, 3, 60))

@@ -31,42 +31,55 @@ def predicted(size, seed=0):
     return logits, labels
 
 
+def finished_run(directory, seed=0, validation=True, **config):
+    """Make a finished run's directory, without its checkpoints, and return it."""
+    directory.mkdir()
+    about = {"seed": seed, "epochs": 2, "batch_size": 8, "network": "resnet8", "method": {"name": "erm"}, **config}
+    about |= {"data": {"source": "digits", "imbalance": 40.0}, "optim": {"learning_rate": 0.1}}
+    workdir.write_json(directory / "config.json", about)
+    data = {"train": {"images": 231, "digest": "abc", "counts": COUNTS.tolist()}}
+    start = {
+        "version": "0.1.0",
+        "commit": None,
+        "command": ["main.py", "--x=<i>"],
+        "time": "2026",
+        "environment": {},
+    }
+    workdir.write_json(
+        directory / "run.json", {"seed": seed, "data": data, "starts": [start], "state": "complete", "seconds": 3.0}
+    )
+    for line in (
+        {"step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.3, "stage": "plain"},
+        {"step": 2, "epoch": 2.0, "split": "validation", "accuracy": 0.5, "ece": 0.1, "nll": 1.0},
+    ):
+        workdir.append_metrics(directory / "metrics.jsonl", line)
+    for split, size in (("test", 240), ("validation", 120)):
+        if split == "test" or validation:
+            logits, labels = predicted(size, seed + len(split))
+            predictions = Predictions(logits, labels, COUNTS, COUNTS / COUNTS.sum(), NAMES)
+            workdir.write_predictions(directory / workdir.predictions_file(split), predictions)
+    best = {"split": "validation", "epoch": 2.0, "accuracy": 0.5, "ece": 0.1, "evaluations": 1}
+    workdir.write_json(directory / "metrics.json", {"best": best})
+    return directory
+
+
 @pytest.fixture
 def run(tmp_path):
     """Return make(name, seed, **changes): a finished run's directory, without its checkpoints."""
+    return lambda name, *args, **changes: finished_run(tmp_path / name, *args, **changes)
 
-    def make(name, seed=0, validation=True, **config):
-        directory = tmp_path / name
-        directory.mkdir()
-        about = {"seed": seed, "epochs": 2, "batch_size": 8, "network": "resnet8", "method": {"name": "erm"}, **config}
-        about |= {"data": {"source": "digits", "imbalance": 40.0}, "optim": {"learning_rate": 0.1}}
-        workdir.write_json(directory / "config.json", about)
-        data = {"train": {"images": 231, "digest": "abc", "counts": COUNTS.tolist()}}
-        start = {
-            "version": "0.1.0",
-            "commit": None,
-            "command": ["main.py", "--x=<i>"],
-            "time": "2026",
-            "environment": {},
-        }
-        workdir.write_json(
-            directory / "run.json", {"seed": seed, "data": data, "starts": [start], "state": "complete", "seconds": 3.0}
-        )
-        for line in (
-            {"step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.3, "stage": "plain"},
-            {"step": 2, "epoch": 2.0, "split": "validation", "accuracy": 0.5, "ece": 0.1, "nll": 1.0},
-        ):
-            workdir.append_metrics(directory / "metrics.jsonl", line)
-        for split, size in (("test", 240), ("validation", 120)):
-            if split == "test" or validation:
-                logits, labels = predicted(size, seed + len(split))
-                predictions = Predictions(logits, labels, COUNTS, COUNTS / COUNTS.sum(), NAMES)
-                workdir.write_predictions(directory / workdir.predictions_file(split), predictions)
-        best = {"split": "validation", "epoch": 2.0, "accuracy": 0.5, "ece": 0.1, "evaluations": 1}
-        workdir.write_json(directory / "metrics.json", {"best": best})
-        return directory
 
-    return make
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Let the files of pictures hold no picture: to draw them is most of what a report takes."""
+    monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
+
+
+@pytest.fixture
+def without_pdf(monkeypatch):
+    """Draw pictures for the page, and leave out what takes longest, their PDF files."""
+    draw = files.plots.image
+    monkeypatch.setattr(files.plots, "image", lambda figure, kind: draw(figure, kind) if kind == "png" else b"a pdf")
 
 
 @pytest.fixture
@@ -175,6 +188,7 @@ def test_a_run_gives_every_number_and_picture(door, run):
     assert columns == {8}  # seven cells: the stroke in a name makes none
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_but_logits_and_labels(door, tmp_path):
     logits, labels = predicted(200)
     np.savez(tmp_path / "mine.npz", logits=logits, labels=labels)
@@ -192,6 +206,7 @@ def test_nothing_but_logits_and_labels(door, tmp_path):
     assert sum(line.removeprefix("missing: ") in page.texts["p"] for line in missing) == len(missing)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_supplied_beside_the_predictions(door, tmp_path):
     logits, labels = predicted(200)
     np.savez(tmp_path / "test.npz", probabilities=parts.softmax(logits), labels=labels)
@@ -218,6 +233,7 @@ def test_what_is_supplied_beside_the_predictions(door, tmp_path):
     assert "corrected for imbalance:10" in out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unlabelled_predictions_have_an_estimated_prior(door, tmp_path):
     logits, labels = predicted(6000)
     kept = (labels < 3) | (np.arange(6000) % 5 == 0)
@@ -252,6 +268,7 @@ def test_probabilities_of_zero_are_measured_and_said(door, tmp_path):
     assert "look like probabilities" in err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_validation_file_belongs_to_the_predictions_of_its_place(door, tmp_path):
     for i, scale in enumerate((1, 5)):
         np.savez(tmp_path / f"test{i}.npz", logits=scale * predicted(90)[0], labels=predicted(90)[1])
@@ -275,6 +292,7 @@ def test_two_models_never_have_one_name(door, run, tmp_path):
     assert [line.split()[0] for line in out.splitlines()[4:6]] == [str(directory), f"{tmp_path}/same.npz"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
     stages = {
         "mixed": {"mixer": {"name": "unimix", "alpha": 0.9}, "partners": {"name": "by_class", "class_exponent": 0.5}}
@@ -287,6 +305,7 @@ def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
     assert evaluate.report_run(directory).read_text().endswith("<!-- seen -->")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_former_report_left_is_removed(door, tmp_path):
     logits, labels = predicted(60)
     np.savez(tmp_path / "p.npz", logits=logits, labels=labels)
@@ -301,6 +320,7 @@ def test_what_a_former_report_left_is_removed(door, tmp_path):
     assert left == {"report.html", "report.md", "report.csv", "report.json", "mine.png"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(door, tmp_path, monkeypatch):
     np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
     argv = [f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0"]
@@ -389,6 +409,7 @@ def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts)
     assert out.endswith("report: none; --output=DIR writes one\n")
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_runs_side_by_side(door, run, tmp_path):
     runs = [run("a", 0), run("b", 1), run("c", 0, validation=False, network="resnet20")]
     np.savez(tmp_path / "d.npz", logits=predicted(90)[0], labels=predicted(90)[1])
@@ -418,6 +439,7 @@ def test_runs_side_by_side(door, run, tmp_path):
     assert "c: few (shots)" in page.texts["th"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_class_distributions(door, tmp_path):
     code, out, _ = door("--figure=A1", "--classes=6", "--imbalance=50", f"--output={tmp_path}/a1")
     assert code == 0
@@ -434,6 +456,7 @@ def test_the_class_distributions(door, tmp_path):
     assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_is_written_again_but_nothing_else_is_overwritten(door, tmp_path):
     np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
     for _ in range(2):
@@ -449,11 +472,14 @@ def test_a_report_is_written_again_but_nothing_else_is_overwritten(door, tmp_pat
     assert not (tmp_path / "p.html").exists()
 
 
-@pytest.fixture
-def given(tmp_path, run):
-    """Files and folders that the table below names."""
-    run("run")
-    (run("unfinished") / "predictions.npz").unlink()
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Files and folders that the table below names; no case of it changes them."""
+    tmp_path = tmp_path_factory.mktemp("given")
+    run = finished_run(tmp_path / "run")
+    for name in ("report.html", "report.json"):  # of an earlier evaluation, into the run's own folder
+        (run / name).write_text('<meta name="generator" content="unimix_jax report">')
+    (finished_run(tmp_path / "unfinished") / "predictions.npz").unlink()
     logits, labels = predicted(30)
     np.savez(tmp_path / "good.npz", logits=logits, labels=labels, counts=COUNTS)
     np.savez(tmp_path / "unlabelled.npz", logits=logits)
@@ -464,7 +490,7 @@ def given(tmp_path, run):
     (tmp_path / "three.txt").write_text("1 2 3")
     (tmp_path / "words.txt").write_text("many few")
     (tmp_path / "folder").mkdir()
-    (run("odd") / "config.json").write_text('{"method": [1]}')
+    (finished_run(tmp_path / "odd") / "config.json").write_text('{"method": [1]}')
     np.savez(tmp_path / "nan.npz", logits=np.where(logits > 4, np.nan, logits), labels=labels)
     np.savez(tmp_path / "pickled.npz", logits=logits, labels=np.array([{}] * 30, dtype=object))
     np.savez(tmp_path / "floats.npz", logits=logits, labels=labels.astype(float))
@@ -528,8 +554,6 @@ def given(tmp_path, run):
     ],
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(door, given, argv, message):
-    for name in ("report.html", "report.json"):  # of an earlier evaluation, into the run's own folder
-        (given / "run" / name).write_text('<meta name="generator" content="unimix_jax report">')
     before = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     quick = [] if any(a.startswith(("--samples", "--figure")) for a in argv) else ["--samples=0"]
     code, out, err = door(*(a.replace("{given}", str(given)) for a in argv), *quick)

@@ -20,6 +20,8 @@ from unimix_jax.methods.method import Stage
 from unimix_jax.models import assembly, cpu, layers, native, resnet
 from unimix_jax.training import optim, steps
 
+from .. import quick
+
 needs_native = pytest.mark.skipif(bool(assembly.missing()), reason=assembly.missing())
 
 # Images, rows and columns, input and output channels, size of the kernel, stride: what the networks have, and rims.
@@ -47,11 +49,29 @@ def plain_pool(x):
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+def pulling(function, compiler=jax.jit):
+    """One program for a function's value, and the gradients of its arguments for slopes that are anything."""
+
+    @compiler
+    def both(slopes, *arguments):
+        out, pull = jax.vjp(function, *arguments)
+        return out, *pull(slopes)
+
+    def pulled(*arguments):
+        out = jax.eval_shape(function, *arguments)
+        slopes = np.random.default_rng(9).standard_normal(out.shape).astype(out.dtype)
+        return [np.asarray(x, np.float64) for x in both(slopes, *arguments)]
+
+    return pulled
+
+
 def pulled(function, *arguments):
-    """A function's value, and the gradients of its arguments for slopes that are anything."""
-    out, pull = jax.vjp(function, *arguments)
-    slopes = np.random.default_rng(9).standard_normal(out.shape)
-    return [np.asarray(x, np.float64) for x in (out, *pull(jnp.asarray(slopes, out.dtype)))]
+    return pulling(function)(*arguments)
+
+
+def exact(function, *arguments):
+    """The same of the plain layers in float64, where what compiles them matters little."""
+    return pulling(function, quick.jit)(*arguments)
 
 
 def same(found, expected, rtol):
@@ -74,7 +94,7 @@ def test_a_convolution_and_its_gradients_are_the_plain_ones(shape):
     x, kernel = random.standard_normal((n, *sides, inputs)), random.standard_normal((size, size, inputs, outputs))
     of = functools.partial(cpu.convolve, stride=stride)
     with jax.enable_x64(True):
-        expected = pulled(functools.partial(plain_convolution, stride=stride), x, kernel)
+        expected = exact(functools.partial(plain_convolution, stride=stride), x, kernel)
         same(pulled(of, x, kernel), expected, 1e-13)
     same(pulled(of, x.astype(np.float32), kernel.astype(np.float32)), expected, 1e-5)
 
@@ -108,7 +128,8 @@ def test_no_number_of_threads_changes_a_bit(monkeypatch, side, channels):
     for threads in (1, 2, 5, 2):
         monkeypatch.setattr(assembly, "threads", lambda threads=threads: threads)
         assert native._workers(x.size * 9 * channels) == threads
-        found += [pulled(lambda x, k: cpu.convolve(x, k, 1), x, kernel) for _ in range(3)]
+        program = pulling(lambda x, k: cpu.convolve(x, k, 1))
+        found += [program(x, kernel) for _ in range(3)]
     for each in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, each, found[0])
 
@@ -268,9 +289,9 @@ def test_normalisation_and_its_gradients_are_the_plain_ones(shape, residual, act
         return function(x, scale, bias, shortcut, activate, None, 1e-5)[0]
 
     with jax.enable_x64(True):
-        expected = pulled(functools.partial(of, layers.normalise), *arguments)
+        expected = exact(functools.partial(of, layers.normalise), *arguments)
         same(pulled(functools.partial(of, cpu.normalise), *arguments), expected, 1e-13)
-        statistics = cpu.normalise(x, scale, bias, None, activate, None, 1e-5)[1:]
+        statistics = jax.jit(lambda x: cpu.normalise(x, scale, bias, None, activate, None, 1e-5)[1:])(x)
         over = tuple(range(x.ndim - 1))
         same(statistics, (x.mean(over), x.var(over)), 1e-12)
     single = [argument.astype(np.float32) for argument in arguments]
@@ -285,20 +306,40 @@ def test_a_normalisation_keeps_nan():
     assert np.isfinite(np.asarray(out)[..., 1:]).all()
 
 
+class TwoStages(resnet.CifarResNet):
+    """The network of small images without its third stage, whose layers are those of the second."""
+
+    blocks: int = 1
+
+    @nn.compact
+    def __call__(self, x, train, mix=None):
+        x = layers.Convolution(16, 1, self.dtype, kernels=self.kernels, name="conv1")(x)
+        x = layers.BatchNorm(self.axis, kernels=self.kernels, name="bn1")(x, train, activate=True)
+        block = functools.partial(resnet.BasicBlock, shortcut=resnet.subsampled)
+        return resnet._classified(self, x, train, resnet._unmixed, block, (1, 1), 16)
+
+
 NETWORKS = {
-    "cifar": functools.partial(resnet.CifarResNet, blocks=1),
+    "cifar": TwoStages,
     "photographs": functools.partial(resnet.ImageNetResNet, blocks=(1,), block=resnet.Bottleneck),
 }
 
 
 @functools.cache
 def update(network, kernels, dtype):
-    """The change of every parameter after one UniMix + Bayias step of 8 images of 16 x 16, as float64."""
+    """The change of every parameter after one step by Bayias of 8 mixed images of 16 x 16, as float64."""
     counts, random = np.array([50, 20, 5]), np.random.default_rng(0)
     images = random.integers(0, 256, (2, 8, 16, 16, 3), np.uint8)
     labels = random.integers(0, 3, (2, 8)).astype(np.int32)
     view = np.arange(8, dtype=np.int32)
-    mixer = functools.partial(mixing.unimix, counts=counts)
+    share = random.uniform(0.1, 0.9, 8)
+
+    def mixer(keys, image_a, image_b, label_a, label_b):
+        """Mix by given factors: to draw them takes long to compile, and no layer takes part in it."""
+        weight = share.astype(dtype)
+        by_image = weight[:, None, None, None]
+        return mixing.Mixed(by_image * image_a + (1 - by_image) * image_b, label_a, label_b, weight)
+
     loss = functools.partial(losses.bayias, train_prior=counts / counts.sum())
     stage = Stage("test", 0, 1, loss, mixer, "given", "given", np.ones(3, np.float32))
     # Images come in as what they are after normalisation: it is in float32 whatever the rest is in.
@@ -307,14 +348,17 @@ def update(network, kernels, dtype):
     with jax.enable_x64(dtype == "float64"):
         variables = resnet.initialise(network, (16, 16, 3), 0)
         variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
-        state = steps.first_state(variables, recipe.optimiser)
         batch = Batch(images[0], labels[0], view, images[1], labels[1], view + 8)
         numbers = steps.Numbers(np.uint32(3), np.asarray(0.1, dtype), np.ones(3, dtype))
-        step = functools.partial(steps.train_step, stage=stage, network=network, recipe=recipe)
-        after, _ = jax.jit(step)(state, batch, numbers)
-        return np.concatenate(
-            [np.ravel(b - np.asarray(a)) for a, b in zip(*map(jax.tree.leaves, (state[1:3], after[1:3])), strict=True)]
-        ).astype(np.float64)
+
+        def step(variables, batch, numbers):
+            state = steps.first_state(variables, recipe.optimiser)
+            return state, steps.train_step(state, batch, numbers, stage=stage, network=network, recipe=recipe)[0]
+
+        compiler = quick.jit if (kernels, dtype) == ("plain", "float64") else jax.jit  # as for `exact`
+        before, after = jax.device_get(compiler(step)(variables, batch, numbers))
+    leaves = zip(*map(jax.tree.leaves, (before[1:3], after[1:3])), strict=True)
+    return np.concatenate([np.ravel(b - a) for a, b in leaves]).astype(np.float64)
 
 
 FORMS = ["cpu", pytest.param("native", marks=needs_native)]
@@ -362,9 +406,10 @@ def test_half_precision_is_left_to_xla():
     """Convolutions in bfloat16 are, whatever the images come in."""
     network = resnet.build("resnet8", 3, dtype=jnp.bfloat16, kernels="native")
     variables = resnet.initialise(network, (8, 8, 3), 0)
-    logits, _ = network.apply(variables, np.ones((2, 8, 8, 3), np.float32), train=True, mutable=["batch_stats"])
-    expected, _ = network.clone(kernels="plain").apply(
-        variables, np.ones((2, 8, 8, 3), np.float32), train=True, mutable=["batch_stats"]
+    images = np.ones((2, 8, 8, 3), np.float32)
+    logits, expected = (
+        jax.jit(functools.partial(form.apply, train=True, mutable=["batch_stats"]))(variables, images)[0]
+        for form in (network, network.clone(kernels="plain"))
     )
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, atol=0.05)

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from unimix_jax.errors import UserError
 from unimix_jax.models import layers, resnet
 
+from .. import quick
 from ..golden import torch_resnets
 
 
@@ -99,7 +100,7 @@ def test_first_values_of_photographs_networks_follow_torchvisions_laws():
 
 
 def test_activations_computed_again_change_nothing():
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     results = []
     for remat in (False, True):
         network = resnet.build("resnet8", 3, remat=remat)
@@ -111,7 +112,7 @@ def test_activations_computed_again_change_nothing():
 
         text = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(variables["params"]))
         assert ("remat" in text or "checkpoint" in text) == remat
-        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
+        results.append(quick.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     forgetful = resnet.build("resnext50_32x4d", 3, remat=True)
@@ -133,17 +134,20 @@ def test_other_heads():
 
 def test_heads_are_the_authors(golden):
     file = golden("heads_and_mixers")
-    x, weight = jnp.asarray(file["normed_linear_x"]), file["normed_linear_weight"]
-    cosines = layers.CosineHead(20, scale=30.0).apply({"params": {"cosine": weight}}, x)
+    x, weight = file["normed_linear_x"], file["normed_linear_weight"]
+
+    @jax.jit
+    def cosine(x):
+        cosines = layers.CosineHead(20, scale=30.0).apply({"params": {"cosine": weight}}, x)
+        return cosines, jax.grad(lambda x: layers.CosineHead(20).apply({"params": {"cosine": weight}}, x).sum())(x)
+
+    cosines, gradient = jax.device_get(cosine(x))
     np.testing.assert_allclose(cosines / 30, file["normed_linear_out"], atol=1e-6)
-    assert np.isfinite(
-        jax.grad(lambda x: layers.CosineHead(20).apply({"params": {"cosine": weight}}, x).sum())(x)
-    ).all()
+    assert np.isfinite(gradient).all()
     linear = {"kernel": np.eye(12, dtype=np.float32), "bias": np.zeros(12, np.float32)}
     params = {"linear": linear, "scale": file["lws_scale"][0]}
-    np.testing.assert_allclose(
-        layers.ScaledHead(12).apply({"params": params}, file["lws_x"]), file["lws_out"], rtol=1e-6
-    )
+    scaled = jax.jit(layers.ScaledHead(12).apply)({"params": params}, file["lws_x"])
+    np.testing.assert_allclose(scaled, file["lws_out"], rtol=1e-6)
 
 
 def test_another_draw_gives_another_classifier():
@@ -207,6 +211,7 @@ class Theirs(nn.Module):
         return layers.LinearHead(self.num_classes, name="head")(x)
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_layers_of_a_user_begin_with_their_own_first_values():
     network = Theirs(10)
     variables = resnet.initialise(network, (8, 8, 3), seed=0)
@@ -261,9 +266,10 @@ def test_logits_and_running_statistics_are_the_authors(golden):
 
 
 def test_relu_is_a_relu_and_hands_nan_on():
-    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.nan])
-    np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 2, np.nan])
-    np.testing.assert_array_equal(jax.vmap(jax.grad(layers.relu))(x[:4]), [0, 0, 0, 1])
+    x = np.float32([-1.0, -0.0, 0.0, 2.0, np.nan])
+    value, slope = jax.jit(lambda x: (layers.relu(x), jax.vmap(jax.grad(layers.relu))(x[:4])))(x)
+    np.testing.assert_array_equal(value, [0, 0, 0, 2, np.nan])
+    np.testing.assert_array_equal(slope, [0, 0, 0, 1])
     text = jax.jit(layers.relu).lower(x).as_text()
     assert "select" in text  # a maximum costs a third of a CPU step
     assert "maximum" not in text
@@ -273,17 +279,22 @@ def test_relu_is_a_relu_and_hands_nan_on():
 def test_a_damaged_parameter_shows_in_the_logits(train):
     network = resnet.build("resnet8", 3)
     variables = resnet.initialise(network, (8, 8, 1), 0)
-    flat, back = ravel_pytree(variables)
-    variables = back(flat.at[-100].set(jnp.nan))
-    out = network.apply(variables, jnp.ones((2, 8, 8, 1)), train=train, mutable=["batch_stats"])[0]
-    assert np.isnan(out).any()
+
+    @quick.jit
+    def damaged(variables, images):
+        flat, back = ravel_pytree(variables)
+        variables = back(flat.at[-100].set(jnp.nan))
+        return network.apply(variables, images, train=train, mutable=["batch_stats"])[0]
+
+    assert np.isnan(damaged(variables, np.ones((2, 8, 8, 1), np.float32))).any()
 
 
 def test_bfloat16_computes_in_it_and_returns_float32():
     network, exact = resnet.build("resnet8", 3, dtype=jnp.bfloat16), resnet.build("resnet8", 3)
     variables = resnet.initialise(network, (8, 8, 1), 0)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 1)), jnp.float32)
-    logits = network.apply(variables, images, train=False)
-    expected = exact.apply(variables, images, train=False)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    logits, expected = (
+        quick.jit(functools.partial(form.apply, train=False))(variables, images) for form in (network, exact)
+    )
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()

@@ -17,6 +17,8 @@ from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import assembly, resnet
 from unimix_jax.training import optim, parallel, steps
 
+from .. import quick
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 COUNTS = np.array([50, 20, 5])
 # Every layer there is, of which a CPU has forms: convolutions with a stride and without, max-pooling, a residual.
@@ -104,7 +106,7 @@ def test_update_is_the_same_on_any_devices(count, how, kernels):
 def test_update_is_that_of_the_plain_step_without_an_axis():
     plain = functools.partial(steps.train_step, stage=STAGE, network=network(), recipe=RECIPE, axis=None)
     state = start()
-    after, _ = jax.jit(plain)(state, batch(), NUMBERS)
+    after, _ = quick.jit(plain)(state, batch(), NUMBERS)
     found = jax.tree.map(
         lambda a, b: np.asarray(b) - a, (state.params, state.batch_stats), (after.params, after.batch_stats)
     )

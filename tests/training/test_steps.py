@@ -14,6 +14,8 @@ from unimix_jax.methods.method import Stage
 from unimix_jax.models import layers, resnet
 from unimix_jax.training import augment, keys, optim, parallel, steps
 
+from .. import quick
+
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
 RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
 
@@ -45,7 +47,8 @@ def same_leaves(found, file, prefix, rtol, start=None):
 @pytest.fixture(scope="module")
 def authors(golden):
     file = golden("resnet32_steps")
-    state = steps.first_state(resnet.from_pytorch(golden("resnet32_params")), RECIPE.optimiser)
+    variables = resnet.from_pytorch(golden("resnet32_params"))
+    state = jax.device_get(jax.jit(lambda v: steps.first_state(v, RECIPE.optimiser))(variables))
     image = file["input"].transpose(0, 2, 3, 1)
     return file, state, Batch(image, file["labels"].astype(np.int32), np.arange(8, dtype=np.int32))
 
@@ -66,7 +69,7 @@ def test_two_steps_of_sgd_are_the_authors(authors):
 
 def test_a_step_of_unimix_and_bayias_is_the_authors(authors):
     file, state, batch = authors
-    share = jnp.asarray(file["step/lam"])[:, None, None, None]
+    share = file["step/lam"][:, None, None, None]
 
     def given_factors(keys, image_a, image_b, label_a, label_b):
         return mixing.Mixed(share * image_a + (1 - share) * image_b, label_a, label_b, share[:, 0, 0, 0])
@@ -83,7 +86,7 @@ def test_a_step_of_unimix_and_bayias_is_the_authors(authors):
     after, sums = jitted(stage(bayias, given_factors))(state, batch, numbers(1.0))
     np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file["step/loss"], rtol=1e-5)
     # The first step at rate 1 moves each parameter by its gradient and 2e-4 of itself.
-    gradients = jax.tree.map(lambda a, b: np.asarray(a - b - 2e-4 * a), state.params, after.params)
+    gradients = jax.tree.map(lambda a, b: a - b - np.float32(2e-4) * a, state.params, jax.device_get(after.params))
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradients)))
     np.testing.assert_allclose(norm, file["step/grad_norm"], rtol=1e-5)
     same_leaves(gradients, file, "step_grad/", 1e-3)
@@ -142,17 +145,19 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
 def tiny_step(**more):
     network = resnet.CifarResNet(3, blocks=0, head="scaled")
     variables = resnet.initialise(network, (8, 8, 3), 0)
-    state = steps.first_state(variables, RECIPE.optimiser)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (8, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0, 1, 2, 0, 0], np.int32)
     batch = Batch(images, labels, np.arange(8, dtype=np.int32))
     weights = more.pop("class_weight", np.ones(3, np.float32))
     this = stage(losses.cross_entropy, classes=3, **more)
     recipe = RECIPE._replace(std=np.full(3, 0.3, np.float32))
-    after, sums = steps.train_step(
-        state, batch, steps.Numbers(0, 0.1, weights), stage=this, network=network, recipe=recipe
-    )
-    return state, after, sums
+
+    @quick.jit
+    def step(variables, batch, numbers):
+        state = steps.first_state(variables, RECIPE.optimiser)
+        return state, *steps.train_step(state, batch, numbers, stage=this, network=network, recipe=recipe)
+
+    return jax.device_get(step(variables, batch, steps.Numbers(0, 0.1, weights)))
 
 
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
@@ -169,15 +174,15 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
 
 def test_class_weights_are_divided_by_their_sum_or_by_the_count():
     weights = np.float32([0.1, 1.0, 3.0])
-    _, _, by_weights = tiny_step(class_weight=weights)
-    _, _, by_count = tiny_step(class_weight=weights, reduction="count")
+    steps_taken = tiny_step(class_weight=weights), tiny_step(class_weight=weights, reduction="count")
+    (_, _, by_weights), (_, _, by_count) = steps_taken
     total = weights[[0, 1, 2, 0, 1, 2, 0, 0]].sum()
     np.testing.assert_allclose(by_weights["loss"][1], total, rtol=1e-6)
     assert by_count["loss"][1] == 8
     assert by_count["loss"][0] == by_weights["loss"][0]
     moved = [
-        np.asarray(after.params["head"]["linear"]["bias"] - before.params["head"]["linear"]["bias"] * (1 - 2e-5))
-        for before, after, _ in (tiny_step(class_weight=weights), tiny_step(class_weight=weights, reduction="count"))
+        after.params["head"]["linear"]["bias"] - before.params["head"]["linear"]["bias"] * np.float32(1 - 2e-5)
+        for before, after, _ in steps_taken
     ]
     np.testing.assert_allclose(moved[1], moved[0] * total / 8, rtol=1e-4, atol=1e-7)
 
@@ -187,24 +192,34 @@ def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_ow
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     view, label = np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32)
     batch = Batch(image, label, view, image, label, view + 6)
-    seen = {}
 
-    def mixer(mix_keys, image_a, image_b, label_a, label_b):
-        seen.update(keys=mix_keys, a=image_a, b=image_b)
-        return mixing.Mixed(image_a, label_a)
+    @quick.jit
+    def mixed(batch, seed, step):
+        """What the mixer sees, the same images augmented here, and the data of the mixer's keys and of all others."""
+        seen = {}
 
-    steps.mixed_batch(batch, np.uint32(1), np.uint32(2), stage(losses.cross_entropy, mixer), recipe)
-    for name, views in (("a", view), ("b", view + 6)):
-        cropped = augment.crop_and_flip(keys.of_views(np.uint32(1), np.uint32(2), views), image, pad=2, flip=True)
-        np.testing.assert_allclose(seen[name] * 255, cropped, atol=1e-3)
+        def mixer(mix_keys, image_a, image_b, label_a, label_b):
+            seen.update(a=image_a, b=image_b, keys=(mix_keys.view[0], mix_keys.step))
+            return mixing.Mixed(image_a, label_a)
+
+        steps.mixed_batch(batch, seed, step, stage(losses.cross_entropy, mixer), recipe)
+        for name, views in (("cropped_a", batch.view), ("cropped_b", batch.partner_view)):
+            seen[name] = augment.crop_and_flip(keys.of_views(seed, step, views), batch.image, pad=2, flip=True)
+        first = keys.of_views(seed, step, batch.view)[0]
+        seen["used"] = [keys.use(first, purpose) for purpose in keys.Use]
+        return seen | {name: [jax.random.key_data(key) for key in seen[name]] for name in ("keys", "used")}
+
+    seen = jax.device_get(mixed(batch, np.uint32(1), np.uint32(2)))
+    for name in ("a", "b"):
+        np.testing.assert_allclose(seen[name] * 255, seen[f"cropped_{name}"], atol=1e-3)
     assert (seen["a"] != seen["b"]).any()
-    used = [jax.random.key_data(keys.use(keys.of_views(1, 2, view)[0], purpose)).tolist() for purpose in keys.Use]
-    own = jax.random.key_data(seen["keys"].view[0]).tolist()
+    (own, of_step), used = ([data.tolist() for data in seen[name]] for name in ("keys", "used"))
     assert own == used[keys.Use.MIX]
     assert used.count(own) == 1
-    assert jax.random.key_data(seen["keys"].step).tolist() not in used
+    assert of_step not in used
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("batch_norm", "unroll"), [("frozen", True), ("train", False)])
 def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
     network = resnet.CifarResNet(3, blocks=0)
@@ -219,7 +234,7 @@ def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
 
     this = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
     recipe = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.ones(3, np.float32), 0, False)
-    state = steps.first_state(resnet.initialise(network, (8, 8, 3), 0), recipe.optimiser)
+    state = quick.jit(lambda v: steps.first_state(v, recipe.optimiser))(resnet.initialise(network, (8, 8, 3), 0))
     weights = steps.Numbers(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
 
     def step(recipe, count=1):
@@ -236,21 +251,25 @@ def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
     if batch_norm == "frozen":
         return
     # Batch statistics are those of the parts, one after the other: the slow way.
-    mixed, gradients, stats = steps.mixed_batch(batch, 0, 0, this, recipe), [], state.batch_stats
+    mixed = jax.device_get(quick.jit(lambda batch: steps.mixed_batch(batch, 0, 0, this, recipe))(batch))
+    gradients, stats = [], state.batch_stats
 
     def loss(params, some, stats):
         variables = {"params": params, "batch_stats": stats}
         logits, updates = network.apply(variables, some.image, train=True, mutable=["batch_stats"])
         return mixing.objective(losses.cross_entropy, logits, some, weights.class_weight).sum(), updates
 
-    slow = jax.jit(jax.grad(loss, has_aux=True))
+    slow = quick.jit(jax.grad(loss, has_aux=True))
     for part in range(4):
         some = jax.tree.map(lambda x, rows=slice(part, None, 4): x[rows], mixed)
         found, updates = slow(state.params, some, stats)
         gradients.append(found)
         stats = updates["batch_stats"]
-    weight = mixing.example_weight(mixed, weights.class_weight).sum()
-    expected = jax.tree.map(lambda p, *g: p - 0.1 * (sum(g) / weight + 2e-4 * p), state.params, *gradients)
+    weight = quick.jit(mixing.example_weight)(mixed, weights.class_weight).sum()
+    expected = jax.tree.map(
+        lambda p, *g: p - np.float32(0.1) * (sum(g) / np.asarray(weight) + np.float32(2e-4) * p),
+        *jax.device_get((state.params, *gradients)),
+    )
     for a, b in zip(
         jax.tree.leaves((after.params, after.batch_stats)), jax.tree.leaves((expected, stats)), strict=True
     ):
