@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 
-from unimix_jax import errors, settings, workdir
+from unimix_jax import errors, settings, storage
 from unimix_jax.measures import tables
 from unimix_jax.methods.rows import ROWS
-from unimix_jax.training import loop, parallel
+from unimix_jax.training import runtime
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- digits table -->", "<!-- end of digits table -->"
@@ -31,8 +31,8 @@ def measures(name: str, seed: int, directory: pathlib.Path, epochs: int | None) 
     argv += [f"--config.epochs={epochs}"] if epochs else []
     run = f"{seed}-{epochs}-epochs" if epochs else str(seed)
     try:
-        result = loop.run(settings.parse(argv).config, directory / name / run)
-    except errors.RanAway:
+        result = run(settings.parse(argv).config, directory / name / run)
+    except errors.NonFiniteError:
         return [np.nan] * len(MEASURES)
     return [100 * result["test"][measure] for measure in MEASURES]
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "digits_table")
     given = parser.parse_args()
-    parallel.prepare_runtime(1)  # as configs/digits_lt.py
+    runtime.prepare_runtime(1)  # as configs/digits_lt.py
     started, values = time.monotonic(), {}
     for name in given.methods.split(","):
         values[name] = np.array([measures(name, seed, given.workdir, given.epochs) for seed in range(given.seeds)])
@@ -63,7 +63,7 @@ def main() -> None:
     if (given.methods, given.seeds, given.epochs) == (",".join(ROWS), SEEDS, None):
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-        workdir.write_whole(ROOT / "README.md", f"{before}{BEGIN}\n{table}\n{END}{after}")
+        storage.write_whole(ROOT / "README.md", f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
 if __name__ == "__main__":

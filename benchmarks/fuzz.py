@@ -32,11 +32,12 @@ from unittest import mock
 
 import numpy as np
 
-from unimix_jax import priors, workdir
+from unimix_jax import priors, storage
 from unimix_jax.batch import Predictions
 from unimix_jax.data import cifar, download, photographs, prepared, sources
 from unimix_jax.errors import UserError
 from unimix_jax.measures import files
+from unimix_jax.training import rundir
 
 COUNTS = np.array([5, 2, 1])
 TOKENS = (
@@ -172,7 +173,7 @@ def damaged_tensors(data: bytes, random: np.random.RandomState) -> bytes:
 def _write_predictions(folder: pathlib.Path) -> None:
     logits = np.linspace(-2, 2, 12, dtype=np.float32).reshape(4, 3)
     predictions = Predictions(logits, np.arange(4) % 3, COUNTS, COUNTS / COUNTS.sum(), ("a", "b", "ü"))
-    workdir.write_predictions(folder / "predictions.npz", predictions)
+    rundir.write_predictions(folder / "predictions.npz", predictions)
 
 
 def _write_arrays(folder: pathlib.Path) -> None:
@@ -194,7 +195,7 @@ def _write_run(folder: pathlib.Path) -> None:
     stage = {"loss": {"name": "bayias"}, "mixer": {"name": "unimix", "alpha": 0.5}, "partners": {"name": "by_class"}}
     config = {"seed": 0, "epochs": 2, "batch_size": 8, "network": "resnet8", "test_prior": "uniform", "init": ""}
     config |= {"method": {"name": "erm", "stages": {"mixed": stage}}, "data": {"source": "digits", "imbalance": 40.0}}
-    workdir.write_json(folder / "config.json", config | {"optim": {"learning_rate": 0.1}})
+    storage.write_json(folder / "config.json", config | {"optim": {"learning_rate": 0.1}})
     about = {"images": 8, "digest": "abc"}
     start = {
         "version": "0",
@@ -205,7 +206,7 @@ def _write_run(folder: pathlib.Path) -> None:
     }
     data = {"train": about | {"counts": COUNTS.tolist()}, "test": about, "test_prior": {"digest": "d"}}
     record = {"seed": 0, "data": data, "starts": [start], "state": "complete", "seconds": 3.0, "unreadable": 0}
-    workdir.write_json(folder / "run.json", record)
+    storage.write_json(folder / "run.json", record)
     best = {"step": 2, "epoch": 2.0, "split": "test", "accuracy": 0.5, "ece": 0.1, "nll": 1.0, "evaluations": 1}
     measures = {
         "accuracy": 0.5,
@@ -217,12 +218,12 @@ def _write_run(folder: pathlib.Path) -> None:
         "mce": 0.1,
         "images": 4,
     }
-    workdir.write_json(folder / "metrics.json", {"best": best, "test": measures})
+    storage.write_json(folder / "metrics.json", {"best": best, "test": measures})
     for line in (
         {"step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.3, "stage": "plain"},
         {"step": 2, "epoch": 2.0, "split": "test", "accuracy": 0.5, "ece": 0.1, "nll": 1.0},
     ):
-        workdir.append_metrics(folder / "metrics.jsonl", line)
+        rundir.append_metrics(folder / "metrics.jsonl", line)
 
 
 def _read_run(folder: pathlib.Path) -> None:
@@ -234,20 +235,20 @@ def _read_run(folder: pathlib.Path) -> None:
     try:
         given = files.read_run(folder)
         section = report.Section("What was run", tables=tables.run_tables(given) + tables.runs_tables([given]))
-        workdir.write_whole(folder / "report.html", page.html_page("title", "about", [section], {}))
-        workdir.write_whole(folder / "report.md", page.markdown("title", "about", [section], "figures"))
+        storage.write_whole(folder / "report.html", page.html_page("title", "about", [section], {}))
+        storage.write_whole(folder / "report.md", page.markdown("title", "about", [section], "figures"))
         laws.factor_of(given.about["config"])
         for line in given.about["lines"]:
             np.array([line[key] for key in line if key not in ("split", "stage")], np.float64)
     except UserError as error:
         refusal = error
-    config = workdir.read_json(folder / "config.json")
-    workdir.differing_keys(config or {}, {"seed": 0})
-    workdir.read_record(folder / "run.json")
-    results = workdir.read_results(folder / "metrics.json")
+    config = storage.read_json(folder / "config.json")
+    rundir.differing_keys(config or {}, {"seed": 0})
+    rundir.read_manifest(folder / "run.json")
+    results = rundir.read_results(folder / "metrics.json")
     if results is not None:
         tables.closing_table(results)
-    workdir.cut_metrics(folder / "metrics.jsonl", 1)
+    rundir.truncate_metrics(folder / "metrics.jsonl", 1)
     if refusal:
         raise refusal
 
@@ -433,7 +434,7 @@ def replying(*pieces: bytes, pause: float = 0.0, again: bool = False) -> Iterato
 
 
 READERS = {
-    "predictions": Reader(_write_predictions, lambda f: workdir.read_predictions(f / "predictions.npz"), damaged_npz),
+    "predictions": Reader(_write_predictions, lambda f: rundir.read_predictions(f / "predictions.npz"), damaged_npz),
     "arrays": Reader(_write_arrays, _read_arrays, damaged_npz, 0.7),
     "run": Reader(_write_run, _read_run, damaged_json),
     "text": Reader(_write_text, _read_text, _damaged_text),

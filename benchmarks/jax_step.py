@@ -24,10 +24,12 @@ def main():
     from unimix_jax.data import sampling
     from unimix_jax.methods import method as methods
     from unimix_jax.models import resnet
-    from unimix_jax.training import optim, parallel, steps
+    from unimix_jax.training import optim, runtime
+    from unimix_jax.training.devices import AXIS, distribute, kernels, local_devices, replicate, shard
+    from unimix_jax.training.step import StepConfig, StepInputs, first_state, predict_step, train_step
 
-    parallel.prepare_runtime(1 if case.network == "resnet8" else 0)  # as configs/digits_lt.py
-    devices = parallel.local_devices(1)
+    runtime.prepare_runtime(1 if case.network == "resnet8" else 0)  # as configs/digits_lt.py
+    devices = local_devices(1)
     config = settings.default()
     settings.use_method(config, "unimix_bayias")
     counts = np.array(slots.counts(case.classes))
@@ -40,15 +42,15 @@ def main():
         rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=priors.read_test_prior("uniform", counts),
     ).stages[0]
-    kernels = parallel.kernels(devices, "auto") if case.variant == "auto" else case.variant
-    network = resnet.build(case.network, case.classes, axis=parallel.AXIS, kernels=kernels)
+    kernels = kernels(devices, "auto") if case.variant == "auto" else case.variant
+    network = resnet.build(case.network, case.classes, axis=AXIS, kernels=kernels)
     shape = (case.size, case.size, case.channels)
     mean, std = np.full(case.channels, 0.47, np.float32), np.full(case.channels, 0.25, np.float32)
     augmented = case.what == "augmented"
-    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented)
-    state = steps.first_state(resnet.initialise(network, shape, 0), recipe.optimiser)
-    state = parallel.replicate(state, devices)
-    numbers = steps.Numbers(np.uint32(0), np.float32(0.01), stage.class_weight)
+    step_config = StepConfig(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented)
+    state = first_state(resnet.initialise(network, shape, 0), step_config.optimiser)
+    state = replicate(state, devices)
+    numbers = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
 
     random = np.random.default_rng(0)
 
@@ -62,24 +64,24 @@ def main():
     if case.what == "evaluate":
 
         def predict(variables, images, *, axis):
-            return steps.predict_step(variables, images, network=network, recipe=recipe)
+            return predict_step(variables, images, network=network, config=step_config)
 
-        compiled = parallel.distribute(predict, devices, split=(False, True), split_result=True)
+        compiled = distribute(predict, devices, split=(False, True), split_result=True)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
 
         def run(count):
             for i in range(count):
-                logits = np.asarray(compiled(variables, parallel.place(batches[i % 4].image, devices)))
+                logits = np.asarray(compiled(variables, shard(batches[i % 4].image, devices)))
             return float(logits.mean())
     else:
-        step = functools.partial(steps.train_step, stage=stage, network=network, recipe=recipe)
-        compiled = parallel.distribute(step, devices, donate=(0,))
+        step = functools.partial(train_step, stage=stage, network=network, config=step_config)
+        compiled = distribute(step, devices, donate=(0,))
 
         def run(count):
             nonlocal state
             before = None
             for i in range(count):  # as the loop does: at most two steps in flight
-                state, sums = compiled(state, parallel.place(batches[i % 4], devices), numbers)
+                state, sums = compiled(state, shard(batches[i % 4], devices), numbers)
                 jax.block_until_ready(before)
                 before = sums
             jax.block_until_ready(state)

@@ -12,6 +12,7 @@ sampler    ms a step for 437,513 images of 8,142 classes (iNaturalist 2018's cou
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -40,7 +41,7 @@ def process(*argv: str, **environment: str) -> tuple[float, str]:
 
 
 def answers(rounds: int) -> dict:
-    """Time what must be answered at once."""
+    """Time the commands that must end at once."""
     asked = {
         "python, nothing": ["-c", ""],
         "import unimix_jax": ["-c", "import unimix_jax"],
@@ -74,11 +75,15 @@ def digits() -> dict:
 
 def loop(rounds: int) -> dict:
     """Compare the loop with its own step, pair by pair."""
-    from unimix_jax import settings, workdir
+    from unimix_jax import settings
     from unimix_jax.data import loading
-    from unimix_jax.training import loop, parallel, steps
+    from unimix_jax.training import input as training_input
+    from unimix_jax.training import loop, rundir, runtime
+    from unimix_jax.training.devices import replicate
+    from unimix_jax.training.setup import prepare
+    from unimix_jax.training.step import StepInputs, first_state
 
-    parallel.prepare_runtime()
+    runtime.prepare_runtime()
     import jax
 
     random, taken = np.random.default_rng(0), 20
@@ -92,17 +97,17 @@ def loop(rounds: int) -> dict:
         )
         argv = ["main", "--config=arrays.py", f"--config.data.file={file}", "--config.network=resnet32"]
         argv += [f"--config.log_every={taken + 1}", "--config.eval_every=0", "--config.batch_size=128"]
-        this = loop.prepare(settings.parse(argv).config, None)
-        stage = this.method.stages[0]._replace(last=taken + 1)
-        this = this._replace(steps=taken + 1, method=this.method._replace(stages=(stage,)))
-        step = loop.compiled_step(this, stage)
-        numbers = steps.Numbers(np.uint32(0), np.float32(0.01), stage.class_weight)
-        made = loading.prefetch(loop._batches(this, 0))
+        experiment = prepare(settings.parse(argv).config, None)
+        stage = experiment.method.stages[0]._replace(last=taken + 1)
+        experiment = dataclasses.replace(experiment, method=experiment.method._replace(stages=(stage,)))
+        step = loop.compiled_step(experiment, stage)
+        numbers = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
+        made = loading.prefetch(training_input.batches(experiment, 0))
         ready = [batch for _, batch in itertools.islice(made, 4)]
         made.close()
 
         def fresh():
-            return parallel.replicate(steps.first_state(this.variables, this.recipe.optimiser), this.devices)
+            return replicate(first_state(experiment.variables, experiment.step_config.optimiser), experiment.devices)
 
         def alone() -> float:
             state, before, begun = step(fresh(), ready[0], numbers)[0], None, time.perf_counter()
@@ -116,8 +121,8 @@ def loop(rounds: int) -> dict:
         def in_loop(directory: pathlib.Path) -> float:
             directory.mkdir()
             with loop.checkpoints.opened(directory / "checkpoints", 2) as manager:
-                loop.train(this._replace(directory=directory), fresh(), manager, threading.Event())
-            records = workdir.read_metrics(directory / workdir.METRICS_LINES)
+                loop.train(dataclasses.replace(experiment, directory=directory), fresh(), manager, threading.Event())
+            records = rundir.read_metrics(directory / rundir.METRICS_LINES)
             return next(r["images_per_second"] for r in records if "images_per_second" in r)
 
         alone()

@@ -46,16 +46,16 @@ def golden():
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Let the steps of runs be compiled as `quick.jit` compiles, for tests of what is computed by whom."""
-    from unimix_jax.training import parallel
+    from unimix_jax.training import runtime
 
     from . import quick
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in quick.OPTIONS.items():
-            patch.setitem(parallel._CPU_OPTIONS, name, value)
-        parallel.compiler_options.cache_clear()
+            patch.setitem(runtime._CPU_OPTIONS, name, value)
+        runtime.compiler_options.cache_clear()
         yield
-    parallel.compiler_options.cache_clear()
+    runtime.compiler_options.cache_clear()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import functools
 import jax
 import pytest
 
-from unimix_jax.training import parallel
+from unimix_jax.training import runtime
 
 # No optimisation by LLVM, and no emitters of fused loops by way of MLIR.
 OPTIONS = {
@@ -23,8 +23,8 @@ OPTIONS = {
 def options():
     """Return those of them that this jaxlib knows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "_CPU_OPTIONS", OPTIONS)
-        return parallel.compiler_options.__wrapped__()
+        patch.setattr(runtime, "_CPU_OPTIONS", OPTIONS)
+        return runtime.compiler_options.__wrapped__()
 
 
 def jit(function, **more):

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from unimix_jax import evaluate, main, settings, workdir
+from unimix_jax import evaluate, main, settings, storage
 from unimix_jax.errors import UserError
 from unimix_jax.measures import files, metrics
-from unimix_jax.training import loop
+from unimix_jax.training.run import run
+from unimix_jax.training.setup import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -44,17 +45,17 @@ def test_the_loss_of_the_document_trains_by_its_command(own_losses, capsys):
     assert module == "unimix_jax.main"
     argv += ["--config.epochs=1", "--config.network=stem", "--config.parallel.devices=1", "--workdir=run"]
     assert main.main(["main", *argv]) == 0
-    stages = workdir.read_json(own_losses / "run" / "config.json")["method"]["stages"]
+    stages = storage.read_json(own_losses / "run" / "config.json")["method"]["stages"]
     assert stages["mixed"]["loss"] == {"name": "my_losses:rare_first"}
     assert capsys.readouterr().out.endswith("run directory: run\nreport: run/report.html\n")
-    assert workdir.read_json(own_losses / "run" / "report.json")["models"][0]["missing"] == []
+    assert storage.read_json(own_losses / "run" / "report.json")["models"][0]["missing"] == []
 
 
 def test_the_document_s_line_of_a_config_sets_the_option(own_losses):
     text = (settings.find_config("digits_lt.py")).read_text()
     line = blocks("docs/own_loss.md", "python")[1].strip()
     (own_losses / "own.py").write_text(text.replace("    return config", f"    {line}\n    return config"))
-    stages = loop.prepare(settings.parse(["main", "--config=own.py:method=unimix"]).config, None).method.stages
+    stages = prepare(settings.parse(["main", "--config=own.py:method=unimix"]).config, None).method.stages
     assert [s.loss.keywords["strength"] for s in stages] == [1.0, 1.0]
 
 
@@ -62,7 +63,7 @@ def test_a_loss_that_averages_is_refused(own_losses):
     (own_losses / "my_losses.py").write_text("def mean(logits, labels):\n    return logits.mean()\n")
     argv = ["main", "--config=digits_lt.py:method=erm", "--config.method.stages.plain.loss.name=my_losses:mean"]
     with pytest.raises(UserError, match=r"returns shape \(\)"):
-        loop.run(settings.parse([*argv, "--config.parallel.devices=1"]).config, own_losses / "run")
+        run(settings.parse([*argv, "--config.parallel.devices=1"]).config, own_losses / "run")
 
 
 def test_the_measures_of_the_document_are_measured(capsys):

@@ -13,10 +13,11 @@ import sys
 import numpy as np
 import pytest
 
-from unimix_jax import evaluate, workdir
+from unimix_jax import evaluate, storage
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
 from unimix_jax.measures import files, metrics, parts, report
+from unimix_jax.training import rundir
 
 COUNTS = np.array([120, 60, 30, 12, 6, 3])
 NAMES = ("<b>cat</b>", "dog & co", "a|b", "$x_1$", "e\u00e4", "\"f'")
@@ -36,7 +37,7 @@ def finished_run(directory, seed=0, validation=True, **config):
     directory.mkdir()
     about = {"seed": seed, "epochs": 2, "batch_size": 8, "network": "resnet8", "method": {"name": "erm"}, **config}
     about |= {"data": {"source": "digits", "imbalance": 40.0}, "optim": {"learning_rate": 0.1}}
-    workdir.write_json(directory / "config.json", about)
+    storage.write_json(directory / "config.json", about)
     data = {"train": {"images": 231, "digest": "abc", "counts": COUNTS.tolist()}}
     start = {
         "version": "0.1.0",
@@ -45,21 +46,21 @@ def finished_run(directory, seed=0, validation=True, **config):
         "time": "2026",
         "environment": {},
     }
-    workdir.write_json(
+    storage.write_json(
         directory / "run.json", {"seed": seed, "data": data, "starts": [start], "state": "complete", "seconds": 3.0}
     )
     for line in (
         {"step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.3, "stage": "plain"},
         {"step": 2, "epoch": 2.0, "split": "validation", "accuracy": 0.5, "ece": 0.1, "nll": 1.0},
     ):
-        workdir.append_metrics(directory / "metrics.jsonl", line)
+        rundir.append_metrics(directory / "metrics.jsonl", line)
     for split, size in (("test", 240), ("validation", 120)):
         if split == "test" or validation:
             logits, labels = predicted(size, seed + len(split))
             predictions = Predictions(logits, labels, COUNTS, COUNTS / COUNTS.sum(), NAMES)
-            workdir.write_predictions(directory / workdir.predictions_file(split), predictions)
+            rundir.write_predictions(directory / rundir.predictions_file(split), predictions)
     best = {"split": "validation", "epoch": 2.0, "accuracy": 0.5, "ece": 0.1, "evaluations": 1}
-    workdir.write_json(directory / "metrics.json", {"best": best})
+    storage.write_json(directory / "metrics.json", {"best": best})
     return directory
 
 
@@ -127,7 +128,7 @@ def test_a_run_gives_every_number_and_picture(door, run):
     assert "warning: do not trust the test prior by BBSE: the shares are uncertain" in out
     result = json.loads((directory / "report.json").read_text())["models"][0]
     test = result["test"]
-    predictions = workdir.read_predictions(directory / "predictions.npz")
+    predictions = rundir.read_predictions(directory / "predictions.npz")
     probabilities = parts.softmax(predictions.logits)
     for name, measure in metrics.MEASURES.items():
         assert test[name] == pytest.approx(measure(probabilities, predictions.labels), rel=1e-12), name
@@ -326,14 +327,14 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(do
     argv = [f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0"]
     assert door(*argv)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
-    write = workdir.write_whole
+    write = storage.write_whole
 
     def full(path, content):
         if path.suffix == ".md":
             raise OSError(28, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(workdir, "write_whole", full)
+    monkeypatch.setattr(storage, "write_whole", full)
     code, out, err = door(*argv)
     assert (code, out) == (2, "")
     assert "report.md: No space left" in err
@@ -602,7 +603,7 @@ def test_a_config_whose_factor_cannot_be_drawn_is_refused_at_once(run, mixer, pa
     stage = {"mixer": {"name": "unimix", **mixer} if isinstance(mixer, dict) else mixer}
     stage |= {"partners": {"name": "by_class", **partners} if isinstance(partners, dict) else partners}
     directory = run("a")
-    config = workdir.read_json(directory / "config.json")
-    workdir.write_json(directory / "config.json", config | {"method": {"name": "unimix", "stages": {"mixed": stage}}})
+    config = storage.read_json(directory / "config.json")
+    storage.write_json(directory / "config.json", config | {"method": {"name": "unimix", "stages": {"mixed": stage}}})
     with pytest.raises(UserError, match="holds records that no run writes"):
         files.read_run(directory)

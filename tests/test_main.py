@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax import errors, evaluate, interrupts, main
-from unimix_jax.training import loop
+from unimix_jax import cli, errors, evaluate, main
+from unimix_jax.training import run as run_module
 
 DIGITS = "--config=configs/digits_lt.py"
 
@@ -162,7 +162,7 @@ def test_help_and_mistakes_import_no_jax(argv):
 def trained(monkeypatch):
     """Training that takes no step, with a result."""
     values = {"accuracy": 0.5, "ece": 0.1, "mce": 0.2, "many": 0.5, "medium": 0.5, "few": 0.5, "groups": "thirds"}
-    monkeypatch.setattr(loop, "run", lambda *_: {"test": {**values, "images": 10}})
+    monkeypatch.setattr(run_module, "run", lambda *_: {"test": {**values, "images": 10}})
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_a_report_that_cannot_be_written_is_no_success(door, trained, monkeypatc
     assert err == "error: the run is complete, but its report is not written: figures is there already\n"
 
 
-@pytest.mark.parametrize("number", interrupts.SIGNALS)
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
 def test_a_signal_that_was_ignored_stays_so(number):
     before = signal.signal(number, signal.SIG_IGN)  # as nohup, or a shell's &, starts a process
     try:
-        with interrupts.caught() as stopped:
+        with cli.graceful_stop() as stopped:
             os.kill(os.getpid(), number)
             assert signal.getsignal(number) == signal.SIG_IGN
             assert not stopped.is_set()
@@ -219,11 +219,11 @@ def test_a_run_called_as_a_library_leaves_the_process_as_it_was(door, trained, m
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
     def state():
-        handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+        handlers = {number: signal.getsignal(number) for number in cli.STOP_SIGNALS}
         return dict(os.environ), [getattr(jax.config, name) for name in options], handlers, (sys.stdout, sys.stderr)
 
     before, inside = state(), []
-    monkeypatch.setattr(loop, "run", lambda *_, run=loop.run: inside.append(state()) or run())
+    monkeypatch.setattr(run_module, "run", lambda *_, run=run_module.run: inside.append(state()) or run())
     assert door(DIGITS, "--report=no", f"--workdir={tmp_path}/run")[0] == 0
     assert state() == before
     assert all(now != then for now, then in zip(inside[0][1:3], before[1:3], strict=True))
@@ -240,8 +240,8 @@ def test_measuring_needs_nothing_that_windows_lacks(tmp_path):
         "from unimix_jax import evaluate, main\n"
         "from unimix_jax.data import download, loading\n"
         "from unimix_jax.measures import metrics\n"
-        "from unimix_jax.training import record\n"
-        "assert record.peak_memory_mib() is None\n"
+        "from unimix_jax.training import runtime\n"
+        "assert runtime.peak_memory_mib() is None\n"
         "assert main.main(['main', '--help']) == 0\n"
         "sys.exit(evaluate.main(['evaluate', *sys.argv[1:]]))"
     )

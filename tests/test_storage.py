@@ -8,9 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from unimix_jax import priors, storage, workdir
+from unimix_jax import npz, priors, storage
 from unimix_jax.errors import UserError
 from unimix_jax.measures import files
+from unimix_jax.training import rundir
 
 
 @pytest.fixture(params=["fifo", "device", "folder", "socket"])
@@ -34,9 +35,9 @@ def test_what_is_no_regular_file_is_not_opened(special):
     from unimix_jax.models import weights
 
     for read in (
-        workdir.read_predictions,
-        workdir.read_json,
-        workdir.read_metrics,
+        rundir.read_predictions,
+        storage.read_json,
+        rundir.read_metrics,
         files.read_counts,
         lambda path: files.read_counts(path.rename(path.with_suffix(".txt"))),
     ):
@@ -59,7 +60,7 @@ def test_a_larger_file_than_any_of_its_kind_is_not_read(tmp_path):
     with pytest.raises(UserError, match="has more than 4 MiB"):
         files.read_counts(tmp_path / "counts.txt")
     with pytest.raises(UserError, match="has more than 16 MiB"):
-        workdir.read_json(tmp_path / "counts.txt")
+        storage.read_json(tmp_path / "counts.txt")
 
 
 ARRAYS = {
@@ -79,7 +80,7 @@ ARRAYS = {
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_are_read_as_numpy_reads_them(tmp_path, save):
     save(tmp_path / "a.npz", **ARRAYS)
-    read = storage.read_arrays(tmp_path / "a.npz")
+    read = npz.read_arrays(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as expected:
         assert list(read) == expected.files
         for name, array in read.items():
@@ -97,7 +98,7 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path, save):
 )
 def test_headers_of_other_writers_are_read(tmp_path, header):
     write_member(tmp_path / "a.npz", header, np.array([1.0, 2.0]).tobytes())
-    np.testing.assert_array_equal(storage.read_arrays(tmp_path / "a.npz")["logits"], [1, 2])
+    np.testing.assert_array_equal(npz.read_arrays(tmp_path / "a.npz")["logits"], [1, 2])
 
 
 def write_member(path, header, content=b"", method=zipfile.ZIP_STORED):
@@ -131,7 +132,7 @@ def test_headers_are_compared_with_what_is_there_before_memory_is_taken(tmp_path
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match="array 'logits'"):
-            storage.read_arrays(tmp_path / "a.npz")
+            npz.read_arrays(tmp_path / "a.npz")
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
@@ -147,23 +148,23 @@ def test_a_small_file_that_holds_gigabytes_is_not_unpacked(tmp_path):
     data[at : at + 4] = (3 << 30).to_bytes(4, "little")
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(UserError, match="it holds 3 GiB in a file of .* which is more than can be believed"):
-        storage.read_arrays(tmp_path / "a.npz")
+        npz.read_arrays(tmp_path / "a.npz")
     with pytest.raises(UserError, match="it holds 3 GiB; at most 2 GiB are read"):
-        storage.read_arrays(tmp_path / "a.npz", limit=2 << 30)
+        npz.read_arrays(tmp_path / "a.npz", limit=2 << 30)
 
 
 def test_empty_images_are_read_however_small_the_file_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_FREE", 0)
+    monkeypatch.setattr(npz, "_FREE", 0)
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((4000, 32, 32), np.uint8))
     assert (tmp_path / "a.npz").stat().st_size < 4000 * 32 * 32 / 900
-    assert not storage.read_arrays(tmp_path / "a.npz")["images"].any()
+    assert not npz.read_arrays(tmp_path / "a.npz")["images"].any()
 
 
 def test_names_of_arrays_are_told_without_the_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", **ARRAYS, pickled=np.array([{}]))
-    assert storage.array_names(tmp_path / "a.npz") == (*ARRAYS, "pickled")
+    assert npz.array_names(tmp_path / "a.npz") == (*ARRAYS, "pickled")
     with pytest.raises(UserError, match="cannot read"):
-        storage.array_names(tmp_path / "absent.npz")
+        npz.array_names(tmp_path / "absent.npz")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -171,7 +172,7 @@ def test_ways_to_compress_that_numpy_does_not_use_are_refused(tmp_path, method):
     # Their decoders give all of a block at once, whatever its size.
     write_member(tmp_path / "a.npz", "{'descr': '|u1', 'fortran_order': False, 'shape': (4,), }", bytes(4), method)
     with pytest.raises(UserError, match="compressed in a way"):
-        storage.read_arrays(tmp_path / "a.npz")
+        npz.read_arrays(tmp_path / "a.npz")
 
 
 def test_a_list_of_members_without_an_end_is_not_read(tmp_path):
@@ -179,20 +180,20 @@ def test_a_list_of_members_without_an_end_is_not_read(tmp_path):
         for i in range(50):
             archive.writestr(f"{i:030000d}", b"")
     with pytest.raises(UserError, match="is no .npz file"):
-        storage.read_arrays(tmp_path / "a.npz")
+        npz.read_arrays(tmp_path / "a.npz")
 
 
 def test_text_that_is_none_and_names_without_number_are_refused(tmp_path):
     header = "{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }"
     write_member(tmp_path / "a.npz", header, b"\xff\xff\xff\x7f")
     with pytest.raises(UserError, match="is damaged"):
-        storage.read_arrays(tmp_path / "a.npz")
+        npz.read_arrays(tmp_path / "a.npz")
     with pytest.raises(UserError, match="at most 1000000 of up to 10000"):
-        storage.names_of(np.zeros(1_000_001, "S1"), "class_names")
+        npz.names_of(np.zeros(1_000_001, "S1"), "class_names")
     with pytest.raises(UserError, match="at most 1000000 of up to 10000"):
-        storage.names_of(np.zeros(1, "U10001"), "class_names")
-    assert storage.names_of(np.array([[b"a", b"\xff"]]), "class_names") == ("a", "\ufffd")
-    assert storage.names_of(np.array([1.5, 2]), "class_names") == ("1.5", "2.0")
+        npz.names_of(np.zeros(1, "U10001"), "class_names")
+    assert npz.names_of(np.array([[b"a", b"\xff"]]), "class_names") == ("a", "\ufffd")
+    assert npz.names_of(np.array([1.5, 2]), "class_names") == ("1.5", "2.0")
 
 
 @pytest.mark.parametrize("text", ["1e999", "NaN", "[Infinity]", "1" + "0" * 25, "-" + "9" * 5000, "[" * 10**5, "{", ""])
@@ -213,7 +214,7 @@ def test_names_that_no_file_can_have_get_a_sentence():
 
 
 def test_a_report_shows_a_path_that_is_no_text(tmp_path):
-    workdir.write_whole(tmp_path / "report.md", "data.dir | /data/\udcff")
+    storage.write_whole(tmp_path / "report.md", "data.dir | /data/\udcff")
     assert (tmp_path / "report.md").read_text() == "data.dir | /data/\\udcff"
 
 
@@ -222,4 +223,4 @@ def test_one_array_without_a_name_is_told_from_damage(tmp_path):
     np.save(buffer, np.zeros(3))
     (tmp_path / "a.npz").write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match="one array without a name"):
-        storage.read_arrays(tmp_path / "a.npz")
+        npz.read_arrays(tmp_path / "a.npz")

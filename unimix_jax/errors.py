@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 COMPLETE = 0  # the run is finished
 MISTAKE = 2  # a user's mistake, told in one sentence
-RAN_AWAY = 3  # the loss is not finite; the last sound checkpoint is kept
+NON_FINITE = 3  # the loss is not finite; the last sound checkpoint is kept
 FAILED = 74  # what the run needs failed it, or its answer or report could not be written (EX_IOERR)
 INTERRUPTED = 75  # stopped by a signal after saving; the same command goes on (EX_TEMPFAIL)
 
@@ -16,8 +16,8 @@ class UserError(Exception):
     """A mistake of the user, in one sentence: what was wrong, where, what would be right."""
 
 
-class RanAway(Exception):
-    """The numbers of a run are no longer finite."""
+class NonFiniteError(Exception):
+    """The loss, the state or a prediction of a run is not finite."""
 
 
 class Failure(Exception):

@@ -4,7 +4,7 @@ import functools
 import pathlib
 import sys
 
-from unimix_jax import __version__, doors
+from unimix_jax import __version__, cli
 from unimix_jax.errors import UserError
 
 USAGE = """\
@@ -54,12 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     Args:
       argv: program name and arguments; None for the process's own.
     """
-    return doors.answered(functools.partial(_answer, sys.argv if argv is None else argv))
+    return cli.run_command(functools.partial(_answer, sys.argv if argv is None else argv))
 
 
 def _answer(argv: list[str]) -> str:
     """Do what a command line says; return what is to be printed."""
-    if doors.asks_for_help(argv):
+    if cli.asks_for_help(argv):
         return USAGE.rstrip()
     given = _parse(argv)
 

@@ -4,7 +4,8 @@ import functools
 import shlex
 import sys
 
-from unimix_jax import doors, errors, interrupts, settings, timings, workdir
+from unimix_jax import cli, errors, settings
+from unimix_jax.training import rundir, timings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,42 +14,43 @@ def main(argv: list[str] | None = None) -> int:
     Args:
       argv: program name and arguments; None for the process's own.
     """
-    with interrupts.caught() as stopped:
-        return doors.answered(functools.partial(_answer, sys.argv if argv is None else argv, stopped))
+    with cli.graceful_stop() as stop_requested:
+        return cli.run_command(functools.partial(_execute, sys.argv if argv is None else argv, stop_requested))
 
 
-def _answer(argv: list[str], stopped) -> str:
-    """Do what a command line says; return what is to be printed."""
+def _execute(argv: list[str], stop_requested) -> str:
+    """Carry out a command line; return the text to print."""
     clock = timings.Clock()
     with clock.part("import"):
         command = settings.parse(argv)
     if isinstance(command, str):
         return command
-    directory = workdir.create(command.workdir) if command.workdir else workdir.fresh(command.name)
+    directory = rundir.create(command.workdir) if command.workdir else rundir.new_rundir(command.name)
     try:
-        with doors.others_aside(directory / workdir.LOG):
-            return _run(command, directory, stopped, clock)
+        with cli.redirect_library_output(directory / rundir.LOG):
+            return _run(command, directory, stop_requested, clock)
     finally:
         if not command.workdir:
-            workdir.discard(directory)  # it stays as soon as a run has begun in it
+            rundir.discard(directory)  # it stays as soon as a run has begun in it
 
 
-def _run(command: settings.Command, directory, stopped, clock: timings.Clock) -> str:
+def _run(command: settings.Command, directory, stop_requested, clock: timings.Clock) -> str:
     # Only now the heavy imports: help and mistakes are answered at once.
     with clock.part("import"):
         from unimix_jax.measures import tables
-        from unimix_jax.training import loop, parallel
+        from unimix_jax.training import runtime
+        from unimix_jax.training.run import run
 
-    with parallel.runtime(command.config.parallel.cores):
-        result = loop.run(command.config, directory, stopped, clock)
-        doors.show(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")
+    with runtime.runtime(command.config.parallel.cores):
+        result = run(command.config, directory, stop_requested, clock)
+        cli.echo(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")
         with clock.part("report"):
-            answer = f"report: {_report(directory, command.report)}"
-    return f"{answer}\n\n{clock.table()}" if command.timings else answer
+            text = f"report: {_report(directory, command.report)}"
+    return f"{text}\n\n{clock.table()}" if command.timings else text
 
 
 def _report(directory, when: str) -> str:
-    """Write the report of a run now, or say what would; return what is to be said of it.
+    """Write the report of a run now, or name the command that writes it; return the text to print.
 
     Raises:
       Failure: it cannot be written.

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from unimix_jax import doors
+from unimix_jax import cli
 from unimix_jax.errors import UserError, did_you_mean, one_of
 from unimix_jax.methods.rows import ROWS
 
@@ -204,7 +204,7 @@ def parse(argv: list[str]) -> Command | str:
     Raises:
       UserError: one sentence for anything that is wrong with it.
     """
-    if doors.asks_for_help(argv):
+    if cli.asks_for_help(argv):
         return USAGE.format(configs=", ".join(shipped_configs()))
     if "--methods" in argv[1:]:
         return "\n".join(f"{name:<26}{row['about']}" for name, row in ROWS.items())
@@ -471,7 +471,7 @@ def _check_fields(argv: list[str], config) -> None:
         value = config
         for part in field.split("."):
             if not hasattr(value, "keys") or part not in value:
-                from unimix_jax.workdir import flat
+                from unimix_jax.training.rundir import flat
 
                 hint = did_you_mean(field, flat(config.to_dict()))
                 raise UserError(f"unknown config field {field!r}{hint}; the fields stand in unimix_jax/settings.py")

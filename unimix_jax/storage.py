@@ -1,23 +1,17 @@
-"""Reading files that anyone may have made: regular files only, within bounds of size, depth and time. Touches files.
+"""Files: read what anyone may have made within bounds, write whole or not at all, lock, on every operating system.
 
-What a reader here cannot take is a `UserError` in one sentence, or the `OSError` of the system.
+A reader here refuses a file with a `UserError` in one sentence, or with the `OSError` of the system.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
-import re
+import pathlib
 import stat
-import struct
-import sys
-import zipfile
-import zlib
-from collections.abc import Iterator
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from unimix_jax.errors import UserError
 
@@ -32,17 +26,6 @@ _KINDS = (
 )
 _DEEPEST_JSON = 32  # lists and dicts inside of each other; a config has 5
 _LARGEST_INTEGER = 2**64  # a seed lies below
-_DIRECTORY = MIB  # bytes of an .npz file's list of members: some thousands of names
-_BLOCK = MIB
-# Arrays of more than _FREE may be so many times as large as the compressed file. Deflate reaches 1,032 at most, and
-# empty images come near to that; what claims to hold more is forged.
-_INFLATION = 1100
-_FREE = 256 * MIB
-_HEADER = 4096  # bytes of an array's header; numpy writes 128 for plain numbers
-_LONGEST_AXIS = 1 << 48
-_AXES = 16
-_MOST_NAMES = 10**6
-_LONGEST_NAME = 10**4
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -90,7 +73,7 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         data = b"" if size > limit else file.read(limit + 1)  # some systems' files say that they have 0 bytes
     if size > limit or len(data) > limit:
-        raise UserError(f"{path} has more than {_size(limit)}; a file of this kind has less")
+        raise UserError(f"{path} has more than {format_bytes(limit)}; a file of this kind has less")
     return data
 
 
@@ -160,186 +143,93 @@ def read_json(path: str | os.PathLike, limit: int = 16 * MIB) -> dict | None:
 # --- .npz
 
 
-def read_arrays(
-    path: str | os.PathLike, names: tuple[str, ...] | None = None, limit: int = 8 * GIB
-) -> dict[str, np.ndarray]:
-    """Read those of some arrays that an .npz holds, or all of them: numbers, truth values and text.
+_LOCKED_BYTE = 2**30  # of a file, under Windows: far behind its content, which others could not read else
 
-    What an array declares is compared with what its member of the archive has, and with the limit, before memory is
-    taken. numpy's own reader evaluates the header as Python and takes any size.
 
-    Args:
-      path: of what numpy.savez or numpy.savez_compressed wrote.
-      names: of the arrays; None for all.
-      limit: bytes that the arrays may have together, at most.
+def lock(file) -> None:
+    """Take the lock of an open file for this process; it goes when the file is closed, or with the process.
+
+    Advisory under Unix (`flock`), of one byte under Windows.
 
     Raises:
-      UserError: no such file, no whole .npz, pickled objects in it, or more than the limit.
+      BlockingIOError: another process has it.
+      OSError: there are no locks on this file system.
     """
-    with _archive(path) as (archive, file_size):
-        return _members(path, archive, names, limit, file_size)
-
-
-def array_names(path: str | os.PathLike) -> tuple[str, ...]:
-    """Return the names of the arrays that an .npz holds; of the arrays nothing is read.
-
-    Raises:
-      UserError: no such file, or no whole .npz.
-    """
-    with _archive(path) as (archive, _):
-        return tuple(_by_name(archive))
-
-
-@contextlib.contextmanager
-def _archive(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, int]]:
-    """Open an .npz file; give the archive and the file's size in bytes."""
     try:
-        with open_regular(path) as file:
-            if file.read(6) == b"\x93NUMPY":
-                raise UserError(f"{path} holds one array without a name; numpy.savez writes an .npz with named ones")
-            with zipfile.ZipFile(_SmallReads(file)) as archive:
-                yield archive, os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, NotImplementedError, OverflowError, struct.error, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} is no .npz file of arrays, or is cut short; numpy.savez writes one") from None
+        import fcntl
+    except ImportError:
+        import msvcrt
 
-
-class _SmallReads:
-    """A file from which nothing large is read at once: `zipfile` reads as much as an archive says."""
-
-    def __init__(self, file: BinaryIO):
-        self.seek, self.tell, self.seekable, self._file = file.seek, file.tell, file.seekable, file
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(_DIRECTORY + 1 if size < 0 else min(size, _DIRECTORY + 1))
-        if len(data) > _DIRECTORY:
-            raise zipfile.BadZipFile("more than an archive of arrays needs")
-        return data
-
-
-def _by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-
-
-def _members(
-    path, archive: zipfile.ZipFile, names: tuple[str, ...] | None, limit: int, file_size: int
-) -> dict[str, np.ndarray]:
-    members = _by_name(archive)
-    found, total = {}, 0
-    for name in members if names is None else (name for name in names if name in members):
-        info = members[name]
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{path}: array {name!r} is compressed in a way that numpy.savez_compressed does not use")
-        total += info.file_size
-        if total > limit:
-            raise UserError(f"{path}: with array {name!r} it holds {_size(total)}; at most {_size(limit)} are read")
-        if total > max(_FREE, _INFLATION * file_size):
-            raise UserError(
-                f"{path}: with array {name!r} it holds {_size(total)} in a file of {_size(file_size)}, which is more "
-                "than can be believed; write it by numpy.savez, uncompressed"
-            )
+        place = file.tell()
+        file.seek(_LOCKED_BYTE)
         try:
-            with archive.open(info) as member:
-                found[name] = _array(path, name, member, info.file_size)
-        # RuntimeError: encrypted; the others come of damaged archives.
-        except (
-            OSError, EOFError, MemoryError, RuntimeError, ValueError, OverflowError, struct.error, zlib.error,
-            zipfile.BadZipFile,
-        ):  # fmt: skip
-            raise UserError(f"{path} is damaged: its array {name!r} cannot be read") from None
-    return found
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(error.errno, error.strerror) from None
+        finally:
+            file.seek(place)
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_PAIR = rb"""\s*(['"])(descr|fortran_order|shape)\1\s*:\s*('[^']*'|"[^"]*"|True|False|\([\d\s,L]*\))\s*(,|(?=\}))"""
-_ITEM = re.compile(_PAIR)
-_TYPE = re.compile(r"[<>|=]?([biufcSU])(\d{1,9})")
-
-
-def _array(path, name: str, member: BinaryIO, size: int) -> np.ndarray:
-    """Read one member in numpy's format, of `size` bytes."""
-    start = member.read(8)
-    if start[:6] != b"\x93NUMPY":
-        raise UserError(f"{path} holds {name!r}, but not as an array; numpy.savez writes arrays")
-    if start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
-        raise UserError(f"{path}: array {name!r} has a version of numpy's format that is not known")
-    length_bytes = 2 if start[6] == 1 else 4
-    length = int.from_bytes(member.read(length_bytes), "little")
-    header = member.read(length) if length <= _HEADER else b""
-    fields = _header(header)
-    kind = _TYPE.fullmatch(fields.get("descr", ""))
-    if (kind is None and "O" in fields.get("descr", "")) or b"'|O'" in header:
-        raise UserError(f"{path}: array {name!r} holds pickled objects, which are not loaded; store plain numbers")
-    shape = fields.get("shape")
-    if kind is None or len(fields) != 3 or len(shape) > _AXES or max(shape, default=0) > _LONGEST_AXIS:
-        raise UserError(f"{path}: array {name!r} cannot be read; store plain numbers")
-    try:
-        dtype = np.dtype(fields["descr"])
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(
-            f"{path}: array {name!r} has the unknown type {fields['descr']!r}; store plain numbers"
-        ) from None
-    count = math.prod(shape)
-    if count * dtype.itemsize != size - 8 - length_bytes - length:
-        raise UserError(f"{path} is damaged: its array {name!r} is {dtype}{list(shape)} and does not fill its place")
-    data = np.empty(count * dtype.itemsize, np.uint8)
-    view, done = memoryview(data), 0
-    while done < len(data):
-        block = member.read(min(_BLOCK, len(data) - done))
-        if not block:
-            raise EOFError
-        view[done : done + len(block)] = block
-        done += len(block)
-    if member.read(1):  # the end is reached and the checksum compared
-        raise EOFError
-    array = data.view(dtype) if dtype.itemsize else np.empty(count, dtype)
-    if dtype.kind == "U" and dtype.itemsize and count:
-        points = data.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
-        if points.max() > sys.maxunicode:
-            raise ValueError("no text")
-    return array.reshape(shape[::-1]).T if fields["fortran_order"] else array.reshape(shape)
-
-
-def names_of(array: np.ndarray, what: str) -> tuple[str, ...]:
-    """Return an array's elements as text.
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Write a file such that a reader, or a crash, sees the old content or the new, nothing between.
 
     Raises:
-      UserError: more names, or longer ones, than any data set has.
+      OSError: it cannot be written; it names the file.
     """
-    longest = array.dtype.itemsize // (4 if array.dtype.kind == "U" else 1)
-    if array.size > _MOST_NAMES or longest > _LONGEST_NAME:
-        raise UserError(
-            f"{what} are {array.size} of up to {longest} characters; at most {_MOST_NAMES} of up to {_LONGEST_NAME} "
-            "are read"
-        )
-    return tuple(
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in array.ravel().tolist()
-    )
+    # A path may hold bytes that are no text; a report shows them as \udcXX.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _header(text: bytes) -> dict[str, Any]:
-    """Return descr, fortran_order and shape of a header as numpy writes it for plain types; {} for any other."""
-    text = text.strip()
-    if not (text.startswith(b"{") and text.endswith(b"}")):
-        return {}
-    fields, at = {}, 1
-    while match := _ITEM.match(text, at):
-        key, value, at = match[2].decode(), match[3].decode("latin-1"), match.end()
-        if key == "descr" and value[0] in "'\"":
-            fields[key] = value[1:-1]
-        elif key == "fortran_order" and value in ("True", "False"):
-            fields[key] = value == "True"
-        elif key == "shape" and value[0] == "(":
-            parts = [part.strip().removesuffix("L") for part in value[1:-1].split(",")]
-            if not all(part.isdecimal() and len(part) < 19 for part in parts if part):
-                return {}
-            fields[key] = tuple(int(part) for part in parts if part)
-        else:
-            return {}
-    return fields if text[at:].strip() == b"}" else {}
+def write_json(path: pathlib.Path, value: dict) -> None:
+    """Write sorted, indented JSON, whole or not at all; a value that is not finite is refused."""
+    write_whole(path, json_text(value))
 
 
-def _size(bytes_: int) -> str:
+def json_text(value: dict) -> str:
+    """Return sorted, indented JSON; a value that is not finite is refused."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def unused(path: pathlib.Path) -> pathlib.Path:
+    """Return the first of `path`, `path-2`, `path-3`, ... that does not exist."""
+    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
+    return next(p for p in names if not p.exists())
+
+
+def read_cached(folder: str | os.PathLike, name: str) -> bytes | None:
+    """Return what `write_cached` wrote; None if the file is absent or damaged, or the folder is a URL (gs://...)."""
+    if "://" in str(folder):
+        return None
+    try:
+        data = read_bytes(pathlib.Path(folder, name), GIB)
+    except (OSError, UserError):
+        return None
+    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
+
+
+def write_cached(folder: str | os.PathLike, name: str, data: bytes) -> None:
+    """Write a file that can be made again, with its digest in front; do nothing if the folder cannot be written to."""
+    if "://" in str(folder):
+        return
+    with contextlib.suppress(OSError):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        write_whole(pathlib.Path(folder, name), hashlib.sha256(data).digest() + data)
+
+
+def format_bytes(bytes_: int) -> str:
     """Say a number of bytes in the largest unit that it has one of."""
     for unit, words in ((GIB, "GiB"), (MIB, "MiB"), (1 << 10, "KiB")):
         if bytes_ >= unit:

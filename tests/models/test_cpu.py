@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import workdir
+from unimix_jax import storage
 from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.method import Stage
 from unimix_jax.models import assembly, cpu, layers, native, resnet
-from unimix_jax.training import optim, steps
+from unimix_jax.training import optim
+from unimix_jax.training.step import StepConfig, StepInputs, first_state, train_step
 
 from .. import quick
 
@@ -343,17 +344,17 @@ def update(network, kernels, dtype):
     loss = functools.partial(losses.bayias, train_prior=counts / counts.sum())
     stage = Stage("test", 0, 1, loss, mixer, "given", "given", np.ones(3, np.float32))
     # Images come in as what they are after normalisation: it is in float32 whatever the rest is in.
-    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 128, np.float32), 0, False)
+    step_config = StepConfig(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 128, np.float32), 0, False)
     network = NETWORKS[network](3, kernels=kernels, dtype=dtype)
     with jax.enable_x64(dtype == "float64"):
         variables = resnet.initialise(network, (16, 16, 3), 0)
         variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
         batch = Batch(images[0], labels[0], view, images[1], labels[1], view + 8)
-        numbers = steps.Numbers(np.uint32(3), np.asarray(0.1, dtype), np.ones(3, dtype))
+        numbers = StepInputs(np.uint32(3), np.asarray(0.1, dtype), np.ones(3, dtype))
 
         def step(variables, batch, numbers):
-            state = steps.first_state(variables, recipe.optimiser)
-            return state, steps.train_step(state, batch, numbers, stage=stage, network=network, recipe=recipe)[0]
+            state = first_state(variables, step_config.optimiser)
+            return state, train_step(state, batch, numbers, stage=stage, network=network, config=step_config)[0]
 
         compiler = quick.jit if (kernels, dtype) == ("plain", "float64") else jax.jit  # as for `exact`
         before, after = jax.device_get(compiler(step)(variables, batch, numbers))
@@ -394,10 +395,10 @@ def test_a_program_is_compiled_once_and_a_damaged_one_again(tmp_path, request):
     text = "define i64 @answer() { ret i64 42 }\n"
     first = assembly._compiled(text)
     (path,) = tmp_path.iterdir()
-    assert workdir.read_cached(tmp_path, path.name) == first == assembly._compiled(text)
+    assert storage.read_cached(tmp_path, path.name) == first == assembly._compiled(text)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert workdir.read_cached(tmp_path, path.name) is None
-    assert assembly._compiled(text) == first == workdir.read_cached(tmp_path, path.name)
+    assert storage.read_cached(tmp_path, path.name) is None
+    assert assembly._compiled(text) == first == storage.read_cached(tmp_path, path.name)
     assert assembly._loaded(first, "answer")
 
 

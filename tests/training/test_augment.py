@@ -5,12 +5,12 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax.training import augment, keys
+from unimix_jax.training import augment, rng
 
 from .. import quick
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (400, 6, 5, 2), np.uint8)
-KEYS = quick.jit(keys.of_views)(np.uint32(0), np.uint32(3), np.arange(400))
+KEYS = quick.jit(rng.of_views)(np.uint32(0), np.uint32(3), np.arange(400))
 
 
 def candidates(image, pad, flip):
@@ -52,10 +52,10 @@ def test_a_view_is_augmented_alike_whatever_stands_beside_it():
 
 def test_keys_differ_by_seed_step_view_and_use():
     drawn = set()
-    draw = quick.jit(lambda *of: [jax.random.uniform(keys.use(keys.of_views(*of)[0], purpose)) for purpose in keys.Use])
+    draw = quick.jit(lambda *of: [jax.random.uniform(rng.use(rng.of_views(*of)[0], purpose)) for purpose in rng.Use])
     for seed, step, view in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
         drawn |= {float(number) for number in draw(np.uint32(seed), np.uint32(step), np.array([view]))}
-    assert len(drawn) == 4 * len(keys.Use)
+    assert len(drawn) == 4 * len(rng.Use)
 
 
 def test_normalising_is_pytorchs():
@@ -93,7 +93,7 @@ def test_the_three_kinds_of_jitter_come_in_every_order():
     out, seen = np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, (0.4, 0.4, 0.4)))(KEYS, images)), []
 
     def drawn(key):
-        _, key_factors = jax.random.split(keys.use(key, keys.Use.JITTER))
+        _, key_factors = jax.random.split(rng.use(key, rng.Use.JITTER))
         return jax.random.uniform(key_factors, (3,), np.float32, -1, 1)
 
     every = 1 + 0.4 * np.asarray(quick.jit(jax.vmap(drawn))(KEYS))

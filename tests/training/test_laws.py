@@ -3,7 +3,7 @@ import pytest
 
 from unimix_jax import priors, settings
 from unimix_jax.measures import theory
-from unimix_jax.training import laws, record
+from unimix_jax.training import laws, manifest
 
 
 @pytest.mark.parametrize("wrap", [True, False])
@@ -66,10 +66,10 @@ def test_what_is_not_drawn(counts):
 )
 def test_the_factor_is_the_run_s(argv, expected):
     config = settings.parse(["main", "--config=digits_lt.py", *argv]).config
-    assert laws.factor_of(record.plain(config)) == expected
+    assert laws.factor_of(manifest.plain(config)) == expected
 
 
 def test_a_method_that_does_not_mix_so_has_the_paper_s_factor():
     for method in ("erm", "mixup", "unimix_bayias_code"):
         config = settings.parse(["main", f"--config=digits_lt.py:method={method}"]).config
-        assert laws.factor_of(record.plain(config)) == {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}
+        assert laws.factor_of(manifest.plain(config)) == {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}

@@ -17,10 +17,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import main, settings, workdir
-from unimix_jax.errors import Interrupted, RanAway, UserError
+from unimix_jax import main, settings, storage
+from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.measures import evaluation, files, metrics, parts
-from unimix_jax.training import checkpoints, loop, parallel, prediction, progress, record, steps
+from unimix_jax.training import checkpoints, loggers, loop, manifest, predict, rundir
+from unimix_jax.training import input as training_input
+from unimix_jax.training.devices import kernels
+from unimix_jax.training.run import _earlier_result, run, starting_state
+from unimix_jax.training.setup import largest_and_smallest, prepare
+from unimix_jax.training.step import StepInputs
 
 from .. import quick
 
@@ -39,21 +44,21 @@ def config(*overrides, method="unimix_bayias"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, quick_compilation, stem):
     directory = tmp_path_factory.mktemp("finished")
-    return directory, loop.run(config(), directory)
+    return directory, run(config(), directory)
 
 
 def numbers_of(directory):
     """All that must be equal of two equal runs: parameters, predictions, measures, records but for rates."""
-    records = workdir.read_metrics(directory / "metrics.jsonl")
+    records = rundir.read_metrics(directory / "metrics.jsonl")
     for line in records:
         line.pop("images_per_second", None)
     arrays = {}
     for split in ("test", "validation"):
-        predictions = workdir.read_predictions(directory / workdir.predictions_file(split))
+        predictions = rundir.read_predictions(directory / rundir.predictions_file(split))
         arrays[split] = predictions.logits.tobytes()
     step = max(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
     meta = json.loads((directory / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    assert meta.pop("run") == workdir.read_json(directory / "run.json")["id"]
+    assert meta.pop("run") == storage.read_json(directory / "run.json")["id"]
     return records, arrays, meta, json.loads((directory / "metrics.json").read_text())
 
 
@@ -64,18 +69,18 @@ def test_a_run_leaves_what_the_house_promises(finished):
         "config.json", "run.json", "lock", "checkpoints", "metrics.jsonl", "metrics.json", "log.txt",
         "predictions.npz", "predictions_validation.npz",
     }  # fmt: skip
-    about = workdir.read_json(directory / "run.json")
+    about = storage.read_json(directory / "run.json")
     assert about["state"] == "complete"
     assert len(about["starts"]) == 1
     assert about["data"]["train"]["counts"] == [99, 70, 50, 36, 26, 18, 13, 9, 6, 4]
     assert about["starts"][0]["environment"]["jax"] == jax.__version__
-    assert workdir.read_json(directory / "metrics.json") == result
+    assert storage.read_json(directory / "metrics.json") == result
 
 
 def test_the_measures_are_those_of_the_written_predictions(finished):
     directory, result = finished
     for split, images in (("test", 500), ("validation", 250)):
-        predictions = workdir.read_predictions(directory / workdir.predictions_file(split))
+        predictions = rundir.read_predictions(directory / rundir.predictions_file(split))
         assert predictions.logits.shape == (images, 10)
         assert predictions.logits.dtype == np.float32
         np.testing.assert_allclose(predictions.logits_prior, 0.1)  # Bayias, trained for a uniform test
@@ -88,7 +93,7 @@ def test_the_measures_are_those_of_the_written_predictions(finished):
 
 def test_records_stand_at_their_steps(finished):
     directory, result = finished
-    records = workdir.read_metrics(directory / "metrics.jsonl")
+    records = rundir.read_metrics(directory / "metrics.jsonl")
     steps = [r for r in records if "split" not in r]
     assert [r["step"] for r in steps] == [7, 14, 21, 28, 33]
     assert [r["stage"] for r in steps] == ["mixed", "mixed", "plain", "plain", "plain"]
@@ -102,7 +107,7 @@ def test_records_stand_at_their_steps(finished):
 def test_a_complete_run_is_told_and_left_alone(finished, capsys):
     directory, result = finished
     before = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.name not in ("lock", "log.txt")}
-    assert loop.run(config(), directory) == result
+    assert run(config(), directory) == result
     assert "is complete" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.name not in ("lock", "log.txt")} == before
 
@@ -130,26 +135,26 @@ def test_the_first_lines_say_what_was_found(finished):
     ],
 )
 def test_the_largest_and_the_smallest_classes_are_named(counts, said):
-    assert loop.largest_and_smallest(np.array(counts), tuple("abcdefghi")[: len(counts)]) == said
+    assert largest_and_smallest(np.array(counts), tuple("abcdefghi")[: len(counts)]) == said
 
 
 def test_results_that_were_changed_are_not_believed_silently(finished, tmp_path, capsys):
     directory, result = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
-    about = workdir.read_json(directory / "run.json")
-    workdir.write_json(directory / "metrics.json", result | {"test": result["test"] | {"accuracy": 1.0}})
-    predictions = workdir.read_predictions(directory / "predictions.npz")
-    workdir.write_predictions(directory / "predictions.npz", predictions._replace(logits=predictions.logits + 1))
-    assert loop.run(config(), directory)["test"]["accuracy"] == 1
+    about = storage.read_json(directory / "run.json")
+    storage.write_json(directory / "metrics.json", result | {"test": result["test"] | {"accuracy": 1.0}})
+    predictions = rundir.read_predictions(directory / "predictions.npz")
+    rundir.write_predictions(directory / "predictions.npz", predictions._replace(logits=predictions.logits + 1))
+    assert run(config(), directory)["test"]["accuracy"] == 1
     said = "metrics.json, predictions.npz were changed in"
     assert said in capsys.readouterr().err
     lines = evaluation.evaluate(files.read_run(directory), evaluation.Options(samples=0))["warnings"]
     for name in ("metrics.json", "predictions.npz"):
         assert any(line.startswith(f"{name} was changed after the run was finished") for line in lines)
     (directory / "predictions.npz").unlink()
-    assert loop._result(directory, about) is None  # it is evaluated anew from its last checkpoint
+    assert _earlier_result(directory, about) is None  # it is evaluated anew from its last checkpoint
     assert (directory / "metrics.json.changed").exists()
     assert not (directory / "metrics.json").exists()
-    assert loop._result(finished[0], about) == result
+    assert _earlier_result(finished[0], about) == result
     lines = evaluation.evaluate(files.read_run(finished[0]), evaluation.Options(samples=0))["warnings"]
     assert not any("changed" in line for line in lines)
 
@@ -158,26 +163,26 @@ def test_a_run_that_lost_what_it_was_trained_on_is_refused(finished, tmp_path):
     (tmp_path / "checkpoints" / "11").mkdir(parents=True)
     shutil.copy(finished[0] / "config.json", tmp_path)
     with pytest.raises(UserError, match="has checkpoints but no run.json"):
-        loop.run(config(), tmp_path)
+        run(config(), tmp_path)
 
 
 def test_another_config_is_refused_naming_the_keys_and_neutral_ones_pass(finished, capsys):
     directory, _ = finished
     with pytest.raises(UserError, match=r"data.imbalance \(20.0 there, 10.0 here\), seed \(0 there, 1 here\)"):
-        loop.run(config("--config.seed=1", "--config.data.imbalance=10"), directory)
-    loop.run(config("--config.data.residence=device", "--config.checkpoint.every=2"), directory)
+        run(config("--config.seed=1", "--config.data.imbalance=10"), directory)
+    run(config("--config.data.residence=device", "--config.checkpoint.every=2"), directory)
     assert "began with another checkpoint.every, data.residence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("overrides", [(), ("--config.data.residence=device",)], ids=["host", "device"])
 def test_the_same_seed_gives_the_same_bits_wherever_the_images_are(finished, tmp_path, overrides):
-    loop.run(config(*overrides), tmp_path)
+    run(config(*overrides), tmp_path)
     assert numbers_of(tmp_path) == numbers_of(finished[0])
 
 
 def test_another_seed_gives_another_model_on_the_same_images(finished, tmp_path):
-    loop.run(config("--config.seed=1", "--config.eval_every=0"), tmp_path)
-    first, second = (workdir.read_json(d / "run.json") for d in (finished[0], tmp_path))
+    run(config("--config.seed=1", "--config.eval_every=0"), tmp_path)
+    first, second = (storage.read_json(d / "run.json") for d in (finished[0], tmp_path))
     assert first["data"] == second["data"]
     records, arrays, _, result = numbers_of(tmp_path)
     assert arrays["test"] != numbers_of(finished[0])[1]["test"]
@@ -190,11 +195,11 @@ def test_all_devices_and_both_wrappings_end_at_the_same_model(tmp_path):
     gentle = ("--config.epochs=1", "--config.optim.learning_rate=1e-3")
     logits = {}
     for name, count, how in (("one", 1, "shard_map"), ("eight", 8, "shard_map"), ("pmap", 8, "pmap")):
-        loop.run(
+        run(
             config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.how={how}", method="erm"),
             tmp_path / name,
         )
-        logits[name] = workdir.read_predictions(tmp_path / name / "predictions.npz").logits
+        logits[name] = rundir.read_predictions(tmp_path / name / "predictions.npz").logits
     for name in ("eight", "pmap"):  # whose blocks of 504 images are not the 500 of one
         # Measured 3e-7.
         assert np.linalg.norm(logits[name] - logits["one"]) < 1e-5 * np.linalg.norm(logits["one"])
@@ -207,10 +212,10 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch)
     np.savez(tmp_path / "a.npz", **content)
     np.savez(tmp_path / "b.npz", **{**content, "train_images": content["train_images"] ^ 1})
 
-    def run(file):
+    def run_on(file):
         argv = ["main", "--config=arrays.py:network=stem,method=erm", f"--config.data.file={tmp_path / file}"]
         argv += ["--config.epochs=1", "--config.batch_size=32", "--config.eval_batch_size=8"]
-        loop.run(settings.parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
+        run(settings.parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -218,10 +223,10 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", killed)
         with pytest.raises(KeyboardInterrupt):
-            run("a.npz")
+            run_on("a.npz")
     with pytest.raises(UserError, match="the train images are not those which this run began with"):
-        run("b.npz")
-    run("a.npz")
+        run_on("b.npz")
+    run_on("a.npz")
     assert "there is no validation split" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -236,22 +241,22 @@ def test_another_test_prior_in_the_same_file_is_refused(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train", interrupted)
         with pytest.raises(Interrupted):
-            loop.run(stopped, tmp_path / "run")
-    assert workdir.read_json(tmp_path / "run" / "run.json")["state"] == "stopped"
+            run(stopped, tmp_path / "run")
+    assert storage.read_json(tmp_path / "run" / "run.json")["state"] == "stopped"
     file.write_text("1\n" * 9 + "2\n")
     with pytest.raises(UserError, match="the test prior is not that which this run began with"):
-        loop.run(stopped, tmp_path / "run")
+        run(stopped, tmp_path / "run")
 
 
 def test_a_resume_on_other_versions_is_told(finished, tmp_path):
     directory, _ = finished
     for name in ("config.json", "run.json"):
         shutil.copy(directory / name, tmp_path / name)
-    about = workdir.read_json(tmp_path / "run.json")
+    about = storage.read_json(tmp_path / "run.json")
     about["state"] = "running"
     about["starts"][0]["environment"] |= {"jax": "0.9.9", "cores": 64}
-    workdir.write_json(tmp_path / "run.json", about)
-    loop.run(config("--config.log_every=1000"), tmp_path)
+    storage.write_json(tmp_path / "run.json", about)
+    run(config("--config.log_every=1000"), tmp_path)
     log = (tmp_path / "log.txt").read_text()
     assert f"began with environment.jax 0.9.9 and goes on with {jax.__version__}" in log
     assert "environment.cores 64" in log
@@ -260,9 +265,9 @@ def test_a_resume_on_other_versions_is_told(finished, tmp_path):
 
 def test_numbers_that_run_away_stop_the_run_and_keep_the_last_sound_checkpoint(tmp_path):
     wild = config("--config.optim.learning_rate=1e12", "--config.optim.warmup_epochs=0", method="erm")
-    with pytest.raises(RanAway, match=r"is not finite at step \d+ \(stage 'plain', learning rate 1e\+12\)"):
-        loop.run(wild, tmp_path)
-    assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
+    with pytest.raises(NonFiniteError, match=r"is not finite at step \d+ \(stage 'plain', learning rate 1e\+12\)"):
+        run(wild, tmp_path)
+    assert storage.read_json(tmp_path / "run.json")["state"] == "stopped"
     for path in (tmp_path / "checkpoints").iterdir():
         assert not path.name.isdigit()
 
@@ -274,27 +279,29 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(tmp_path):
     )
     with wild.unlocked():
         wild.batch_size = 331  # the first step is the last
-    with pytest.raises(RanAway, match=r"the (state|logits) is not finite at step 1 .*there is no checkpoint yet"):
-        loop.run(wild, tmp_path)
+    with pytest.raises(
+        NonFiniteError, match=r"the (state|logits) is not finite at step 1 .*there is no checkpoint yet"
+    ):
+        run(wild, tmp_path)
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
 def test_seed_reaches_order_partners_and_the_step(tmp_path):
-    first, second = (loop.prepare(config(f"--config.seed={seed}"), tmp_path) for seed in (0, 1))
-    (_, a), (_, b) = next(loop._batches(first, 0)), next(loop._batches(second, 0))
+    first, second = (prepare(config(f"--config.seed={seed}"), tmp_path) for seed in (0, 1))
+    (_, a), (_, b) = next(training_input.batches(first, 0)), next(training_input.batches(second, 0))
     assert (np.asarray(a.label) != b.label).any()
     assert (np.asarray(a.partner_label) != b.partner_label).any()
-    given, made = [], steps.Numbers
+    seeds = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.steps, "Numbers", lambda *args: given.append(args[0]) or made(*args))
-        loop.run(config("--config.seed=5", "--config.epochs=1", method="erm"), tmp_path / "run")
-    assert set(given) == {5}
+        patch.setattr(loop, "StepInputs", lambda *args: seeds.append(args[0]) or StepInputs(*args))
+        run(config("--config.seed=5", "--config.epochs=1", method="erm"), tmp_path / "run")
+    assert set(seeds) == {5}
 
 
 def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
     """Reading is seen where it happens, not found by its name in the text."""
     read, given = set(), config("--config.epochs=1", "--config.eval_every=0", method="erm")
-    plain, original = record.plain(given), ConfigDict.__getitem__
+    plain, original = manifest.plain(given), ConfigDict.__getitem__
     paths = {id(given): ""} | {id(v): f"{k}." for k, v in given.items() if isinstance(v, ConfigDict)}
 
     def watched(self, key):
@@ -303,17 +310,17 @@ def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigDict, "__getitem__", watched)
-        patch.setattr(record, "plain", lambda _: plain)
-        loop.run(given, tmp_path)
-    fields = {key for key in workdir.flat(plain) if not key.startswith("method.")}
+        patch.setattr(manifest, "plain", lambda _: plain)
+        run(given, tmp_path)
+    fields = {key for key in rundir.flat(plain) if not key.startswith("method.")}
     assert fields - read == set()
 
 
 def test_a_second_signal_leaves_at_once():
     code = (
-        "import os, signal; from unimix_jax import interrupts\n"
-        "with interrupts.caught() as stopped:\n"
-        "    os.kill(os.getpid(), signal.SIGHUP); assert stopped.is_set(); print('caught', flush=True)\n"
+        "import os, signal; from unimix_jax import cli\n"
+        "with cli.graceful_stop() as stop_requested:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); assert stop_requested.is_set(); print('caught', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -324,8 +331,8 @@ def test_a_signal_before_the_first_step_stops_the_run(tmp_path):
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(Interrupted, match="before the first step"):
-        loop.run(config(), tmp_path, stopped)
-    assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
+        run(config(), tmp_path, stopped)
+    assert storage.read_json(tmp_path / "run.json")["state"] == "stopped"
 
 
 def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
@@ -336,26 +343,26 @@ def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
         flush = write
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    with progress.logging_to(tmp_path):
+    with loggers.log_to(tmp_path):
         for _ in range(2):
             logging.getLogger("unimix_jax.test").info("still here")
     assert (tmp_path / "log.txt").read_text().count("still here") == 2
 
 
 def test_loggers_are_afterwards_as_they_were(tmp_path):
-    loggers = [logging.getLogger(name) for name in ("unimix_jax", "absl")]
+    named = [logging.getLogger(name) for name in ("unimix_jax", "absl")]
 
     def state():
-        return [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+        return [(logger.level, logger.propagate, list(logger.handlers)) for logger in named]
 
     before = state()
-    with progress.logging_to(tmp_path):
-        assert [logger.level for logger in loggers] == [logging.INFO, logging.ERROR]
+    with loggers.log_to(tmp_path):
+        assert [logger.level for logger in named] == [logging.INFO, logging.ERROR]
     assert state() == before
 
 
 def test_a_record_is_a_line_and_harmless(tmp_path, capsys):
-    with progress.logging_to(tmp_path):
+    with loggers.log_to(tmp_path):
         logging.getLogger("unimix_jax.test").info("class %s", "\x1b[2J\n2026 forged")
     for text in (capsys.readouterr().err, (tmp_path / "log.txt").read_text()):
         assert text.endswith("class \\x1b[2J\\n2026 forged\n")
@@ -366,14 +373,14 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
     if not os.path.exists("/dev/full"):
         pytest.skip("no device that is full")
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    with progress.logging_to(tmp_path):
+    with loggers.log_to(tmp_path):
         logging.getLogger("unimix_jax.test").info("still here")
     assert capsys.readouterr().err == "still here\n"
 
 
 def test_steps_are_shown_nowhere_without_standard_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
-    with progress.steps_bar(0, 2) as (bar, show):
+    with loggers.progress_bar(0, 2) as (bar, show):
         show({"step": 1, "loss": 1.0, "accuracy": 0.5, "epoch": 1.0, "images_per_second": None})
         bar.update()
     assert capsys.readouterr().out == ""
@@ -411,7 +418,7 @@ def stop_after(directory, cache, step, number):
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
-    parallel.kernels(jax.devices(), "auto")  # native programs have been tried, on this machine
+    kernels(jax.devices(), "auto")  # native programs have been tried, on this machine
     for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("native-agrees-*"):
         shutil.copy(known, cache)
     argv, environment = command(tmp_path / "whole", cache)
@@ -425,13 +432,13 @@ def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path)
 
     broken = tmp_path / "broken"
     assert stop_after(broken, cache, 22, signal.SIGTERM) == 75
-    assert workdir.read_json(broken / "run.json")["state"] == "stopped"
+    assert storage.read_json(broken / "run.json")["state"] == "stopped"
     assert stop_after(broken, cache, 44, signal.SIGKILL) == -9
-    assert workdir.read_json(broken / "run.json")["state"] == "running"
+    assert storage.read_json(broken / "run.json")["state"] == "running"
     argv, environment = command(broken, cache)
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "resuming at step" in done.stderr
-    assert len(workdir.read_json(broken / "run.json")["starts"]) == 3
+    assert len(storage.read_json(broken / "run.json")["starts"]) == 3
     assert numbers_of(broken) == numbers_of(tmp_path / "whole")
     assert compiled_in(cache) == programs  # nothing was compiled but by the first of four starts
 
@@ -443,10 +450,10 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
     assert main.main([*argv, "--config.network=resnet9"]) == 2
     assert not list((tmp_path / "runs").iterdir())
 
-    def untrained(this, state, manager, stopped):
+    def untrained(experiment, state, manager, stopped):
         scores = {
-            name: prediction.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
-            for name, s in this.splits.evaluated.items()
+            name: predict.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
+            for name, s in experiment.splits.evaluated.items()
         }
         return state, scores, {"norm_exponent": 0.3}
 
@@ -455,13 +462,13 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
     (made,) = (tmp_path / "runs").iterdir()
     assert code == 0
     assert f"run directory: runs/{made.name}" in capsys.readouterr().out
-    assert workdir.read_json(made / "metrics.json")["posthoc"] == {"name": "none", "norm_exponent": 0.3}
+    assert storage.read_json(made / "metrics.json")["posthoc"] == {"name": "none", "norm_exponent": 0.3}
 
 
 def test_checkpoints_of_a_run_hold_its_state_and_nothing_else(finished):
     directory, _ = finished
-    this = loop.prepare(config(), directory)
+    experiment = prepare(config(), directory)
     with checkpoints.opened(directory / "checkpoints", keep=2) as manager:
-        state = loop.starting_state(this, manager)
+        state = starting_state(experiment, manager)
     assert int(state.step) == 33
     assert state._fields == ("step", "params", "batch_stats", "opt_state")

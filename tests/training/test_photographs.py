@@ -8,12 +8,17 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from unimix_jax import settings, workdir
+from unimix_jax import settings, storage
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.measures import files, tables
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
-from unimix_jax.training import loop, parallel, prediction, steps
+from unimix_jax.training import input as training_input
+from unimix_jax.training import predict, rundir
+from unimix_jax.training.devices import replicate
+from unimix_jax.training.run import run
+from unimix_jax.training.setup import prepare
+from unimix_jax.training.step import first_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
 SMALL = {"network": "stem", "batch_size": 4, "eval_batch_size": 4, "epochs": 2, "parallel.devices": 1}
@@ -56,19 +61,19 @@ class After(threading.Event):
 
 @pytest.mark.slow
 def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path):
-    loop.run(config(**{"data.dir": folder}), tmp_path / "whole")
+    run(config(**{"data.dir": folder}), tmp_path / "whole")
     with pytest.raises(Interrupted):
-        loop.run(config(**{"data.dir": folder}), tmp_path / "parts", After(6))
+        run(config(**{"data.dir": folder}), tmp_path / "parts", After(6))
     photograph = next((folder / "class 0").iterdir())
     content = photograph.read_bytes()
     Image.new("RGB", (12, 14)).save(photograph)
     with pytest.raises(UserError, match="images have the names of those which this run began with, but other contents"):
-        loop.run(config(**{"data.dir": folder}), tmp_path / "parts")
+        run(config(**{"data.dir": folder}), tmp_path / "parts")
     photograph.write_bytes(content)
-    loop.run(config(**{"data.dir": folder, "data.threads": 3}), tmp_path / "parts")
+    run(config(**{"data.dir": folder, "data.threads": 3}), tmp_path / "parts")
     results = [
         (
-            workdir.read_predictions(tmp_path / name / "predictions.npz"),
+            rundir.read_predictions(tmp_path / name / "predictions.npz"),
             json.loads((tmp_path / name / "metrics.json").read_text()),
         )
         for name in ("whole", "parts")
@@ -88,13 +93,13 @@ def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path
     found = []
     for devices in (1, 8):
         fields = {"data.dir": folder, "parallel.devices": devices, "batch_size": 8, "data.max_megapixels": 7.5}
-        this = loop.prepare(config(**fields), tmp_path)  # by 4 images on one device, by 8 on eight
-        assert this.reading.max_megapixels == 7.5
-        variables = resnet.initialise(this.network, this.image_shape, 0)
-        state = parallel.replicate(steps.first_state(variables, this.recipe.optimiser), this.devices)
-        scores, _ = prediction.predictor(this)(state, ("validation", "test"))
+        experiment = prepare(config(**fields), tmp_path)  # by 4 images on one device, by 8 on eight
+        assert experiment.reading.max_megapixels == 7.5
+        variables = resnet.initialise(experiment.network, experiment.image_shape, 0)
+        state = replicate(first_state(variables, experiment.step_config.optimiser), experiment.devices)
+        scores, _ = predict.predictor(experiment)(state, ("validation", "test"))
         for name, score in scores.items():
-            source = this.splits.evaluated[name]
+            source = experiment.splits.evaluated[name]
             np.testing.assert_array_equal(score.rows, np.arange(len(source.labels)))
             np.testing.assert_array_equal(score.labels, source.labels)
         found.append({name: score.logits for name, score in scores.items()})
@@ -108,20 +113,20 @@ def damage(path):
 
 @pytest.mark.slow
 def test_unreadable_images_stop_a_run_or_are_listed(folder, tmp_path):
-    this = loop.prepare(config(**{"data.dir": folder}), tmp_path)
-    train, test = (folder / source.names[0] for source in (this.splits.train, this.splits.test))
+    experiment = prepare(config(**{"data.dir": folder}), tmp_path)
+    train, test = (folder / source.names[0] for source in (experiment.splits.train, experiment.splits.test))
     damage(train)
     damage(test)
     with pytest.raises(UserError, match=r"cannot read the image .*class 0.*skip_unreadable"):
-        loop.run(config(**{"data.dir": folder}), tmp_path / "stops")
+        run(config(**{"data.dir": folder}), tmp_path / "stops")
     # The same run, of which no step was saved, goes on without them.
-    loop.run(config(**{"data.dir": folder, "data.skip_unreadable": True}), tmp_path / "stops")
+    run(config(**{"data.dir": folder, "data.skip_unreadable": True}), tmp_path / "stops")
     assert set((tmp_path / "stops" / "unreadable.txt").read_text().splitlines()) == {str(train), str(test)}
-    predictions = workdir.read_predictions(tmp_path / "stops" / "predictions.npz")
-    np.testing.assert_array_equal(predictions.labels, this.splits.test.labels[1:])
+    predictions = rundir.read_predictions(tmp_path / "stops" / "predictions.npz")
+    np.testing.assert_array_equal(predictions.labels, experiment.splits.test.labels[1:])
     facts = tables.run_facts(files.read_run(tmp_path / "stops").about)
     assert facts["images that could not be read"].startswith("2, left out of training and evaluation")
-    counts = this.splits.counts - np.eye(3, dtype=int)[0]
+    counts = experiment.splits.counts - np.eye(3, dtype=int)[0]
     np.testing.assert_array_equal(predictions.counts, counts)
     assert files.read_run(tmp_path / "stops").about["run"]["data"]["train"]["counts"] == counts.tolist()
     log = (tmp_path / "stops" / "log.txt").read_text()
@@ -137,26 +142,26 @@ def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
     arrays = {k: v.astype(np.float32) for k, v in {**arrays, **norm, "linear.bias": np.zeros(9)}.items()}
     save_file(arrays, tmp_path / "w.safetensors")
     begun = {"data.dir": folder, "init": tmp_path / "w.safetensors", "epochs": 1}
-    first = loop.prepare(config(**begun), tmp_path).variables["params"]
+    first = prepare(config(**begun), tmp_path).variables["params"]
     np.testing.assert_array_equal(first["conv1"]["conv"]["kernel"], arrays["conv1.weight"].transpose(2, 3, 1, 0))
     with pytest.raises(Interrupted):
-        loop.run(config(**begun), tmp_path / "run", After(2))
-    about = workdir.read_json(tmp_path / "run" / "run.json")
+        run(config(**begun), tmp_path / "run", After(2))
+    about = storage.read_json(tmp_path / "run" / "run.json")
     (tmp_path / "w.safetensors").unlink()  # a checkpoint has all that is needed
-    loop.run(config(**begun), tmp_path / "run")
+    run(config(**begun), tmp_path / "run")
     facts = tables.run_facts(files.read_run(tmp_path / "run").about)
     assert facts["first weights"] == f"{begun['init']}, digest {about['data']['init']['digest']}"
     assert "the classifier starts anew" in (tmp_path / "run" / "log.txt").read_text()
     with pytest.raises(UserError, match="which cannot be read"):
-        loop.run(config(**begun), tmp_path / "another")
+        run(config(**begun), tmp_path / "another")
     assert not (tmp_path / "another" / "config.json").exists()
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_gets_its_batches_of_photographs(folder, tmp_path, row):
-    this = loop.prepare(config(f"image_folder.py:method={row}", **{"data.dir": folder, "epochs": 10}), tmp_path)
-    for stage in this.method.stages:
-        of, batch = next(loop._batches(this, stage.first))
+    experiment = prepare(config(f"image_folder.py:method={row}", **{"data.dir": folder, "epochs": 10}), tmp_path)
+    for stage in experiment.method.stages:
+        of, batch = next(training_input.batches(experiment, stage.first))
         assert of is stage
         assert batch.image.shape == (4, 8, 8, 3)
         assert (batch.partner_image is None) == (stage.partners is None)
@@ -167,7 +172,7 @@ def test_every_row_gets_its_batches_of_photographs(folder, tmp_path, row):
             np.testing.assert_array_equal((np.asarray(images).mean(axis=(1, 2, 3)) - 20) // 50, labels)
 
 
-RECIPES = {
+STEP_CONFIGS = {
     "imagenet_lt.py": ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt"),
     "inat2018.py:recipe=usual,method=bayias": ("iNaturalist18_train.txt", "iNaturalist18_val.txt"),
     "places_lt.py:method=erm": ("Places_LT_train.txt", "Places_LT_val.txt", "Places_LT_test.txt"),
@@ -175,24 +180,24 @@ RECIPES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", STEP_CONFIGS)
 def test_every_recipe_starts_trains_and_is_evaluated(folder, tmp_path, name):
     rows = [f"{path.relative_to(folder)} {path.parent.name[-1]}" for path in sorted(folder.glob("*/*.png"))]
     (folder / "lists").mkdir()
-    for i, file in enumerate(RECIPES[name]):
-        some = [row for j, row in enumerate(rows) if min(j % 5, len(RECIPES[name]) - 1) == i]
+    for i, file in enumerate(STEP_CONFIGS[name]):
+        some = [row for j, row in enumerate(rows) if min(j % 5, len(STEP_CONFIGS[name]) - 1) == i]
         (folder / "lists" / file).write_text("\n".join(some) + "\n")
-    result = loop.run(config(name, **{"data.dir": folder, "epochs": 1}), tmp_path / "run")
-    assert set(result) >= {"test"} | ({"validation"} if len(RECIPES[name]) == 3 else set())
+    result = run(config(name, **{"data.dir": folder, "epochs": 1}), tmp_path / "run")
+    assert set(result) >= {"test"} | ({"validation"} if len(STEP_CONFIGS[name]) == 3 else set())
 
 
 def test_parts_of_a_batch_do_not_mix_inside_of_the_network(folder, tmp_path):
     fields = {"data.dir": folder, "accumulate": 2}
-    assert loop.prepare(config(**fields), tmp_path).recipe.accumulate == 2
+    assert prepare(config(**fields), tmp_path).step_config.grad_accum_steps == 2
     with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
-        loop.prepare(config("image_folder.py:method=manifold_mixup", **fields), tmp_path)
+        prepare(config("image_folder.py:method=manifold_mixup", **fields), tmp_path)
     with pytest.raises(UserError, match="not a multiple of the 1 device times 3 parts"):
-        loop.prepare(config(**{**fields, "accumulate": 3}), tmp_path)
+        prepare(config(**{**fields, "accumulate": 3}), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import settings, workdir
+from unimix_jax import settings
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import resnet
-from unimix_jax.training import loop, optim, parallel, steps
+from unimix_jax.training import input as training_input
+from unimix_jax.training import loop, optim, rundir
+from unimix_jax.training.devices import replicate
+from unimix_jax.training.run import run
+from unimix_jax.training.setup import prepare
+from unimix_jax.training.step import StepInputs, first_state, group_of, train_step
 
 from .. import quick
 
@@ -32,31 +37,31 @@ def prepared(name, devices):
     # Flips by view, which are a third of the program that crops are.
     argv += ["--config.data.pad=0", "--config.data.flip=true"]
     argv += ["--config.epochs=10", f"--config.parallel.devices={devices}"]
-    return loop.prepare(settings.parse(argv).config, None)
+    return prepare(settings.parse(argv).config, None)
 
 
-def step_of(this, stage):
+def step_of(experiment, stage):
     """The compiled step; stages of different rows with the same functions and options share it."""
     functions = tuple((f and f.func, str(f and f.keywords)) for f in (stage.loss, stage.mixer))
-    key = functions, this.method.head, stage.program[2:], len(this.devices)
+    key = functions, experiment.method.head, stage.program[2:], len(experiment.devices)
     if key not in COMPILED:
-        COMPILED[key] = loop.compiled_step(this, stage)
+        COMPILED[key] = loop.compiled_step(experiment, stage)
     return COMPILED[key]
 
 
 def two_steps(name, stage_index, devices):
     """The change of parameters and statistics over the first two steps of a stage, and their sums."""
-    this = prepared(name, devices)
-    stage = this.method.stages[stage_index]
-    variables = resnet.initialise(this.network, (8, 8, 1), this.config.seed)
-    state = loop.begun(this, stage, steps.first_state(variables, this.recipe.optimiser))
-    state = state._replace(step=parallel.replicate(np.int32(stage.first), this.devices))
+    experiment = prepared(name, devices)
+    stage = experiment.method.stages[stage_index]
+    variables = resnet.initialise(experiment.network, (8, 8, 1), experiment.config.seed)
+    state = loop.stage_start(experiment, stage, first_state(variables, experiment.step_config.optimiser))
+    state = state._replace(step=replicate(np.int32(stage.first), experiment.devices))
     before, sums = jax.device_get((state.params, state.batch_stats)), []
     for step in (stage.first, stage.first + 1):
-        of, batch = next(loop._batches(this, step))
+        of, batch = next(training_input.batches(experiment, step))
         assert of is stage
-        numbers = steps.Numbers(np.uint32(0), np.float32(0.01), stage.class_weight)
-        state, means = step_of(this, stage)(state, batch, numbers)
+        numbers = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
+        state, means = step_of(experiment, stage)(state, batch, numbers)
         sums.append(jax.device_get(means))
     after = jax.device_get((state.params, state.batch_stats))
     return jax.tree.map(lambda a, b: b - a, before, after), sums
@@ -79,7 +84,7 @@ def test_two_steps_of_each_stage_are_the_same_on_one_and_on_eight_devices(name, 
     factors = dict(prepared(name, 1).method.stages[index].trains)
     for path, change in jax.tree_util.tree_flatten_with_path(one[0])[0]:
         # To the bit where the factor is 0, and really moved elsewhere.
-        assert np.any(change) == (factors[steps.group_of(path)] > 0), jax.tree_util.keystr(path)
+        assert np.any(change) == (factors[group_of(path)] > 0), jax.tree_util.keystr(path)
     # float32 sums in another order, twice; measured up to 2e-6 of the largest entry.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), eight, one)
     for a, b in zip(eight_sums, one_sums, strict=True):
@@ -95,8 +100,8 @@ def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_pat
         argv = ["main", f"--config=digits_lt.py:method={name}", "--config.network=stem", "--config.epochs=5"]
         argv += ["--config.eval_every=0", "--config.log_every=1", "--config.parallel.devices=1"]
         before = compilations()
-        loop.run(settings.parse(argv).config, tmp_path / name)
-        lines = workdir.read_metrics(tmp_path / name / "metrics.jsonl")
+        run(settings.parse(argv).config, tmp_path / name)
+        lines = rundir.read_metrics(tmp_path / name / "metrics.jsonl")
         return compilations() - before, {line["stage"] for line in lines if "stage" in line}
 
     compiled("erm")  # what every run compiles once
@@ -106,18 +111,18 @@ def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_pat
 
 
 def test_a_retrained_classifier_begins_anew_and_the_backbone_stays():
-    this = prepared("crt", 1)
-    plain, retrained = this.method.stages
-    variables = resnet.initialise(this.network, (8, 8, 1), 0)
-    state = steps.first_state(variables, optim.sgd(0.9, 0))
+    experiment = prepared("crt", 1)
+    plain, retrained = experiment.method.stages
+    variables = resnet.initialise(experiment.network, (8, 8, 1), 0)
+    state = first_state(variables, optim.sgd(0.9, 0))
     state = state._replace(opt_state=jax.tree.map(lambda leaf: leaf + 1, state.opt_state))
-    begun = jax.device_get(loop.begun(this, retrained, state))
+    begun = jax.device_get(loop.stage_start(experiment, retrained, state))
     assert (begun.params["head"]["linear"]["kernel"] != state.params["head"]["linear"]["kernel"]).mean() > 0.99
     np.testing.assert_array_equal(begun.params["conv1"]["conv"]["kernel"], state.params["conv1"]["conv"]["kernel"])
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.opt_state))
-    again = jax.device_get(loop.begun(this, retrained, state))
+    again = jax.device_get(loop.stage_start(experiment, retrained, state))
     jax.tree.map(np.testing.assert_array_equal, again, begun)  # a resumed run begins the stage alike
-    same = jax.device_get(loop.begun(this, plain, state))
+    same = jax.device_get(loop.stage_start(experiment, plain, state))
     jax.tree.map(np.testing.assert_array_equal, same, jax.device_get(state))
 
 
@@ -159,7 +164,7 @@ def mine(monkeypatch):
 def mixed_by(mixer, partners, *more):
     argv = ["main", "--config=digits_lt.py:method=mixup", "--config.network=stem", "--config.parallel.devices=1"]
     argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("partners", partners))]
-    return loop.prepare(settings.parse([*argv, *more]).config, None)
+    return prepare(settings.parse([*argv, *more]).config, None)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +194,12 @@ def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(
 
 def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
     for partners in ("by_class", "mine:anywhere"):
-        this = mixed_by("mine:blended", partners, "--config.accumulate=2")
-        assert not any(stage.mixes_inside for stage in this.method.stages)
+        experiment = mixed_by("mine:blended", partners, "--config.accumulate=2")
+        assert not any(stage.mixes_inside for stage in experiment.method.stages)
 
 
 def test_partners_that_leave_the_batch_later_are_refused_then(mine):
-    batches = loop._batches(mixed_by("mine:hidden", "mine:later_outside"), 0)
+    batches = training_input.batches(mixed_by("mine:hidden", "mine:later_outside"), 0)
     for _ in range(3):
         next(batches)
     with pytest.raises(UserError, match="mixes inside of the network"):
@@ -226,11 +231,13 @@ def test_a_network_without_running_statistics_trains_and_one_with_other_collecti
             return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1))
 
     monkeypatch.setitem(resnet.NETWORKS, "stem", lambda classes, **_: Bare(classes))
-    this = mixed_by("none", "none")
-    state = steps.first_state(this.variables, this.recipe.optimiser)
-    numbers = steps.Numbers(np.uint32(0), np.float32(0.1), np.ones(10, np.float32))
-    step = functools.partial(steps.train_step, stage=this.method.stages[0], network=this.network, recipe=this.recipe)
-    after, _ = quick.jit(step)(state, next(loop._batches(this, 0))[1], numbers)
+    experiment = mixed_by("none", "none")
+    state = first_state(experiment.variables, experiment.step_config.optimiser)
+    numbers = StepInputs(np.uint32(0), np.float32(0.1), np.ones(10, np.float32))
+    step = functools.partial(
+        train_step, stage=experiment.method.stages[0], network=experiment.network, config=experiment.step_config
+    )
+    after, _ = quick.jit(step)(state, next(training_input.batches(experiment, 0))[1], numbers)
     assert np.abs(np.asarray(after.params["head"]["kernel"]) - state.params["head"]["kernel"]).max() > 0
     monkeypatch.setitem(resnet.NETWORKS, "stem", lambda classes, **_: Bare(classes, counts=True))
     with pytest.raises(UserError, match="keeps variables in the collection 'calls'"):

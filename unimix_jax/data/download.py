@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 import zlib
 
-from unimix_jax import storage, workdir
+from unimix_jax import storage
 from unimix_jax.errors import UserError
 
 _BLOCK = 1 << 20  # bytes read at once
@@ -51,7 +51,7 @@ def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, time
             storage.open_regular(part).close()
         with open(part, "ab") as file:
             try:
-                workdir.lock(file)
+                storage.lock(file)
             except BlockingIOError:
                 raise UserError(f"another process is downloading {path}") from None
             try:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import interrupts
+from unimix_jax import cli
 from unimix_jax.batch import Batch, Picks
 from unimix_jax.data import images
 from unimix_jax.data.sampling import ByClass
@@ -205,7 +205,7 @@ def _read(view_at: Callable[[int], View], positions: range, reading: Reading, ah
 def _begin_worker(index: int, count: int) -> None:
     """Prepare a worker process: signals are its run's matter, and it ends with it, however that ended."""
     del index, count
-    interrupts.ignored()
+    cli.ignore_stop_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

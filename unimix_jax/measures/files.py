@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import storage, workdir
+from unimix_jax import npz, storage
 from unimix_jax.errors import UserError
 from unimix_jax.measures import page, plots, report
 from unimix_jax.measures.evaluation import Given
+from unimix_jax.training import rundir
 
 _LARGEST_COUNTS = 4 * storage.MIB  # bytes of a file of counts
 
@@ -31,24 +32,24 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
     directory = pathlib.Path(directory)
     if directory.is_file():
         raise UserError(f"--workdir={directory} is a file; give predictions by --predictions={directory}")
-    config = workdir.read_json(directory / workdir.CONFIG)
+    config = storage.read_json(directory / rundir.CONFIG)
     if config is None:
-        raise UserError(f"{directory} is no run directory: it has no {workdir.CONFIG}")
-    test = directory / workdir.predictions_file("test")
+        raise UserError(f"{directory} is no run directory: it has no {rundir.CONFIG}")
+    test = directory / rundir.predictions_file("test")
     if not test.exists():
         raise UserError(f"the run in {directory} is not finished: it has no {test.name}; start its command again first")
-    validation = directory / workdir.predictions_file("validation")
+    validation = directory / rundir.predictions_file("validation")
     about = {
         "config": config,
-        "run": workdir.read_json(directory / workdir.RUN),
-        "metrics": workdir.read_json(directory / workdir.METRICS),
-        "lines": workdir.read_metrics(directory / workdir.METRICS_LINES),
+        "run": storage.read_json(directory / rundir.RUN),
+        "metrics": storage.read_json(directory / rundir.METRICS),
+        "lines": rundir.read_metrics(directory / rundir.METRICS_LINES),
     }
-    about["changed"], about["gone"] = workdir.changed_outputs(directory, about["run"])
+    about["changed"], about["gone"] = rundir.changed_outputs(directory, about["run"])
     given = Given(
         name or directory.resolve().name,
-        workdir.read_predictions(test),
-        workdir.read_predictions(validation) if validation.exists() else None,
+        rundir.read_predictions(test),
+        rundir.read_predictions(validation) if validation.exists() else None,
         about,
     )
     try:
@@ -90,8 +91,8 @@ def read_files(
     Raises:
       UserError: a file that is not there, not whole, or does not hold what it should.
     """
-    test = workdir.read_predictions(predictions)
-    held = None if validation is None else workdir.read_predictions(validation)
+    test = rundir.read_predictions(predictions)
+    held = None if validation is None else rundir.read_predictions(validation)
     if held is not None and held.labels is None:
         raise UserError(f"{validation} holds no array 'labels', which validation predictions must have")
     if counts is not None:
@@ -152,7 +153,7 @@ def read_counts(path: str | os.PathLike) -> np.ndarray:
     """
     wrong = UserError(f"{path} must hold a whole number for each class, none below 0: its training images")
     if str(path).endswith(".npz"):
-        counts = storage.read_arrays(path, ("counts",), _LARGEST_COUNTS).get("counts")
+        counts = npz.read_arrays(path, ("counts",), _LARGEST_COUNTS).get("counts")
     else:
         words = storage.read_text(path, _LARGEST_COUNTS).replace(",", " ").split()
         if not all(word.removeprefix("+").isdecimal() and len(word) < 19 for word in words):
@@ -243,17 +244,17 @@ def write(
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(report.csv_rows(results))
         contents[place.others["csv"]] = lines.getvalue()
-        contents[place.others["json"]] = workdir.json_text({"models": results})
+        contents[place.others["json"]] = storage.json_text({"models": results})
     known = {place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")}
     try:
         place.html.parent.mkdir(parents=True, exist_ok=True)
         if not place.html.exists():
             begun = report.Section("Not finished", ("This report was being written and was stopped; make it again.",))
-            workdir.write_whole(place.html, page.html_page(title, about, [begun], {}))
+            storage.write_whole(place.html, page.html_page(title, about, [begun], {}))
         if pictures:
             place.figures.mkdir(exist_ok=True)
         for path, content in contents.items():
-            workdir.write_whole(path, content)
+            storage.write_whole(path, content)
         for path in (known | set(place.others.values())) - contents.keys():
             path.unlink(missing_ok=True)
     except OSError as error:

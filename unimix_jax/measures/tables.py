@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import workdir
 from unimix_jax.errors import printable
 from unimix_jax.measures import adapt, metrics
 from unimix_jax.measures.evaluation import Given
+from unimix_jax.training import rundir
 
 # Measures in the order of a table: key, words, factor, decimals, unit.
 MEASURES = (
@@ -288,7 +288,7 @@ def run_tables(given: Given) -> tuple[Table, ...]:
     """What was run, in words, and every field of its config."""
     about = given.about
     rows = [["what", "value"], *([k, v] for k, v in run_facts(about).items())]
-    config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(workdir.flat(about["config"]).items()))]
+    config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(rundir.flat(about["config"]).items()))]
     return Table("Run", rows), Table("Every field of the config", config, folded=True)
 
 
@@ -301,7 +301,7 @@ def runs_tables(ran: list[Given]) -> tuple[Table, ...]:
     if unlike := [key for key in known if key not in alike]:
         rows = [[given.name, *(fact.get(key, "-") for key in unlike)] for given, fact in zip(ran, facts, strict=True)]
         found.append(Table("In each run", [["run", *unlike], *rows]))
-    configs = [workdir.flat(given.about["config"]) for given in ran]
+    configs = [rundir.flat(given.about["config"]) for given in ran]
     keys = sorted({k for c in configs for k in c if any(c.get(k) != other.get(k) for other in configs)})
     if keys:
         differing = [["field", *(g.name for g in ran)], *([k, *(_plain(c.get(k, "-")) for c in configs)] for k in keys)]

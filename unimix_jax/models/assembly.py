@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from unimix_jax import workdir
+from unimix_jax import storage
 
 BYTES = {"float32": 4, "float64": 8}
 
@@ -254,7 +254,7 @@ def _compiled(text: str) -> bytes:
 
     machine, name = _machine()[0], f"native-{digest(text)}"
     cache = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
-    if cache and (found := workdir.read_cached(cache, name)):
+    if cache and (found := storage.read_cached(cache, name)):
         return found
     module = llvm.parse_assembly(text)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -263,7 +263,7 @@ def _compiled(text: str) -> bytes:
     passes.getModulePassManager().run(module, passes)
     made = machine.emit_object(module)
     if cache:
-        workdir.write_cached(cache, name, made)
+        storage.write_cached(cache, name, made)
     return made
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from unimix_jax.training.keys import Use, use
+from unimix_jax.training.rng import Use, use
 
 
 def crop_and_flip(keys, images, *, pad: int, flip: bool):

@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
-from unimix_jax import workdir
+from unimix_jax import storage
 from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def restore_newest(manager, directory: pathlib.Path, like, run: str = ""):
             )
         return None
     for step, (suffix, why) in wrong.items():
-        aside = workdir.unused(directory / f"{step}.{suffix}")
+        aside = storage.unused(directory / f"{step}.{suffix}")
         _log.warning("checkpoint %d %s; it is moved aside, to %s", step, why, aside.name)
         (directory / str(step)).rename(aside)
     if wrong:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from unimix_jax import timings
+from unimix_jax.training import timings
 
 
 @pytest.fixture

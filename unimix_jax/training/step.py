@@ -12,7 +12,7 @@ from unimix_jax.batch import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.method import Stage
-from unimix_jax.training import augment, keys
+from unimix_jax.training import augment, rng
 
 
 class TrainState(NamedTuple):
@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-class Numbers(NamedTuple):
+class StepInputs(NamedTuple):
     """What may change from step to step without compiling again."""
 
     seed: Any  # uint32[]
@@ -32,8 +32,8 @@ class Numbers(NamedTuple):
     class_weight: Any  # float32[K]
 
 
-class Recipe(NamedTuple):
-    """What stays the same over a run, beside the stage and the network."""
+class StepConfig(NamedTuple):
+    """What stays the same over a run, besides the stage and the network."""
 
     optimiser: optax.GradientTransformation
     mean: Any  # float32[C]
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     pad: int
     flip: bool
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of brightness, contrast, saturation
-    accumulate: int = 1  # parts of a device's share that are differentiated one after the other
+    grad_accum_steps: int = 1  # parts of a device's share that are differentiated one after the other
     unroll: bool = True  # write the parts out instead of looping: faster on a CPU, more memory elsewhere
 
 
@@ -59,28 +59,28 @@ def group_of(path) -> str:
     return "scale" if names[-1] == "scale" else "classifier"
 
 
-def mixed_batch(batch: Batch, seed, step, stage: Stage, recipe: Recipe) -> mixing.Mixed:
+def mixed_batch(batch: Batch, seed, step, stage: Stage, config: StepConfig) -> mixing.Mixed:
     """Augment a batch, and its partners by their own views, then mix as the stage says."""
 
     def ready(images, views):
-        view_keys = keys.of_views(seed, step, views)
-        images = augment.crop_and_flip(view_keys, images, pad=recipe.pad, flip=recipe.flip)
-        pixels = augment.jitter(view_keys, augment.unit(images), recipe.jitter)
-        return augment.standardise(pixels, recipe.mean, recipe.std)
+        view_keys = rng.of_views(seed, step, views)
+        images = augment.crop_and_flip(view_keys, images, pad=config.pad, flip=config.flip)
+        pixels = augment.jitter(view_keys, augment.unit(images), config.jitter)
+        return augment.standardise(pixels, config.mean, config.std)
 
     image = ready(batch.image, batch.view)
     if stage.mixer is None:
         return mixing.Mixed(image, batch.label)
     partner = ready(batch.partner_image, batch.partner_view)
     mix_keys = mixing.Keys(
-        keys.use(keys.of_batch(seed, step), keys.Use.MIX),
-        jax.vmap(lambda key: keys.use(key, keys.Use.MIX))(keys.of_views(seed, step, batch.view)),
+        rng.use(rng.of_batch(seed, step), rng.Use.MIX),
+        jax.vmap(lambda key: rng.use(key, rng.Use.MIX))(rng.of_views(seed, step, batch.view)),
     )
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
 
 
 def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> bool:
-    """Return whether a stage's mixer leaves the mixing to the network; the mixer is traced, nothing is computed.
+    """Return whether the mixer of a stage leaves the mixing to the network; the mixer is traced, nothing is computed.
 
     Args:
       stage: with a mixer or without.
@@ -101,45 +101,47 @@ def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> 
     of = jax.ShapeDtypeStruct
     shapes = of((), jnp.uint32), of((size, *image_shape), jnp.float32), of((size,), jnp.int32)
     try:
-        made = jax.eval_shape(mixed, *shapes)
+        mixed_shapes = jax.eval_shape(mixed, *shapes)
     except UserError:
         raise
     except Exception as error:  # the mixer may be the user's, and raise anything
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"the mixer {name} of stage {stage.name!r} fails on a batch of images: {why}") from error
-    if not isinstance(made, mixing.Mixed):
-        raise UserError(f"the mixer {name} of stage {stage.name!r} returns {type(made).__name__}; it must return Mixed")
-    return made.hidden is not None
+    if not isinstance(mixed_shapes, mixing.Mixed):
+        raise UserError(
+            f"the mixer {name} of stage {stage.name!r} returns {type(mixed_shapes).__name__}; it must return Mixed"
+        )
+    return mixed_shapes.hidden is not None
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
-    numbers: Numbers,
+    inputs: StepInputs,
     *,
     stage: Stage,
     network: nn.Module,
-    recipe: Recipe,
+    config: StepConfig,
     axis: str | None = None,
 ) -> tuple[TrainState, dict]:
     """Take one step of SGD.
 
     Each device differentiates the *sum* of its weighted losses; gradients and weights are added over
-    the devices, then divided once, so that any split of a batch gives the same update. With `recipe.accumulate`
+    the devices, then divided once, so that any split of a batch gives the same update. With `config.grad_accum_steps`
     a device does so for one part of its share after the other; batch statistics are then those of each part.
 
     Args:
       state: the same on every device.
       batch: this device's share.
-      numbers: the same on every device.
-      stage, network, recipe: what is trained and how.
+      inputs: the same on every device.
+      stage, network, config: what is trained and how.
       axis: name of the mesh axis to add over; None on one device.
 
     Returns:
       The new state, and {"loss", "accuracy"}: (sum, weight) pairs over the whole batch, float32[]. While
       mixing, a hit is a prediction of the label with the larger weight.
     """
-    everything = mixed_batch(batch, numbers.seed, state.step, stage, recipe)
+    everything = mixed_batch(batch, inputs.seed, state.step, stage, config)
     factors = dict(stage.trains)
 
     def frozen(path) -> bool:
@@ -159,7 +161,7 @@ def train_step(
         else:
             logits, updates = network.apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
             batch_stats = updates.get("batch_stats", batch_stats)
-        losses = mixing.objective(stage.loss, logits, mixed, numbers.class_weight)
+        losses = mixing.objective(stage.loss, logits, mixed, inputs.class_weight)
         return losses.sum(), (logits, batch_stats)
 
     def part(mixed, batch_stats):
@@ -168,11 +170,11 @@ def train_step(
         hits = (logits.argmax(axis=1) == mixing.dominant_label(mixed)).sum().astype(loss.dtype)
         return gradients, loss, hits, batch_stats
 
-    if recipe.accumulate == 1:
+    if config.grad_accum_steps == 1:
         gradients, loss, hits, batch_stats = part(everything, state.batch_stats)
     else:
-        gradients, loss, hits, batch_stats = _accumulated(part, everything, state.batch_stats, recipe)
-    weight = mixing.example_weight(everything, numbers.class_weight).sum().astype(loss.dtype)
+        gradients, loss, hits, batch_stats = _accumulated(part, everything, state.batch_stats, config)
+    weight = mixing.example_weight(everything, inputs.class_weight).sum().astype(loss.dtype)
     size = jnp.asarray(len(everything.image), loss.dtype)
     if axis is not None:
         gradients, loss, weight, hits, size = jax.lax.psum((gradients, loss, weight, hits, size), axis)
@@ -180,9 +182,9 @@ def train_step(
     if stage.reduction == "count":
         weight = size
     gradients = jax.tree.map(lambda g: g / weight, gradients)
-    direction, opt_state = recipe.optimiser.update(gradients, state.opt_state, state.params)
+    direction, opt_state = config.optimiser.update(gradients, state.opt_state, state.params)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, p, d: p if frozen(path) else p - numbers.learning_rate * factors.get(group_of(path), 1) * d,
+        lambda path, p, d: p if frozen(path) else p - inputs.learning_rate * factors.get(group_of(path), 1) * d,
         state.params,
         direction,
     )
@@ -190,23 +192,23 @@ def train_step(
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
 
 
-def _accumulated(part, mixed: mixing.Mixed, batch_stats, recipe: Recipe):
-    """Add up what `part` returns for each of `recipe.accumulate` parts of a batch; statistics go from part to part."""
+def _accumulated(part, mixed: mixing.Mixed, batch_stats, config: StepConfig):
+    """Return the sums of what `part` returns over the parts of a batch; batch statistics go from part to part."""
     # Every k-th example, so that a part is the same examples however many devices share the batch.
-    parts = jax.tree.map(lambda x: x.reshape(-1, recipe.accumulate, *x.shape[1:]).swapaxes(0, 1), mixed)
+    parts = jax.tree.map(lambda x: x.reshape(-1, config.grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), mixed)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first, batch_stats)[:3])
 
     def add(carry, mixed):
         sums, batch_stats = carry
-        *found, batch_stats = part(mixed, batch_stats)
-        return (jax.tree.map(jnp.add, sums, tuple(found)), batch_stats), None
+        *part_sums, batch_stats = part(mixed, batch_stats)
+        return (jax.tree.map(jnp.add, sums, tuple(part_sums)), batch_stats), None
 
-    (sums, batch_stats), _ = jax.lax.scan(add, (zeros, batch_stats), parts, unroll=recipe.unroll)
+    (sums, batch_stats), _ = jax.lax.scan(add, (zeros, batch_stats), parts, unroll=config.unroll)
     return *sums, batch_stats
 
 
-def predict_step(variables: dict, images, *, network: nn.Module, recipe: Recipe):
+def predict_step(variables: dict, images, *, network: nn.Module, config: StepConfig):
     """Return the logits float32[B, K] of raw images uint8[B, H, W, C], by the running statistics."""
-    images = augment.normalise(images, recipe.mean, recipe.std)
+    images = augment.normalise(images, config.mean, config.std)
     return network.apply(variables, images, train=False)

@@ -1,4 +1,4 @@
-"""The run directory: its names, its lock, files written whole or not at all. numpy only; touches files.
+"""The run directory: the names of its files, its lock, and how its files are read and written. No jax.
 
 config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
 predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  checked.json
@@ -17,10 +17,10 @@ import time
 
 import numpy as np
 
-from unimix_jax import batch, storage
+from unimix_jax import batch, npz, storage
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
-from unimix_jax.storage import read_json
+from unimix_jax.storage import read_json, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def list_file(split: str) -> str:
     return f"images_{split}.txt"
 
 
-def fresh(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
+def new_rundir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
     """Make a directory that was not there before, for this process alone: root/NAME-DATE-TIME.
 
     Raises:
@@ -145,7 +145,7 @@ def locked(directory: pathlib.Path):
     """
     with open(directory / LOCK, "a+") as file:
         try:
-            lock(file)
+            storage.lock(file)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -158,67 +158,7 @@ def locked(directory: pathlib.Path):
         yield
 
 
-_LOCKED_BYTE = 2**30  # of a file, under Windows: far behind its content, which others could not read else
-
-
-def lock(file) -> None:
-    """Take the lock of an open file for this process; it goes when the file is closed, or with the process.
-
-    Advisory under Unix (`flock`), of one byte under Windows.
-
-    Raises:
-      BlockingIOError: another process has it.
-      OSError: there are no locks on this file system.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        import msvcrt
-
-        place = file.tell()
-        file.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError(error.errno, error.strerror) from None
-        finally:
-            file.seek(place)
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file such that a reader, or a crash, sees the old content or the new, nothing between.
-
-    Raises:
-      OSError: it cannot be written; it names the file.
-    """
-    # A path may hold bytes that are no text; a report shows them as \udcXX.
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def write_json(path: pathlib.Path, value: dict) -> None:
-    """Write sorted, indented JSON, whole or not at all; a value that is not finite is refused."""
-    write_whole(path, json_text(value))
-
-
-def json_text(value: dict) -> str:
-    """Return sorted, indented JSON; a value that is not finite is refused."""
-    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def read_record(path: pathlib.Path) -> dict | None:
+def read_manifest(path: pathlib.Path) -> dict | None:
     """Read run.json; None if it is not there.
 
     Raises:
@@ -359,7 +299,7 @@ def _is_number(value) -> bool:
     return type(value) in (int, float)  # a truth value is none
 
 
-def cut_metrics(path: pathlib.Path, step: int) -> None:
+def truncate_metrics(path: pathlib.Path, step: int) -> None:
     """Drop the lines after `step`: a resumed run writes them again."""
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -401,18 +341,6 @@ def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, rows: np.ndarray) -> None:
-    """Write a list file, "path label" a line, of some of a split's images."""
-    text = "".join(f"{names[i]} {labels[i]}\n" for i in rows.tolist())
-    write_whole(path, text.encode("utf-8", "surrogateescape"))
-
-
-def unused(path: pathlib.Path) -> pathlib.Path:
-    """Return `path`, or with -2, -3, ... behind it, whichever is not there."""
-    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
-    return next(p for p in names if not p.exists())
-
-
 def read_predictions(path: str | os.PathLike) -> Predictions:
     """Read what `write_predictions` wrote, or the same arrays from elsewhere, and check them.
 
@@ -423,35 +351,23 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
       UserError: no such file, no .npz, pickled objects in it, neither logits nor probabilities, or arrays that are
         no predictions.
     """
-    arrays = storage.read_arrays(path, (*Predictions._fields, "probabilities"))
+    arrays = npz.read_arrays(path, (*Predictions._fields, "probabilities"))
     if ("logits" in arrays) == ("probabilities" in arrays):
         which = "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
         raise UserError(f"{path} holds {which}" + ("" if "logits" in arrays else " and no 'probabilities'"))
     if "probabilities" in arrays:
         arrays["logits"] = batch.logits_of_probabilities(arrays.pop("probabilities"), f"probabilities of {path}")
     if "class_names" in arrays:
-        arrays["class_names"] = storage.names_of(arrays["class_names"], f"class_names of {path}")
+        arrays["class_names"] = npz.names_of(arrays["class_names"], f"class_names of {path}")
     return batch.checked(Predictions(**arrays), str(path))
 
 
-def read_cached(folder: str | os.PathLike, name: str) -> bytes | None:
-    """Return what `write_cached` wrote; None if it is not there, or not whole.
-
-    A folder that is an address (JAX takes gs://...) is let be.
-    """
-    if "://" in str(folder):
-        return None
-    try:
-        data = storage.read_bytes(pathlib.Path(folder, name), storage.GIB)
-    except (OSError, UserError):
-        return None
-    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
+def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, rows: np.ndarray) -> None:
+    """Write a list file, "path label" a line, of some of a split's images."""
+    text = "".join(f"{names[i]} {labels[i]}\n" for i in rows.tolist())
+    write_whole(path, text.encode("utf-8", "surrogateescape"))
 
 
-def write_cached(folder: str | os.PathLike, name: str, data: bytes) -> None:
-    """Write a file that can be made anew, with its digest in front; a folder that cannot be written to is let be."""
-    if "://" in str(folder):
-        return
-    with contextlib.suppress(OSError):
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-        write_whole(pathlib.Path(folder, name), hashlib.sha256(data).digest() + data)
+def has_checkpoints(directory: pathlib.Path | None) -> bool:
+    """Return whether a run directory holds checkpoints; False for None."""
+    return directory is not None and any((directory / CHECKPOINTS).glob("[0-9]*"))

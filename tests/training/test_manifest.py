@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimix_jax import workdir
+from unimix_jax import storage
 from unimix_jax.data import loading
 from unimix_jax.data.splits import Source, Splits
 from unimix_jax.errors import Interrupted, UserError
-from unimix_jax.training import record
+from unimix_jax.training import manifest, rundir, unreadable
 
 READING = loading.Reading(size=8, resize=10, min_area=0.5, skip_unreadable=True, threads=2, workers=0)
 
@@ -39,60 +39,60 @@ def photographs(tmp_path):
 
 @pytest.fixture
 def directory(tmp_path):
-    return workdir.create(tmp_path / "run")
+    return rundir.create(tmp_path / "run")
 
 
 def test_images_that_cannot_be_read_do_not_count(photographs, directory, caplog):
-    found = record.without_unreadable(photographs, READING, directory)
+    found = unreadable.without_unreadable(photographs, READING, directory)
     assert found.unreadable == 2
     assert found.counts.tolist() == [2, 3]
     assert found.train.names == ("0.png", "2.png", "3.png", "5.png", "6.png")
     assert found.test is photographs.test
-    listed = (directory / workdir.UNREADABLE).read_text().splitlines()
+    listed = (directory / rundir.UNREADABLE).read_text().splitlines()
     assert [name.rpartition("/")[2] for name in listed] == ["1.png", "4.png"]
     assert "2 of 7 training images cannot be read" in caplog.text
-    assert workdir.create(directory) == directory  # a run stopped before its config is one still
+    assert rundir.create(directory) == directory  # a run stopped before its config is one still
 
 
 def test_a_later_start_leaves_the_same_out_and_reads_nothing(photographs, directory, monkeypatch):
-    first = record.without_unreadable(photographs, READING, directory)
+    first = unreadable.without_unreadable(photographs, READING, directory)
     with monkeypatch.context() as patch:
         patch.setattr(loading, "unreadable", None)
-        again = record.without_unreadable(photographs, READING, directory)
+        again = unreadable.without_unreadable(photographs, READING, directory)
     assert again.train.names == first.train.names
     other = photographs._replace(train=photographs.train.take(np.array([0, 1, 3, 4])))
-    assert record.without_unreadable(other, READING, directory).train.names == ("0.png", "3.png")
+    assert unreadable.without_unreadable(other, READING, directory).train.names == ("0.png", "3.png")
 
 
 @pytest.mark.parametrize("kept", [{"images": 6}, {"left_out": "all"}, {"left_out": [7]}, {"left_out": [True]}])
 def test_a_changed_list_of_what_cannot_be_read_is_made_anew(photographs, directory, kept):
-    record.without_unreadable(photographs, READING, directory)
-    path = directory / workdir.CHECKED
-    workdir.write_json(path, workdir.read_json(path) | kept)
-    assert record.without_unreadable(photographs, READING, directory).unreadable == 2
+    unreadable.without_unreadable(photographs, READING, directory)
+    path = directory / rundir.CHECKED
+    storage.write_json(path, storage.read_json(path) | kept)
+    assert unreadable.without_unreadable(photographs, READING, directory).unreadable == 2
 
 
 def test_a_class_without_an_image_that_can_be_read_is_refused(photographs, directory):
     splits = photographs._replace(train=photographs.train.take(np.array([1, 3])))
     with pytest.raises(UserError, match=r"no training image in class 0 \(cat\), but test has 1 of cat"):
-        record.without_unreadable(splits, READING, directory)
+        unreadable.without_unreadable(splits, READING, directory)
 
 
 def test_the_search_can_be_stopped(photographs, directory):
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(Interrupted, match="before the first step"):
-        record.without_unreadable(photographs, READING, directory, stopped)
-    assert not (directory / workdir.CHECKED).exists()
+        unreadable.without_unreadable(photographs, READING, directory, stopped)
+    assert not (directory / rundir.CHECKED).exists()
 
 
 def test_a_run_that_counted_unreadable_images_goes_on_so(photographs, directory, caplog):
     """It began before they were looked for: run.json says nothing of files."""
-    workdir.write_json(directory / workdir.RUN, {"data": {"train": {"images": 7, "digest": "x"}}})
-    assert record.without_unreadable(photographs, READING, directory).train is photographs.train
+    storage.write_json(directory / rundir.RUN, {"data": {"train": {"images": 7, "digest": "x"}}})
+    assert unreadable.without_unreadable(photographs, READING, directory).train is photographs.train
     assert "it goes on so" in caplog.text
-    workdir.write_json(directory / workdir.RUN, {"data": {"train": {"images": 7, "digest": "x", "files": {}}}})
-    assert record.without_unreadable(photographs, READING, directory).train is photographs.train
+    storage.write_json(directory / rundir.RUN, {"data": {"train": {"images": 7, "digest": "x", "files": {}}}})
+    assert unreadable.without_unreadable(photographs, READING, directory).train is photographs.train
 
 
 FILES = {"bytes": 9, "sizes": "s", "sample": "c"}
@@ -121,30 +121,30 @@ def changed(**train):
 )
 def test_other_data_is_refused(before, now, message):
     with pytest.raises(UserError, match=message):
-        record._check_data(before, now, saved=True)
+        manifest._check_data(before, now, saved=True)
 
 
 def test_a_run_of_before_files_were_noted_goes_on(caplog):
     old = BEGUN | {"train": {key: value for key, value in BEGUN["train"].items() if key != "files"}}
-    record._check_data(old, BEGUN, saved=True)
+    manifest._check_data(old, BEGUN, saved=True)
     assert "their names and labels are those it began with" in caplog.text
     with pytest.raises(UserError, match="the train images are not those"):
-        record._check_data(old, changed(digest="b"), saved=True)
+        manifest._check_data(old, changed(digest="b"), saved=True)
 
 
 def test_before_a_step_is_saved_unreadable_images_may_be_left_out(caplog):
     now = changed(images=4, unreadable=1, digest="b")
-    record._check_data(BEGUN, now, saved=False)
+    manifest._check_data(BEGUN, now, saved=False)
     assert "it begins anew with 4 training images, 1 that cannot be read left out (0 before)" in caplog.text
     with pytest.raises(UserError, match="are not those"):
-        record._check_data(BEGUN, now | {"train": now["train"] | {"images": 3}}, saved=False)
+        manifest._check_data(BEGUN, now | {"train": now["train"] | {"images": 3}}, saved=False)
 
 
 def test_a_run_keeps_its_identity_and_one_of_before_has_none(photographs):
     from ml_collections import ConfigDict
 
     def begun(earlier):
-        return record.begin(earlier, ConfigDict({"seed": 0}), photographs, np.ones(2), {})
+        return manifest.new_manifest(earlier, ConfigDict({"seed": 0}), photographs, np.ones(2), {})
 
     first, other = begun({}), begun({})
     assert first["id"] != other["id"]

@@ -12,12 +12,14 @@ from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.method import Stage
 from unimix_jax.models import layers, resnet
-from unimix_jax.training import augment, keys, optim, parallel, steps
+from unimix_jax.training import augment, optim, rng
+from unimix_jax.training.devices import distribute, replicate, shard
+from unimix_jax.training.step import StepConfig, StepInputs, first_state, group_of, mixed_batch, train_step
 
 from .. import quick
 
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
-RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
+STEP_CONFIG = StepConfig(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
 
 
 def stage(loss, mixer=None, classes=10, **more):
@@ -26,12 +28,12 @@ def stage(loss, mixer=None, classes=10, **more):
 
 
 def numbers(rate, classes=10):
-    return steps.Numbers(np.uint32(0), np.float32(rate), np.ones(classes, np.float32))
+    return StepInputs(np.uint32(0), np.float32(rate), np.ones(classes, np.float32))
 
 
-def jitted(this):
+def jitted(a_stage):
     network = resnet.build("resnet32", 10)
-    return jax.jit(functools.partial(steps.train_step, stage=this, network=network, recipe=RECIPE))
+    return jax.jit(functools.partial(train_step, stage=a_stage, network=network, config=STEP_CONFIG))
 
 
 def same_leaves(found, file, prefix, rtol, start=None):
@@ -48,7 +50,7 @@ def same_leaves(found, file, prefix, rtol, start=None):
 def authors(golden):
     file = golden("resnet32_steps")
     variables = resnet.from_pytorch(golden("resnet32_params"))
-    state = jax.device_get(jax.jit(lambda v: steps.first_state(v, RECIPE.optimiser))(variables))
+    state = jax.device_get(jax.jit(lambda v: first_state(v, STEP_CONFIG.optimiser))(variables))
     image = file["input"].transpose(0, 2, 3, 1)
     return file, state, Batch(image, file["labels"].astype(np.int32), np.arange(8, dtype=np.int32))
 
@@ -106,9 +108,9 @@ def test_hits_are_counted_on_the_label_with_the_larger_weight():
     images = np.zeros((4, 2, 2, 3), np.uint8)
     view = np.arange(4, dtype=np.int32)
     batch = Batch(images, np.array([1, 0, 1, 1]), view, images, np.array([0, 1, 2, 0]), view + 4)
-    state = steps.first_state({"params": {"w": jnp.zeros(3)}, "batch_stats": {}}, RECIPE.optimiser)
-    this = stage(losses.cross_entropy, mixer, classes=3)
-    step = functools.partial(steps.train_step, stage=this, network=Fixed(), recipe=RECIPE)
+    state = first_state({"params": {"w": jnp.zeros(3)}, "batch_stats": {}}, STEP_CONFIG.optimiser)
+    a_stage = stage(losses.cross_entropy, mixer, classes=3)
+    step = functools.partial(train_step, stage=a_stage, network=Fixed(), config=STEP_CONFIG)
     _, sums = jax.jit(step)(state, batch, numbers(0.1, 3))
     assert [float(x) for x in sums["accuracy"]] == [3, 4]  # .9 of 1; .6 of 1; a tie goes to the first, 1; .9 of 0
 
@@ -126,14 +128,14 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
 
     linear = {"kernel": file["weight_0"].T, "bias": file["bias_0"]}
     params = {"head": {"linear": linear, "scale": file["scale_0"][0]}}
-    recipe = RECIPE._replace(mean=np.zeros(64, np.float32), std=np.full(64, 1 / 255, np.float32))
-    state = steps.first_state({"params": params, "batch_stats": {}}, recipe.optimiser)
+    step_config = STEP_CONFIG._replace(mean=np.zeros(64, np.float32), std=np.full(64, 1 / 255, np.float32))
+    state = first_state({"params": params, "batch_stats": {}}, step_config.optimiser)
     batch = Batch(file["features"][:, None, None], file["labels"].astype(np.int32), np.arange(32, dtype=np.int32))
     for k in (1, 2):
         classifier, scale = file[f"lr_{k}"]
         trains = (("backbone", 0.0), ("classifier", float(classifier / scale)), ("scale", 1.0))
-        this = stage(loss, trains=trains, batch_norm="frozen")
-        step = functools.partial(steps.train_step, stage=this, network=Head(), recipe=recipe)
+        a_stage = stage(loss, trains=trains, batch_norm="frozen")
+        step = functools.partial(train_step, stage=a_stage, network=Head(), config=step_config)
         state, sums = jax.jit(step)(state, batch, numbers(scale))
         np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file[f"loss_{k}"], rtol=1e-5)
         found = state.params["head"]
@@ -149,15 +151,15 @@ def tiny_step(**more):
     images, labels = random.integers(0, 256, (8, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0, 1, 2, 0, 0], np.int32)
     batch = Batch(images, labels, np.arange(8, dtype=np.int32))
     weights = more.pop("class_weight", np.ones(3, np.float32))
-    this = stage(losses.cross_entropy, classes=3, **more)
-    recipe = RECIPE._replace(std=np.full(3, 0.3, np.float32))
+    a_stage = stage(losses.cross_entropy, classes=3, **more)
+    step_config = STEP_CONFIG._replace(std=np.full(3, 0.3, np.float32))
 
     @quick.jit
     def step(variables, batch, numbers):
-        state = steps.first_state(variables, RECIPE.optimiser)
-        return state, *steps.train_step(state, batch, numbers, stage=this, network=network, recipe=recipe)
+        state = first_state(variables, STEP_CONFIG.optimiser)
+        return state, *train_step(state, batch, numbers, stage=a_stage, network=network, config=step_config)
 
-    return jax.device_get(step(variables, batch, steps.Numbers(0, 0.1, weights)))
+    return jax.device_get(step(variables, batch, StepInputs(0, 0.1, weights)))
 
 
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
@@ -165,7 +167,7 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     before, after, _ = tiny_step(trains=trains)
     for path, old in jax.tree_util.tree_flatten_with_path(before.params)[0]:
         new = functools.reduce(lambda group, key: group[key.key], path, after.params)
-        assert (np.asarray(old) == np.asarray(new)).all() == (steps.group_of(path) != "classifier"), path
+        assert (np.asarray(old) == np.asarray(new)).all() == (group_of(path) != "classifier"), path
     changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before.batch_stats, after.batch_stats)
     assert all(jax.tree.leaves(changed))  # its statistics move on
     before, after, _ = tiny_step(trains=trains, batch_norm="frozen")
@@ -188,7 +190,7 @@ def test_class_weights_are_divided_by_their_sum_or_by_the_count():
 
 
 def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_own():
-    recipe = RECIPE._replace(pad=2, flip=True, std=np.ones(3, np.float32))
+    step_config = STEP_CONFIG._replace(pad=2, flip=True, std=np.ones(3, np.float32))
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     view, label = np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32)
     batch = Batch(image, label, view, image, label, view + 6)
@@ -202,11 +204,11 @@ def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_ow
             seen.update(a=image_a, b=image_b, keys=(mix_keys.view[0], mix_keys.step))
             return mixing.Mixed(image_a, label_a)
 
-        steps.mixed_batch(batch, seed, step, stage(losses.cross_entropy, mixer), recipe)
+        mixed_batch(batch, seed, step, stage(losses.cross_entropy, mixer), step_config)
         for name, views in (("cropped_a", batch.view), ("cropped_b", batch.partner_view)):
-            seen[name] = augment.crop_and_flip(keys.of_views(seed, step, views), batch.image, pad=2, flip=True)
-        first = keys.of_views(seed, step, batch.view)[0]
-        seen["used"] = [keys.use(first, purpose) for purpose in keys.Use]
+            seen[name] = augment.crop_and_flip(rng.of_views(seed, step, views), batch.image, pad=2, flip=True)
+        first = rng.of_views(seed, step, batch.view)[0]
+        seen["used"] = [rng.use(first, purpose) for purpose in rng.Use]
         return seen | {name: [jax.random.key_data(key) for key in seen[name]] for name in ("keys", "used")}
 
     seen = jax.device_get(mixed(batch, np.uint32(1), np.uint32(2)))
@@ -214,7 +216,7 @@ def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_ow
         np.testing.assert_allclose(seen[name] * 255, seen[f"cropped_{name}"], atol=1e-3)
     assert (seen["a"] != seen["b"]).any()
     (own, of_step), used = ([data.tolist() for data in seen[name]] for name in ("keys", "used"))
-    assert own == used[keys.Use.MIX]
+    assert own == used[rng.Use.MIX]
     assert used.count(own) == 1
     assert of_step not in used
 
@@ -232,26 +234,26 @@ def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
     def mixer(keys, image_a, image_b, label_a, label_b):
         return mixing.Mixed(0.7 * image_a + 0.3 * image_b, label_a, label_b, jnp.full(len(label_a), 0.7))
 
-    this = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
-    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.ones(3, np.float32), 0, False)
-    state = quick.jit(lambda v: steps.first_state(v, recipe.optimiser))(resnet.initialise(network, (8, 8, 3), 0))
-    weights = steps.Numbers(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
+    a_stage = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
+    step_config = StepConfig(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.ones(3, np.float32), 0, False)
+    state = quick.jit(lambda v: first_state(v, step_config.optimiser))(resnet.initialise(network, (8, 8, 3), 0))
+    weights = StepInputs(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
 
-    def step(recipe, count=1):
-        on = functools.partial(steps.train_step, stage=this, network=network.clone(axis="batch"), recipe=recipe)
+    def step(step_config, count=1):
+        on = functools.partial(train_step, stage=a_stage, network=network.clone(axis="batch"), config=step_config)
         devices = jax.devices()[:count]
-        placed = parallel.place(batch, devices), parallel.replicate(weights, devices)
-        return parallel.distribute(on, devices)(parallel.replicate(state, devices), *placed)
+        placed = shard(batch, devices), replicate(weights, devices)
+        return distribute(on, devices)(replicate(state, devices), *placed)
 
-    accumulating = recipe._replace(accumulate=4, unroll=unroll)
+    accumulating = step_config._replace(grad_accum_steps=4, unroll=unroll)
     after, sums = step(accumulating)
-    whole, whole_sums = step(recipe) if batch_norm == "frozen" else step(accumulating, count=2)
+    whole, whole_sums = step(step_config) if batch_norm == "frozen" else step(accumulating, count=2)
     for a, b in zip(jax.tree.leaves((after, sums)), jax.tree.leaves((whole, whole_sums)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     if batch_norm == "frozen":
         return
     # Batch statistics are those of the parts, one after the other: the slow way.
-    mixed = jax.device_get(quick.jit(lambda batch: steps.mixed_batch(batch, 0, 0, this, recipe))(batch))
+    mixed = jax.device_get(quick.jit(lambda batch: mixed_batch(batch, 0, 0, a_stage, step_config))(batch))
     gradients, stats = [], state.batch_stats
 
     def loss(params, some, stats):

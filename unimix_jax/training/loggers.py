@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar in a terminal, plain lines elsewhere, all lines in log.txt."""
+"""Progress of a run: a bar in a terminal, plain lines elsewhere, and all log lines in log.txt."""
 
 import contextlib
 import datetime
@@ -6,15 +6,15 @@ import logging
 import pathlib
 import time
 
-from unimix_jax import doors
+from unimix_jax import cli
 from unimix_jax.errors import printable
-from unimix_jax.workdir import LOG
+from unimix_jax.training.rundir import LOG
 
 _LINES_APART = 5.0  # seconds between plain lines of steps
 
 
 @contextlib.contextmanager
-def logging_to(directory: pathlib.Path):
+def log_to(directory: pathlib.Path):
     """Send the project's log lines to standard error, around a bar that may be there, and to log.txt.
 
     Orbax's loggers say errors only meanwhile. Afterwards all loggers are as they were.
@@ -59,11 +59,11 @@ class _Console(logging.Handler):
     def emit(self, record):
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=doors.terminal())
+        tqdm.write(self.format(record), file=cli.terminal())
 
 
 @contextlib.contextmanager
-def steps_bar(first: int, total: int):
+def progress_bar(first: int, total: int):
     """Show the steps of a run: a bar in a terminal, a line now and then elsewhere.
 
     Yields:
@@ -74,7 +74,7 @@ def steps_bar(first: int, total: int):
 
     log, shown, since = logging.getLogger(__name__), -_LINES_APART, None
     look = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5, "disable": None}
-    with tqdm(total=total, initial=first, file=doors.terminal(), **look) as bar:
+    with tqdm(total=total, initial=first, file=cli.terminal(), **look) as bar:
 
         def show(line: dict) -> None:
             nonlocal shown, since

@@ -8,23 +8,23 @@ import sys
 
 import pytest
 
-from unimix_jax import doors, errors
+from unimix_jax import cli, errors
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 COMMAND = """
 import contextlib, os, sys
-from unimix_jax import doors
+from unimix_jax import cli
 def work():
     with open(sys.argv[1], "w") as file:
         with contextlib.suppress(OSError):
             os.write(2, b"a library's message")
-        doors.show("first \\u00e9")
-        doors.terminal().write("on the way\\n")
-        doors.terminal().flush()
+        cli.echo("first \\u00e9")
+        cli.terminal().write("on the way\\n")
+        cli.terminal().flush()
         file.write("done")
     return "last \\u00e9"
-sys.exit(doors.answered(work))
+sys.exit(cli.run_command(work))
 """
 
 
@@ -81,9 +81,9 @@ def test_a_reader_that_has_gone_changes_nothing(tmp_path):
 
 OTHERS = """
 import contextlib, logging, os, sys, threading, warnings
-from unimix_jax import doors, errors
+from unimix_jax import cli, errors
 def work():
-    with doors.others_aside(sys.argv[1]):
+    with cli.redirect_library_output(sys.argv[1]):
         with contextlib.suppress(OSError):
             os.write(2, b"native code\\n")
         thread = threading.Thread(target=lambda: 1 / 0)
@@ -91,11 +91,11 @@ def work():
         thread.join()
         logging.getLogger("library").error("a logger")
         warnings.warn("a warning")
-        doors.terminal().write("ours\\n")
+        cli.terminal().write("ours\\n")
         if len(sys.argv) > 2:
             os._exit(9)
     raise errors.Failure("the sentence")
-sys.exit(doors.answered(work))
+sys.exit(cli.run_command(work))
 """
 
 
@@ -139,5 +139,5 @@ def test_a_message_is_one_line(capsys):
     def work():
         raise errors.UserError("the folder \x1b]0;x\x07\nerror: forged")
 
-    assert doors.answered(work) == 2
+    assert cli.run_command(work) == 2
     assert capsys.readouterr().err == "error: the folder \\x1b]0;x\\x07\\nerror: forged\n"

@@ -1,4 +1,4 @@
-"""Random keys inside the step: a function of (seed, step, view, use), never of a device or a host."""
+"""Random keys inside the step: functions of (seed, step, view, use), never of a device or a host."""
 
 import enum
 

@@ -1,18 +1,26 @@
-"""What every command does with its answer: print it, or say in one sentence why there is none. Terminal only."""
+"""What all commands share: an error becomes one sentence and an exit code, a signal asks a run to stop.
+
+Standard library only: signals are handled before anything heavy is imported.
+"""
 
 import contextlib
 import errno
+import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from unimix_jax import errors
 
-_terminal = None  # the user's standard error while `others_aside` has sent that of the process elsewhere
+_log = logging.getLogger(__name__)
+
+_terminal = None  # the user's standard error while `redirect_library_output` has sent that of the process elsewhere
 _unwritten = None  # the error of an answer, or a part of one, that standard output did not take
 
 
-def answered(work: Callable[[], str]) -> int:
+def run_command(work: Callable[[], str]) -> int:
     """Do a command's work, print the text it returns, and return the exit code.
 
     Mistakes, failures and interruptions go to standard error in one sentence. The code is right whatever the standard
@@ -22,11 +30,11 @@ def answered(work: Callable[[], str]) -> int:
     _unwritten = None
     with _standard_streams():
         code = _code(work)
-        fault = _unwritten or _flushed(sys.stdout)
+        fault = _unwritten or _flush(sys.stdout)
         if fault is not None and code == errors.COMPLETE:
             why = fault.strerror or fault
-            code = _told(f"error: the work is done, but standard output cannot be written ({why})", errors.FAILED)
-        _flushed(sys.stderr)
+            code = _fail(f"error: the work is done, but standard output cannot be written ({why})", errors.FAILED)
+        _flush(sys.stderr)
     return code
 
 
@@ -34,18 +42,18 @@ def _code(work: Callable[[], str]) -> int:
     try:
         text = work()
     except errors.UserError as error:
-        return _told(f"error: {error}", errors.MISTAKE)
-    except errors.RanAway as error:
-        return _told(f"error: {error}", errors.RAN_AWAY)
+        return _fail(f"error: {error}", errors.MISTAKE)
+    except errors.NonFiniteError as error:
+        return _fail(f"error: {error}", errors.NON_FINITE)
     except errors.Failure as error:
-        return _told(f"error: {error}", errors.FAILED)
+        return _fail(f"error: {error}", errors.FAILED)
     except errors.Interrupted as error:
-        return _told(f"stopped: {error}", errors.INTERRUPTED)
+        return _fail(f"stopped: {error}", errors.INTERRUPTED)
     except KeyboardInterrupt:
-        return _told("stopped", errors.INTERRUPTED)
+        return _fail("stopped", errors.INTERRUPTED)
     except OSError as error:
-        return _told(f"error: {error.filename or 'a file'}: {error.strerror or error}", errors.MISTAKE)
-    show(text)
+        return _fail(f"error: {error.filename or 'a file'}: {error.strerror or error}", errors.MISTAKE)
+    echo(text)
     return errors.COMPLETE
 
 
@@ -54,10 +62,10 @@ def asks_for_help(argv: list[str]) -> bool:
     return any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:])
 
 
-def show(text: str) -> None:
+def echo(text: str) -> None:
     """Print lines of text; characters that standard output cannot encode are escaped.
 
-    What cannot be written is dropped, and `answered` says so at the end; that nobody reads any more is no fault.
+    What cannot be written is dropped, and `run_command` says so at the end; that nobody reads any more is no fault.
     """
     global _unwritten
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -66,7 +74,7 @@ def show(text: str) -> None:
         print(lines, flush=True)
     except OSError as error:
         _unwritten = _unwritten or _fault(error)
-        _flushed(sys.stdout)
+        _flush(sys.stdout)
 
 
 def terminal():
@@ -75,7 +83,7 @@ def terminal():
 
 
 @contextlib.contextmanager
-def others_aside(path: str | os.PathLike):
+def redirect_library_output(path: str | os.PathLike):
     """Append what libraries print to standard error to a file; what goes to `terminal` still reaches the user.
 
     Threads and native code of libraries print tracebacks and warnings where no `except` reaches them. Where standard
@@ -93,7 +101,7 @@ def others_aside(path: str | os.PathLike):
         yield
         return
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    _flushed(sys.stderr)
+    _flush(sys.stderr)
     kept = os.dup(2)
     os.dup2(file, 2)
     os.close(file)
@@ -102,7 +110,7 @@ def others_aside(path: str | os.PathLike):
     try:
         yield
     finally:
-        _flushed(sys.stderr)  # into the file, or nowhere if that is full
+        _flush(sys.stderr)  # into the file, or nowhere if that is full
         os.dup2(kept, 2)
         _terminal = None
         os.close(kept)
@@ -138,7 +146,7 @@ class _Terminal:
             self.stream.flush()
 
 
-def _told(sentence: str, code: int) -> int:
+def _fail(sentence: str, code: int) -> int:
     stream = terminal()
     stream.write(errors.printable(sentence) + "\n")
     stream.flush()
@@ -170,7 +178,7 @@ def _standard_streams():
                     setattr(sys, name, None)
 
 
-def _flushed(stream) -> OSError | None:
+def _flush(stream) -> OSError | None:
     """Write what a stream still holds; what cannot be written is dropped, and the fault returned.
 
     Python itself would end with a code of its own for what is left.
@@ -192,3 +200,44 @@ def _flushed(stream) -> OSError | None:
 def _fault(error: OSError) -> OSError | None:
     """Return the error, None if it says that nobody reads any more; Windows has its own word for that."""
     return None if error.errno == (errno.EINVAL if os.name == "nt" else errno.EPIPE) else error
+
+
+# Those that this system has.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+
+
+@contextlib.contextmanager
+def graceful_stop():
+    """Turn the first signal into an event, which the run looks at after each step; the second leaves at once.
+
+    A signal that was ignored when the process began stays so: that is how `nohup` protects a run.
+    """
+    stop_requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested  # Python hands signals to the main thread only
+        return
+
+    def handle(number, _):
+        if stop_requested.is_set():
+            os._exit(128 + number)
+        stop_requested.set()
+        _log.info("stopping after this step; a second signal leaves at once, without saving")
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    # None: a handler that Python did not set, and could not set again.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop_requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore these signals in this process, a worker: a terminal sends them to all, and the run ends its workers."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

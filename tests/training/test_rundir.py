@@ -8,15 +8,16 @@ import types
 import numpy as np
 import pytest
 
-from unimix_jax import settings, workdir
+from unimix_jax import settings, storage
 from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
+from unimix_jax.training import rundir
 
 
 def test_predictions_come_back_as_written(tmp_path):
     written = Predictions(2 * np.eye(3, dtype=np.float32), np.arange(3), np.array([5, 2, 1]), None, ("a", "b", "ü"))
-    workdir.write_predictions(tmp_path / "p.npz", written)
-    read = workdir.read_predictions(tmp_path / "p.npz")
+    rundir.write_predictions(tmp_path / "p.npz", written)
+    read = rundir.read_predictions(tmp_path / "p.npz")
     np.testing.assert_array_equal(read.logits, written.logits)
     np.testing.assert_array_equal(read.counts, written.counts)
     assert read.logits_prior is None
@@ -26,7 +27,7 @@ def test_predictions_come_back_as_written(tmp_path):
 def test_probabilities_may_stand_in_the_place_of_logits(tmp_path):
     probabilities = np.array([[1.0, 0.0], [0.25, 0.75]])
     np.savez(tmp_path / "p.npz", probabilities=probabilities, labels=np.array([0, 1]))
-    read = workdir.read_predictions(tmp_path / "p.npz")
+    read = rundir.read_predictions(tmp_path / "p.npz")
     np.testing.assert_allclose(np.exp(read.logits), probabilities, atol=1e-300)
     assert np.isfinite(read.logits).all()
 
@@ -58,13 +59,13 @@ ROWS = np.array([[0.5, 0.5], [0.2, 0.8]])
 def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, arrays, message):
     np.savez(tmp_path / "p.npz", **arrays)
     with pytest.raises(UserError, match=message):
-        workdir.read_predictions(tmp_path / "p.npz")
+        rundir.read_predictions(tmp_path / "p.npz")
 
 
 def test_files_that_are_not_whole_get_a_sentence(tmp_path):
     path = tmp_path / "p.npz"
     with pytest.raises(UserError, match="cannot read .*: No such file"):
-        workdir.read_predictions(path)
+        rundir.read_predictions(path)
     np.savez(path, logits=np.random.default_rng(0).normal(size=(200, 10)))
     content = path.read_bytes()
     damaged = bytearray(content)
@@ -73,37 +74,37 @@ def test_files_that_are_not_whole_get_a_sentence(tmp_path):
     for data in damages.values():
         path.write_bytes(data)
         with pytest.raises(UserError, match="cut short|is damaged"):
-            workdir.read_predictions(path)
+            rundir.read_predictions(path)
     with open(path, "wb") as file:
         np.save(file, ROWS)
     with pytest.raises(UserError, match="one array without a name"):
-        workdir.read_predictions(path)
+        rundir.read_predictions(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "metrics.json"
-    workdir.write_json(path, {"a": 1})
+    storage.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        workdir.write_json(path, {"a": float("nan")})
-    assert workdir.read_json(path) == {"a": 1}
+        storage.write_json(path, {"a": float("nan")})
+    assert storage.read_json(path) == {"a": 1}
 
 
 def test_damaged_json_gets_a_sentence(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        workdir.read_json(tmp_path / "run.json")
-    assert workdir.read_json(tmp_path / "absent.json") is None
+        storage.read_json(tmp_path / "run.json")
+    assert storage.read_json(tmp_path / "absent.json") is None
 
 
 def test_metrics_are_cut_back_and_a_torn_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert workdir.read_metrics(path) == []
+    assert rundir.read_metrics(path) == []
     for step in (1, 2, 3):
         loss = float("inf") if step == 2 else 0.1
-        workdir.append_metrics(path, {"step": step, "epoch": step / 4, "loss": loss})
+        rundir.append_metrics(path, {"step": step, "epoch": step / 4, "loss": loss})
     with open(path, "a") as file:
         file.write('\0\0\n{"step": 4, "lo')
-    workdir.cut_metrics(path, 2)
+    rundir.truncate_metrics(path, 2)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "epoch": 0.25, "loss": 0.1},
         {"step": 2, "epoch": 0.5, "loss": None},
@@ -124,7 +125,7 @@ def test_a_line_that_is_no_record_costs_no_other_record(tmp_path, monkeypatch, c
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     path, sound = tmp_path / "metrics.jsonl", b'{"step": 3, "epoch": 0.5, "loss": 1.0, "stage": "plain"}\n'
     path.write_bytes(sound + line + sound)
-    assert [record["step"] for record in workdir.read_metrics(path)] == [3, 3]
+    assert [record["step"] for record in rundir.read_metrics(path)] == [3, 3]
     assert "1 of its 3 lines is no record and is passed over (line 2)" in caplog.text
 
 
@@ -132,7 +133,7 @@ def test_a_line_that_is_no_record_costs_no_other_record(tmp_path, monkeypatch, c
 def test_json_of_another_kind_or_too_deep_gets_a_sentence(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="is damaged"):
-        workdir.read_json(tmp_path / "config.json")
+        storage.read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +142,9 @@ def test_json_of_another_kind_or_too_deep_gets_a_sentence(tmp_path, content):
      {"data": {}, "starts": [{"environment": {}}], "state": "running"}],
 )  # fmt: skip
 def test_a_record_with_which_no_run_can_go_on_gets_a_sentence(tmp_path, record):
-    workdir.write_json(tmp_path / "run.json", record)
+    storage.write_json(tmp_path / "run.json", record)
     with pytest.raises(UserError, match="is no record of a run"):
-        workdir.read_record(tmp_path / "run.json")
+        rundir.read_manifest(tmp_path / "run.json")
 
 
 @pytest.mark.parametrize(
@@ -151,68 +152,68 @@ def test_a_record_with_which_no_run_can_go_on_gets_a_sentence(tmp_path, record):
     [{}, {"test": 5}, {"test": {"accuracy": "much"}}, {"test": {}, "best": {"accuracy": 0.5}}, {"validation": {}}],
 )
 def test_measures_that_no_run_writes_get_a_sentence(tmp_path, results):
-    workdir.write_json(tmp_path / "metrics.json", results)
+    storage.write_json(tmp_path / "metrics.json", results)
     with pytest.raises(UserError, match="holds no measures"):
-        workdir.read_results(tmp_path / "metrics.json")
+        rundir.read_results(tmp_path / "metrics.json")
 
 
 def test_configs_are_compared_by_what_changes_numbers():
     old = {"seed": 0, "data": {"dir": "a", "imbalance": 10.0}, "checkpoint": {"every": 1}, "t": [0.8, 0.9], "gone": 1}
     new = {"seed": 1, "data": {"dir": "b", "imbalance": 10.0}, "checkpoint": {"every": 2}, "t": (0.8, 0.9), "new": 1}
-    assert workdir.differing_keys(old, new) == (["gone", "new", "seed"], ["checkpoint.every", "data.dir"])
+    assert rundir.differing_keys(old, new) == (["gone", "new", "seed"], ["checkpoint.every", "data.dir"])
 
 
 def test_fields_that_choose_the_data_pass_for_its_digests_are_compared():
     """Every field that may differ says either that numbers stay, or that the data is compared."""
-    fields = set(workdir.NEUTRAL + workdir.SEEN_IN_DATA)
-    assert not set(workdir.NEUTRAL) & set(workdir.SEEN_IN_DATA)
-    assert "data.skip_unreadable" in workdir.SEEN_IN_DATA
+    fields = set(rundir.NEUTRAL + rundir.SEEN_IN_DATA)
+    assert not set(rundir.NEUTRAL) & set(rundir.SEEN_IN_DATA)
+    assert "data.skip_unreadable" in rundir.SEEN_IN_DATA
     config = settings.default()
     settings.use_photographs(config)
-    known = workdir.flat(json.loads(config.to_json_best_effort())) | {"data.download": 0, "data.file": 0}
+    known = rundir.flat(json.loads(config.to_json_best_effort())) | {"data.download": 0, "data.file": 0}
     assert fields <= known.keys()
 
 
 def test_digests_tell_results_that_were_changed_or_are_gone(tmp_path):
     for name in ("metrics.json", "predictions.npz", "images_test.txt", "predictions_validation.npz"):
         (tmp_path / name).write_text(name)
-    run = {"outputs": workdir.output_digests(tmp_path)}
+    run = {"outputs": rundir.output_digests(tmp_path)}
     assert set(run["outputs"]) == {path.name for path in tmp_path.iterdir()}
-    assert workdir.changed_outputs(tmp_path, run) == ([], [])
+    assert rundir.changed_outputs(tmp_path, run) == ([], [])
     (tmp_path / "predictions.npz").write_text("other")
     (tmp_path / "images_test.txt").unlink()
-    assert workdir.changed_outputs(tmp_path, run) == (["predictions.npz"], ["images_test.txt"])
+    assert rundir.changed_outputs(tmp_path, run) == (["predictions.npz"], ["images_test.txt"])
     for other in (None, {}, 5, {"outputs": 5}):  # of before digests were kept, or of nobody's making
-        assert workdir.changed_outputs(tmp_path, other) == ([], [])
+        assert rundir.changed_outputs(tmp_path, other) == ([], [])
 
 
 def test_a_directory_with_other_files_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"holds other files \(thesis.tex"):
-        workdir.create(tmp_path)
+        rundir.create(tmp_path)
 
 
 def test_what_a_run_left_that_was_killed_at_its_start_is_taken(tmp_path):
     for name in ("lock", "log.txt", "config.json.tmp", "checked.json", "unreadable.txt"):
         (tmp_path / name).write_text("")
-    assert workdir.create(tmp_path) == tmp_path
+    assert rundir.create(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_directory_that_cannot_be_written_gets_a_sentence(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the run directory"):
-        workdir.create(tmp_path / name)
+        rundir.create(tmp_path / name)
 
 
 def test_a_fresh_directory_is_nobody_elses(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir.time, "strftime", lambda _: "now")
-    made = [workdir.fresh("digits_lt", tmp_path / "runs") for _ in range(3)]
+    monkeypatch.setattr(rundir.time, "strftime", lambda _: "now")
+    made = [rundir.new_rundir("digits_lt", tmp_path / "runs") for _ in range(3)]
     assert [path.name for path in made] == ["digits_lt-now", "digits_lt-now-2", "digits_lt-now-3"]
     assert all(path.is_dir() for path in made)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make a run directory"):
-        workdir.fresh("digits_lt", tmp_path / "file")
+        rundir.new_rundir("digits_lt", tmp_path / "file")
 
 
 def test_only_a_directory_without_a_run_is_discarded(tmp_path):
@@ -220,24 +221,24 @@ def test_only_a_directory_without_a_run_is_discarded(tmp_path):
         (tmp_path / name).mkdir()
         for file in files:
             (tmp_path / name / file).write_text("")
-        workdir.discard(tmp_path / name)
+        rundir.discard(tmp_path / name)
     left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["begun/config.json", "begun/lock", "other/x"]
 
 
 def test_a_second_process_is_refused_and_death_frees_the_lock(tmp_path):
     holder = (
-        "import pathlib, sys, unimix_jax.workdir as w\n"
+        "import pathlib, sys, unimix_jax.training.rundir as w\n"
         "with w.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", holder, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"in use by process {process.pid} on"), workdir.locked(tmp_path):
+        with pytest.raises(UserError, match=f"in use by process {process.pid} on"), rundir.locked(tmp_path):
             pass
         os.kill(process.pid, 9)
         process.wait()
-        with workdir.locked(tmp_path):
+        with rundir.locked(tmp_path):
             pass
 
 
@@ -254,9 +255,9 @@ def test_the_lock_under_windows(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
     with (
-        workdir.locked(tmp_path),
+        rundir.locked(tmp_path),
         pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"),
-        workdir.locked(tmp_path),
+        rundir.locked(tmp_path),
     ):
         pass
     assert [(mode, count) for mode, _, count in asked] == [(2, 1)] * 2
@@ -269,5 +270,5 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device: '.*a.json'"):
-        workdir.write_json(tmp_path / "a.json", {})
+        storage.write_json(tmp_path / "a.json", {})
     assert not list(tmp_path.iterdir())

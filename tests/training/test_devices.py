@@ -1,6 +1,11 @@
 """One device, eight devices, shard_map and pmap: the same update."""
 
 import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import subprocess
 import types
 
 import jax
@@ -15,7 +20,20 @@ from unimix_jax.errors import UserError
 from unimix_jax.methods import method
 from unimix_jax.methods.rows import ROWS
 from unimix_jax.models import assembly, resnet
-from unimix_jax.training import optim, parallel, steps
+from unimix_jax.training import devices, optim, runtime
+from unimix_jax.training.devices import (
+    AXIS,
+    SPMD,
+    _no_native,
+    check_batch,
+    distribute,
+    kernels,
+    local_devices,
+    replicate,
+    rounded_up,
+    shard,
+)
+from unimix_jax.training.step import StepConfig, StepInputs, first_state, train_step
 
 from .. import quick
 
@@ -23,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 COUNTS = np.array([50, 20, 5])
 # Every layer there is, of which a CPU has forms: convolutions with a stride and without, max-pooling, a residual.
 network = functools.partial(resnet.ImageNetResNet, 3, blocks=(1,))
-RECIPE = steps.Recipe(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.25]), 1, True)
+STEP_CONFIG = StepConfig(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.25]), 1, True)
 
 
 @functools.cache
@@ -53,25 +71,23 @@ def batch(size=16):
 
 @functools.cache
 def compiled(count, how, axis, kernels):
-    step = functools.partial(steps.train_step, stage=STAGE, network=network(axis=axis, kernels=kernels), recipe=RECIPE)
-    return parallel.distribute(step, jax.devices()[:count], how)
+    step = functools.partial(train_step, stage=STAGE, network=network(axis=axis, kernels=kernels), config=STEP_CONFIG)
+    return distribute(step, jax.devices()[:count], how)
 
 
 def start():
     variables = resnet.initialise(network(), (8, 8, 1), seed=0)
-    return steps.first_state(variables, RECIPE.optimiser)
+    return first_state(variables, STEP_CONFIG.optimiser)
 
 
-NUMBERS = steps.Numbers(np.uint32(3), np.float32(0.1), np.ones(3, np.float32))
+NUMBERS = StepInputs(np.uint32(3), np.float32(0.1), np.ones(3, np.float32))
 
 
 @functools.cache
-def update(count, how, axis=parallel.AXIS, kernels="plain"):
+def update(count, how, axis=AXIS, kernels="plain"):
     """The change of every parameter and statistic after one step, and the sums."""
     devices, state = jax.devices()[:count], start()
-    after, sums = compiled(count, how, axis, kernels)(
-        parallel.replicate(state, devices), parallel.place(batch(), devices, how), NUMBERS
-    )
+    after, sums = compiled(count, how, axis, kernels)(replicate(state, devices), shard(batch(), devices, how), NUMBERS)
     before = (state.params, state.batch_stats)
     return jax.tree.map(lambda a, b: np.asarray(b) - a, before, (after.params, after.batch_stats)), jax.device_get(sums)
 
@@ -104,7 +120,7 @@ def test_update_is_the_same_on_any_devices(count, how, kernels):
 
 @pytest.mark.slow
 def test_update_is_that_of_the_plain_step_without_an_axis():
-    plain = functools.partial(steps.train_step, stage=STAGE, network=network(), recipe=RECIPE, axis=None)
+    plain = functools.partial(train_step, stage=STAGE, network=network(), config=STEP_CONFIG, axis=None)
     state = start()
     after, _ = quick.jit(plain)(state, batch(), NUMBERS)
     found = jax.tree.map(
@@ -132,40 +148,38 @@ def test_the_same_step_twice_gives_the_same_bits():
 
 @pytest.mark.slow
 def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
-    step, devices = compiled(1, "shard_map", parallel.AXIS, "plain"), jax.devices()[:1]
-    placed = parallel.place(batch(), devices)
+    step, devices = compiled(1, "shard_map", AXIS, "plain"), jax.devices()[:1]
+    placed = shard(batch(), devices)
     update(1, "shard_map")
     before = step._cache_size()
     for seed, rate in ((4, 0.1), (5, 0.01)):
         step(
-            parallel.replicate(start(), devices),
+            replicate(start(), devices),
             placed,
             NUMBERS._replace(seed=np.uint32(seed), learning_rate=np.float32(rate)),
         )
     assert step._cache_size() == before == 1
 
 
-@pytest.mark.parametrize("how", parallel.WRAPPINGS)
+@pytest.mark.parametrize("how", SPMD)
 def test_split_results_come_back_in_order(how):
     devices = jax.devices()[:8]
-    double = parallel.distribute(
-        lambda factor, x, *, axis: factor * x, devices, how, split=(False, True), split_result=True
-    )
+    double = distribute(lambda factor, x, *, axis: factor * x, devices, how, split=(False, True), split_result=True)
     x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
-    out = double(parallel.replicate(jnp.float32(2), devices), parallel.place(x, devices, how))
+    out = double(replicate(jnp.float32(2), devices), shard(x, devices, how))
     np.testing.assert_array_equal(out, 2 * x)
 
 
 def test_unknown_wrappings_and_missing_devices_are_refused():
     with pytest.raises(UserError, match="unknown wrapping"):
-        parallel.distribute(lambda x, *, axis: x, jax.devices(), "xmap", split=(False,))
+        distribute(lambda x, *, axis: x, jax.devices(), "xmap", split=(False,))
     with pytest.raises(UserError, match=r"parallel.devices is 9, but this process has 8"):
-        parallel.local_devices(9)
+        local_devices(9)
 
 
 def test_the_environment_names_what_bits_depend_on():
-    here = parallel.environment(jax.devices(), "shard_map", "plain")
-    assert parallel.environment(jax.devices(), "pmap", "plain")["compiler_options"] == {}
+    here = runtime.environment(jax.devices(), "shard_map", "plain")
+    assert runtime.environment(jax.devices(), "pmap", "plain")["compiler_options"] == {}
     assert here["jax"] == jax.__version__
     assert here["cores"] >= 1
     assert isinstance(here["compiler_options"], dict)
@@ -173,8 +187,8 @@ def test_the_environment_names_what_bits_depend_on():
 
 def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
-        assert parallel.compiler_options() == parallel._CPU_OPTIONS
-        assert "xla_cpu_experimental_ynn_fusion_type" in parallel.compiler_options()
+        assert runtime.compiler_options() == runtime._CPU_OPTIONS
+        assert "xla_cpu_experimental_ynn_fusion_type" in runtime.compiler_options()
 
 
 @pytest.fixture
@@ -182,19 +196,19 @@ def untried(monkeypatch, tmp_path):
     """Forget what is known of native programs, here and in the cache."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    parallel._no_native.cache_clear()
+    _no_native.cache_clear()
     yield monkeypatch
-    parallel._no_native.cache_clear()
+    _no_native.cache_clear()
     jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
 def test_native_programs_are_tried_in_another_process_once(untried):
-    assert parallel.kernels(jax.devices(), "off") == "cpu"
-    assert parallel.kernels(jax.devices(), "auto") == "native"
-    untried.setattr(parallel.subprocess, "run", None)  # neither the process nor the cache asks again
-    assert parallel.kernels(jax.devices(), "on") == "native"
+    assert kernels(jax.devices(), "off") == "cpu"
+    assert kernels(jax.devices(), "auto") == "native"
+    untried.setattr(subprocess, "run", None)  # neither the process nor the cache asks again
+    assert kernels(jax.devices(), "on") == "native"
 
 
 @pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
@@ -205,17 +219,17 @@ def test_a_trial_is_made_on_several_threads_and_its_answer_kept(untried, tmp_pat
         trials.append(env["NPROC"])
         return types.SimpleNamespace(stdout="differs", stderr="", returncode=0)
 
-    untried.setattr(parallel.subprocess, "run", run)
+    untried.setattr(subprocess, "run", run)
     for _ in range(2):
         with caplog.at_level("INFO"):
-            assert parallel.kernels(jax.devices(), "auto") == "cpu"
+            assert kernels(jax.devices(), "auto") == "cpu"
         assert "a trial of them ended with code 0: differs" in caplog.text
         caplog.clear()
-        parallel._no_native.cache_clear()
+        _no_native.cache_clear()
     assert trials == ["4"]
     # Another source, another trial.
-    untried.setattr(parallel.inspect, "getsource", lambda _: "other")
-    assert parallel.kernels(jax.devices(), "auto") == "cpu"
+    untried.setattr(inspect, "getsource", lambda _: "other")
+    assert kernels(jax.devices(), "auto") == "cpu"
     assert len(trials) == 2
 
 
@@ -229,10 +243,10 @@ def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, 
         monkeypatch.setenv(name, given.get(name, ""))
         if name not in given:
             monkeypatch.delenv(name)
-    monkeypatch.setattr(parallel, "_keep_heap", lambda: None)
-    parallel.prepare_runtime(cores)
-    assert parallel.os.environ.get("NPROC") == found
-    assert assembly.threads() == int(given.get("PJRT_NPROC") or found or len(parallel.os.sched_getaffinity(0)))
+    monkeypatch.setattr(runtime, "_keep_heap", lambda: None)
+    runtime.prepare_runtime(cores)
+    assert os.environ.get("NPROC") == found
+    assert assembly.threads() == int(given.get("PJRT_NPROC") or found or len(os.sched_getaffinity(0)))
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
@@ -261,20 +275,20 @@ def test_heap_and_threads_are_set_for_cpus_only(monkeypatch, tmp_path, platforms
         return types.SimpleNamespace(submodule_search_locations=[str(tmp_path / name)]) if name in packages else None
 
     kept = []
-    monkeypatch.setattr(parallel.importlib.metadata, "entry_points", lambda group: entry_points)
-    monkeypatch.setattr(parallel.importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(parallel, "_keep_heap", lambda: kept.append(True))
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entry_points)
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(runtime, "_keep_heap", lambda: kept.append(True))
     for name in ("NPROC", "PJRT_NPROC"):
         monkeypatch.delenv(name, raising=False)
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", platforms)
     try:
-        with parallel.runtime(3):
-            assert parallel.os.environ.get("NPROC") == ("3" if on_cpu else None)
+        with runtime.runtime(3):
+            assert os.environ.get("NPROC") == ("3" if on_cpu else None)
     finally:
         jax.config.update("jax_platforms", before)
     assert kept == [True] * on_cpu
-    assert "NPROC" not in parallel.os.environ
+    assert "NPROC" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -288,20 +302,20 @@ def test_heap_and_threads_are_set_for_cpus_only(monkeypatch, tmp_path, platforms
 )
 @pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
 def test_without_native_programs_a_run_goes_on_and_says_why(untried, caplog, attribute, value, why):
-    untried.setattr(parallel, attribute, value)
+    untried.setattr(devices, attribute, value)
     with caplog.at_level("INFO"):
-        assert parallel.kernels(jax.devices(), "auto") == "cpu"
+        assert kernels(jax.devices(), "auto") == "cpu"
     assert why in caplog.text
     if attribute != "_TESTED_JAXLIB":  # which "on" overrules
         with pytest.raises(UserError, match=r"parallel\.native is on.*" + why):
-            parallel.kernels(jax.devices(), "on")
+            kernels(jax.devices(), "on")
 
 
 def test_native_programs_are_for_cpus():
     device = types.SimpleNamespace(platform="gpu")
-    assert parallel.kernels([device], "auto") == parallel.kernels([device], "off") == "plain"
+    assert kernels([device], "auto") == kernels([device], "off") == "plain"
     with pytest.raises(UserError, match="no CPUs"):
-        parallel.kernels([device], "on")
+        kernels([device], "on")
 
 
 @pytest.mark.parametrize("devices", [8, 16, 32])
@@ -314,8 +328,8 @@ def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, d
     }
     for text in texts.get(name, ("",)):
         config = settings.parse(["main", f"--config={name}:{text}"]).config
-        parallel.check_batch(config.batch_size, devices, config.accumulate)
-        block = parallel.rounded_up(config.eval_batch_size, devices)
+        check_batch(config.batch_size, devices, config.accumulate)
+        block = rounded_up(config.eval_batch_size, devices)
         assert block % devices == 0
         assert 0 <= block - config.eval_batch_size < devices
 
@@ -331,4 +345,4 @@ def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, d
 )
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_that_can(size, devices, parts, message):
     with pytest.raises(UserError, match=message):
-        parallel.check_batch(size, devices, parts)
+        check_batch(size, devices, parts)

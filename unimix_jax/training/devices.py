@@ -1,15 +1,10 @@
-"""Devices: preparing the runtime, spreading a step over them, placing arrays. The only room that knows of devices."""
+"""Devices: which ones a run uses, how a step is distributed over them, how arrays are placed on them."""
 
-import contextlib
-import ctypes
 import functools
-import importlib.metadata
-import importlib.util
 import inspect
 import logging
 import os
 import pathlib
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,106 +14,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unimix_jax import workdir
+from unimix_jax import storage
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.models import assembly
+from unimix_jax.training.runtime import compiler_options
 
 _log = logging.getLogger(__name__)
 
 AXIS = "batch"
-WRAPPINGS = ("shard_map", "pmap")
-
-# XLA's CPU backend hands convolutions to a library that is very slow at their weight gradients; its
-# matrix products and sums are good. A step of ResNet-32 takes .8 of the time without.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-
-
-@contextlib.contextmanager
-def runtime(cores: int = 0):
-    """Do a run in a process set up by `prepare_runtime`; its environment and JAX's options come back afterwards."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    environment, before = os.environ.copy(), {name: getattr(jax.config, name) for name in options}
-    prepare_runtime(cores)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-        for name, value in before.items():
-            jax.config.update(name, value)
-
-
-def prepare_runtime(cores: int = 0) -> None:
-    """Set up a training process, before JAX starts its backend: the compile cache and, for CPUs, heap and threads.
-
-    Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
-
-    Args:
-      cores: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
-    """
-    on_cpu = will_run_on_cpu()
-    if on_cpu and cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
-        os.environ["NPROC"] = str(cores)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unimix_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if on_cpu:
-        _keep_heap()
-
-
-def will_run_on_cpu() -> bool:
-    """Return whether JAX is going to run on CPUs, without starting its backend.
-
-    So it does where it is told to ($JAX_PLATFORMS), and where nothing for accelerators is installed: no plugin (they
-    register by an entry point or in the package `jax_plugins`) and no libtpu. Where something is installed but no
-    device is there, the answer is no: heap and threads then stay as the system has them, which costs time only.
-    """
-    if platforms := jax.config.jax_platforms:
-        return platforms.split(",")[0] == "cpu"
-    if importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu"):
-        return False
-    plugins = importlib.util.find_spec("jax_plugins")
-    return plugins is None or not any(pkgutil.iter_modules(plugins.submodule_search_locations))
-
-
-def _keep_heap() -> None:
-    """Make glibc keep the memory of a step for the next one, in huge pages; elsewhere do nothing.
-
-    Fresh pages cost a fifth of a CPU step. Process-wide, so only for training commands.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return
-    libc.mallopt(-8, 1)  # M_ARENA_MAX: all threads share the heap that is kept
-    libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from it too
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: what was touched stays
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size, huge = 3 * 2**29, 2**21  # 1.5 GiB, what a step of ResNet-32 needs; pages of 2 MiB
-    if block := libc.malloc(size):  # reserved and given back: nothing is touched yet
-        start = (block + huge - 1) & -huge
-        libc.madvise(start, (size - (start - block)) & -huge, 14)  # MADV_HUGEPAGE
-        libc.free(block)
-
-
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """Return those of our compiler options that this backend knows; asked once, for 0.1 s."""
-    if jax.default_backend() != "cpu":
-        return {}
-    known = {}
-    for name, value in _CPU_OPTIONS.items():
-        try:
-            jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(1.0).compile()
-            known[name] = value
-        except Exception:  # whatever a jaxlib without the option raises: it does without
-            continue
-    return known
+SPMD = ("shard_map", "pmap")
 
 
 # The interface by which XLA calls native programs is its public one; still each version is tried before it is let in.
@@ -174,7 +78,7 @@ def _no_native(untested: bool) -> str:
     except OSError:
         return "their source is not here, by which a trial of them is remembered"
     cache, name = jax.config.jax_compilation_cache_dir, f"native-agrees-{assembly.digest(version, *source)}"
-    if cache and (answer := workdir.read_cached(cache, name)):
+    if cache and (answer := storage.read_cached(cache, name)):
         return "" if answer == b"agrees" else answer.decode()
     _log.info("trying native programs, once on this machine")
     command = [sys.executable, "-c", _AGREES, str(pathlib.Path(__file__).parents[2])]
@@ -190,34 +94,8 @@ def _no_native(untested: bool) -> str:
         last = (tried.stdout + tried.stderr).strip().rpartition("\n")[2]
         why = f"a trial of them ended with code {tried.returncode}: {last}"
     if cache:
-        workdir.write_cached(cache, name, (why or "agrees").encode())
+        storage.write_cached(cache, name, (why or "agrees").encode())
     return why
-
-
-def environment(devices: Sequence, how: str, kernels: str) -> dict:
-    """Return what the bits of a result depend on beside config and data: versions, devices, options.
-
-    Args:
-      devices: those of the run.
-      how: their wrapping.
-      kernels: the form of its network's layers.
-    """
-    import flax
-    import jaxlib
-    import optax
-
-    modules = {"jax": jax, "jaxlib": jaxlib, "flax": flax, "optax": optax, "numpy": np}
-    return {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: module.__version__ for name, module in modules.items()},
-        "device": devices[0].device_kind,
-        "devices": len(devices),
-        "cores": assembly.threads(),
-        "how": how,
-        "kernels": kernels,
-        "compiler_options": compiler_options() if how == "shard_map" else {},  # pmap cannot pass them on
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
 
 
 def local_devices(count: int = 0) -> list:
@@ -236,7 +114,7 @@ def local_devices(count: int = 0) -> list:
 
 
 def check_batch(size: int, devices: int, parts: int = 1) -> None:
-    """Refuse a batch that does not come apart into equal shares.
+    """Refuse a batch that cannot be divided into equal shares.
 
     Args:
       size: images of the batch.
@@ -262,26 +140,26 @@ def rounded_up(size: int, devices: int) -> int:
 
 
 def is_cpu(devices: Sequence) -> bool:
-    """Return whether these devices are the CPU, which is slow at loops around convolutions."""
+    """Return whether these devices are CPUs, which are slow at loops around convolutions."""
     return devices[0].platform == "cpu"
 
 
 def distribute(
     step: Callable,
     devices: Sequence,
-    how: str = "shard_map",
+    spmd: str = "shard_map",
     *,
     split: Sequence[bool] = (False, True, False),
     split_result: bool = False,
     donate: Sequence[int] = (),
 ) -> Callable:
-    """Compile a step, written for one device's share, for several devices.
+    """Compile a step that is written for one device's share, for several devices.
 
     Args:
       step: called as step(*arguments, axis=AXIS); adds over the axis what all devices must agree on.
       devices: their number divides the leading axis of every split argument.
-      how: "shard_map" (under `jax.jit`) or "pmap".
-      split: for each argument, whether each device gets its share of the leading axis (see `place`),
+      spmd: "shard_map" (under `jax.jit`) or "pmap".
+      split: for each argument, whether each device gets its share of the leading axis (see `shard`),
         or all of it (see `replicate`).
       split_result: whether the result is put together from the devices' shares, or equal on all.
       donate: arguments whose memory the result may take.
@@ -289,9 +167,9 @@ def distribute(
     Returns:
       A function of the same arguments. `pmap` leaves out `compiler_options`, which it cannot pass on.
     """
-    one_of("wrapping (config.parallel.how)", how, WRAPPINGS)
+    one_of("wrapping (config.parallel.how)", spmd, SPMD)
     step = functools.partial(step, axis=AXIS)
-    if how == "pmap":
+    if spmd == "pmap":
         axes = tuple(0 if s else None for s in split)
         mapped = jax.pmap(
             step, AXIS, in_axes=axes, out_axes=0 if split_result else None, devices=devices, donate_argnums=donate
@@ -311,15 +189,15 @@ def distribute(
     return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options())
 
 
-def place(tree, devices: Sequence, how: str = "shard_map"):
-    """Put a batch onto the devices, each its share of the leading axis, for a step of `distribute`."""
-    if how == "pmap":
+def shard(tree, devices: Sequence, spmd: str = "shard_map"):
+    """Put a batch on the devices, to each its share of the leading axis, for a step of `distribute`."""
+    if spmd == "pmap":
         return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), tree)
     return jax.device_put(tree, NamedSharding(_mesh(devices), P(AXIS)))
 
 
 def replicate(tree, devices: Sequence):
-    """Put a tree onto every device, whole."""
+    """Put a whole tree on every device."""
     return jax.device_put(tree, NamedSharding(_mesh(devices), P()))
 
 

@@ -1,0 +1,88 @@
+"""The input of the training steps: which images make a batch, read or gathered, and placed on the devices."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from unimix_jax.batch import Batch
+from unimix_jax.data import loading, sampling
+from unimix_jax.methods.method import Stage
+from unimix_jax.training import devices, unreadable
+from unimix_jax.training.setup import Experiment, indices_within_batch
+
+_log = logging.getLogger(__name__)
+
+
+def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
+    """Yield the stage and the placed batch of each step after step `first`; runs in the prefetching thread.
+
+    With `data.residence=device` the indices of the batch are placed, and the step gathers the images.
+    """
+    config, train = experiment.config, experiment.splits.train
+    table = functools.cache(functools.partial(_neighbour_table, experiment))
+    for stage in experiment.method.stages:
+        partners = stage.partners
+        if _function(partners) is sampling.nearest:
+            count = partners.keywords.get("neighbours", sampling.NEIGHBOURS)
+            partners = functools.partial(partners, table=table(count))
+        indices_of = functools.partial(
+            sampling.picks,
+            experiment.class_index,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            order=stage.order,
+            partners=partners,
+        )
+        if stage.mixes_inside:
+            where = f"stage {stage.name!r} of {experiment.method.name!r}"
+            indices_of = functools.partial(indices_within_batch, indices_of, where)
+        steps = range(max(first, stage.first), stage.last)
+        if train.images is None:
+            stage_batches = _read(experiment, partners, indices_of, steps)
+        else:
+            stage_batches = (indices_of(step=step) for step in steps)
+            if config.data.residence == "host":
+                stage_batches = (loading.gather(train.images, train.labels, indices) for indices in stage_batches)
+        for batch in stage_batches:
+            yield stage, devices.shard(batch, experiment.devices, config.parallel.how)
+
+
+def resident(experiment: Experiment) -> tuple:
+    """Return the training images and labels on the devices if the config wants them there, otherwise ()."""
+    if experiment.config.data.residence == "host":
+        return ()
+    train = experiment.splits.train
+    return devices.replicate((train.images, train.labels), experiment.devices)
+
+
+def _function(bound: Callable | None) -> Callable | None:
+    return getattr(bound, "func", bound)
+
+
+def _read(experiment: Experiment, partners: Callable | None, indices_of: Callable, steps: range) -> Iterator[Batch]:
+    """Read the batches of some steps of a stage from files, and record the images that could not be read."""
+    outside = partners is not None and _function(partners) not in sampling.SAME_BATCH
+    batches = loading.batches(
+        experiment.splits.train,
+        experiment.class_index,
+        indices_of,
+        steps,
+        views=experiment.config.batch_size * (2 if outside else 1),
+        seed=experiment.config.seed,
+        reading=experiment.reading,
+    )
+    for batch, names in batches:
+        unreadable.record(experiment.directory, names)
+        yield batch
+
+
+def _neighbour_table(experiment: Experiment, count: int) -> np.ndarray:
+    """Find the nearest images of each image's class, for SMOTE; photographs are compared at 32 x 32 pixels."""
+    images = experiment.splits.train.images
+    if images is None:
+        _log.info("comparing the %d training images with those of their class", len(experiment.splits.train.labels))
+        images = loading.thumbnails(experiment.splits.train, experiment.reading)
+    return sampling.neighbour_table(images, experiment.class_index, count)

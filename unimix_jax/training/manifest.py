@@ -1,0 +1,172 @@
+"""run.json: what a run began with (config, data, versions, environment), compared at each start."""
+
+import hashlib
+import json
+import logging
+import pathlib
+import secrets
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import unimix_jax
+from unimix_jax import storage
+from unimix_jax.data.splits import Splits, content, digest
+from unimix_jax.errors import UserError
+from unimix_jax.training import checkpoints, rundir, schedules
+
+_log = logging.getLogger(__name__)
+
+
+def plain(config) -> dict:
+    """Return a config as nested dicts of what JSON can hold."""
+    return json.loads(config.to_json_best_effort())
+
+
+def previous_manifest(config, directory: pathlib.Path) -> dict:
+    """Return what run.json of an earlier start in this directory holds, {} if there was none.
+
+    Raises:
+      UserError: that run has another config.
+    """
+    old_config = storage.read_json(directory / rundir.CONFIG)
+    if old_config is None:
+        return {}
+    differing, neutral = rundir.differing_keys(*map(schedules.with_warmup_as_it_is, (old_config, plain(config))))
+    if differing:
+        old, new = rundir.flat(old_config), rundir.flat(plain(config))
+        shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in differing[:5])
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            f"{directory} holds a run with another config, differing in {shown}{more}; give another --workdir"
+        )
+    if neutral:
+        _log.info("this run began with another %s", ", ".join(neutral))
+    return rundir.read_manifest(directory / rundir.RUN) or {}
+
+
+def new_manifest(
+    previous: dict,
+    config,
+    splits: Splits,
+    test_prior: np.ndarray,
+    environment: dict,
+    weights: str | None = None,
+    saved: bool = True,
+) -> dict:
+    """Return what run.json is to hold for a run that begins or goes on.
+
+    Args:
+      previous: of `previous_manifest`.
+      config, splits, test_prior: of the run.
+      environment: of `runtime.environment`.
+      weights: digest of the trained weights that a run begins from; None for none, or those of the earlier start.
+      saved: whether a step of the run has been saved.
+
+    Raises:
+      UserError: the data is not what the run began with.
+    """
+    data = {name: _facts(source) for name, source in {"train": splits.train, **splits.evaluated}.items()}
+    data["train"]["counts"] = splits.counts.tolist()
+    if splits.unreadable is not None:
+        data["train"]["unreadable"] = splits.unreadable
+    data["test_prior"] = {"digest": hashlib.sha256(np.ascontiguousarray(test_prior)).hexdigest()[:16]}
+    if weights or "init" in previous.get("data", {}):
+        data["init"] = {"digest": weights} if weights else previous["data"]["init"]
+    if previous:
+        _check_data(previous["data"], data, saved)
+    run_id = previous.get("id") or (checkpoints.UNNAMED if previous else secrets.token_hex(8))
+    if previous and "id" not in previous:
+        _log.info(
+            "this run began before a run had a name of its own: its checkpoints are known by their steps and digests"
+        )
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "version": unimix_jax.__version__,
+        "commit": _commit(),
+        "command": sys.argv,
+        "environment": environment,
+    }
+    starts = [*previous.get("starts", []), start]
+    for key in ("version", "commit", "environment"):
+        old, new = (rundir.flat({key: each[key]}) for each in (starts[0], start))
+        for name in sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
+            _log.warning(
+                "this run began with %s %s and goes on with %s: the result may differ in its last bits",
+                name,
+                old.get(name),
+                new.get(name),
+            )
+    return {"id": run_id, "seed": config.seed, "data": data, "starts": starts, "state": "running"}
+
+
+def _facts(source) -> dict:
+    """Return what a later start compares of a split."""
+    facts = {"images": len(source.labels), "digest": digest(source)}
+    if len(source.labels) > 100_000 and source.images is None:
+        _log.info("looking at the sizes and some contents of %d images", len(source.labels))
+    if (files := content(source)) is not None:
+        facts["files"] = files
+    return facts
+
+
+def _check_data(before: dict, now: dict, saved: bool) -> None:
+    """Refuse data other than that with which a run began; `before` may be of a version that noted less.
+
+    A run of which no step has been saved may leave other images out because they cannot be read.
+
+    Raises:
+      UserError: which differ, and how.
+    """
+    for name in sorted(before.keys() | now.keys()):
+        was, here = before.get(name, {}), now.get(name, {})
+        noted = was.keys() | (here.keys() - {"files"} if was else here.keys())
+        differing = [key for key in noted - {"unreadable"} if was.get(key) != here.get(key)]
+        if not differing:
+            continue
+        if differing == ["files"]:
+            sizes = [each.get("files", {}).get("bytes") for each in (was, here)]
+            other = f"{sizes[0]} bytes in all then, {sizes[1]} now" if sizes[0] != sizes[1] else "of the same sizes"
+            raise UserError(
+                f"the {name} images have the names of those which this run began with, but other contents ({other}); "
+                "restore them or give a new --workdir"
+            )
+        what = {"test_prior": "test prior is not that", "init": "file of config.init is not that"}
+        why, left_out = "", [each.get("unreadable") or 0 for each in (was, here)]
+        if left_out[0] != left_out[1]:
+            everything = [each.get("images", 0) + count for each, count in zip((was, here), left_out, strict=True)]
+            if not saved and everything[0] == everything[1]:
+                _log.info(
+                    "no step of this run has been saved: it begins anew with %d training images, %d that cannot be "
+                    "read left out (%d before)",
+                    here["images"],
+                    *reversed(left_out),
+                )
+                continue
+            why = (
+                f": {left_out[0]} that cannot be read were left out then, {left_out[1]} now, by "
+                "config.data.skip_unreadable"
+            )
+        raise UserError(
+            f"the {what.get(name, f'{name} images are not those')} which this run began with{why}; restore it or give "
+            "a new --workdir"
+        )
+    if any("files" in now[name] and "files" not in before.get(name, {}) for name in now):
+        _log.info(
+            "this run began before sizes and contents of images were noted: their names and labels are those it began "
+            "with, and from now on the rest is compared, too"
+        )
+
+
+def _commit() -> str | None:
+    """Return the commit of the clone that runs, None if it is no clone."""
+    here = pathlib.Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,208 @@
+"""A run: from a config and a directory to predictions and metrics, begun or resumed."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import threading
+import time
+
+from unimix_jax import storage
+from unimix_jax.batch import Predictions
+from unimix_jax.errors import Failure, Interrupted, NonFiniteError, UserError
+from unimix_jax.measures import metrics
+from unimix_jax.models import weights
+from unimix_jax.training import (
+    checkpoints,
+    devices,
+    loggers,
+    loop,
+    manifest,
+    predict,
+    rundir,
+    runtime,
+    setup,
+    step,
+    timings,
+    unreadable,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    config,
+    directory: str | os.PathLike,
+    stop_requested: threading.Event | None = None,
+    clock: timings.Clock | None = None,
+) -> dict:
+    """Train as the config says, or go on where an earlier call stopped.
+
+    Args:
+      config: of `settings.default()`, checked by `settings.check`.
+      directory: the run directory; made if needed.
+      stop_requested: of `cli.graceful_stop`; once it is set, the run saves and leaves.
+      clock: counts the time of each part.
+
+    Returns:
+      What metrics.json holds.
+
+    Raises:
+      UserError: a mistake in config or data, or the directory of another run; nothing is compiled before.
+      NonFiniteError: the loss is not finite; the last sound checkpoint stays.
+      Failure: a worker process that reads images has ended; the last sound checkpoint stays.
+      Interrupted: `stop_requested` was set, and the state is saved.
+    """
+    directory, clock = rundir.create(directory), clock or timings.Clock()
+    stop_requested = stop_requested or threading.Event()
+    with rundir.locked(directory), loggers.log_to(directory):
+        previous = manifest.previous_manifest(config, directory)
+        if previous.get("state") == "complete" and (result := _earlier_result(directory, previous)):
+            _log.info("%s is complete", directory)
+            return result
+        if not previous and rundir.has_checkpoints(directory):
+            raise UserError(
+                f"{directory} has checkpoints but no {rundir.RUN}, which says what they were trained on; restore it "
+                "or give a new --workdir"
+            )
+        start = time.monotonic()
+        with clock.part("set-up"):
+            experiment = setup.prepare(config, directory, clock, stop_requested)
+        about = _write_manifest(previous, experiment)
+        experiment = dataclasses.replace(experiment, run_id=about["id"])
+        try:
+            result = _train_and_evaluate(experiment, stop_requested)
+        except (Failure, Interrupted, NonFiniteError):
+            with contextlib.suppress(OSError):  # on a full disk, the error that stopped the run is what the user needs
+                storage.write_json(directory / rundir.RUN, {**about, "state": "stopped"})
+            raise
+        about |= {
+            "state": "complete",
+            "seconds": round(time.monotonic() - start, 1),
+            "peak_memory_mib": runtime.peak_memory_mib(),
+            "unreadable": unreadable.count(directory),
+            "outputs": rundir.output_digests(directory),
+        }
+        storage.write_json(directory / rundir.RUN, about)
+        return result
+
+
+def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
+    """Write config.json and run.json for this start; return what run.json holds."""
+    config, directory = experiment.config, experiment.directory
+    has_checkpoints = rundir.has_checkpoints(directory)
+    environment = runtime.environment(experiment.devices, config.parallel.how, experiment.network.kernels)
+    with experiment.clock.part("data"):
+        about = manifest.new_manifest(
+            previous,
+            config,
+            experiment.splits,
+            experiment.method.test_prior,
+            environment,
+            weights.digest(config.init) if config.init and not has_checkpoints else None,
+            saved=has_checkpoints,
+        )
+    _log.info("run directory: %s", directory)
+    storage.write_json(directory / rundir.CONFIG, manifest.plain(config))
+    storage.write_json(directory / rundir.RUN, about)
+    return about
+
+
+def _train_and_evaluate(experiment: setup.Experiment, stop_requested: threading.Event) -> dict:
+    """Train from the newest checkpoint, or from the start, to the end; write and return the metrics."""
+    directory, clock = experiment.directory, experiment.clock
+    if stop_requested.is_set():
+        raise Interrupted(f"before the first step; --workdir={directory} goes on")
+    with _checkpoint_manager(experiment) as manager:
+        with clock.part("set-up"):
+            state = starting_state(experiment, manager)
+        _, scores, posthoc = loop.train(experiment, state, manager, stop_requested)
+        with clock.part("evaluation"):
+            return _write_results(experiment, scores, posthoc)
+
+
+@contextlib.contextmanager
+def _checkpoint_manager(experiment: setup.Experiment):
+    """Open the run's checkpoints, and count the time that opening and closing take."""
+    path, keep, clock = experiment.directory / rundir.CHECKPOINTS, experiment.config.checkpoint.keep, experiment.clock
+    with contextlib.ExitStack() as stack:
+        with clock.part("checkpoints"):
+            manager = stack.enter_context(checkpoints.opened(path, keep))
+        yield manager
+        with clock.part("checkpoints"):
+            stack.close()
+
+
+def starting_state(experiment: setup.Experiment, manager) -> step.TrainState:
+    """Return the state to go on from, on the devices: the newest sound checkpoint's, or a new one.
+
+    Args:
+      experiment: the run.
+      manager: of `checkpoints.opened`.
+    """
+    state = step.first_state(experiment.variables, experiment.step_config.optimiser)
+    setup.log_description(experiment)
+    path = experiment.directory / rundir.CHECKPOINTS
+    restored = checkpoints.restore_newest(manager, path, state, experiment.run_id)
+    if restored is not None:
+        state = restored
+        _log.info("resuming at step %d of %d", state.step, experiment.steps)
+    rundir.truncate_metrics(experiment.directory / rundir.METRICS_LINES, int(state.step))
+    return devices.replicate(state, experiment.devices)
+
+
+def _write_results(experiment: setup.Experiment, scores: dict[str, predict.Scores], posthoc: dict) -> dict:
+    """Write the predictions and metrics of the last state, and what was chosen post hoc; return the metrics."""
+    config, directory, splits = experiment.config, experiment.directory, experiment.splits
+    result = {"posthoc": {"name": config.method.posthoc.name, **posthoc}} if posthoc else {}
+    for name, source in splits.evaluated.items():
+        predictions = Predictions(
+            scores[name].logits,
+            scores[name].labels,
+            splits.counts,
+            experiment.method.logits_prior,
+            source.class_names,
+        )
+        rundir.write_predictions(directory / rundir.predictions_file(name), predictions)
+        result[name] = metrics.summary(predictions)
+        if source.names is not None:
+            rundir.write_list(directory / rundir.list_file(name), source.names, source.labels, scores[name].rows)
+    records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if "split" in r]
+    watched = [r for r in records if r["split"] == next(iter(splits.evaluated))]
+    if config.eval_every:
+        result["best"] = max(watched, key=lambda r: r["accuracy"]) | {"evaluations": len(watched)}
+    storage.write_json(directory / rundir.METRICS, result)
+    return result
+
+
+def _earlier_result(directory: pathlib.Path, about: dict) -> dict | None:
+    """Return what metrics.json of a finished run holds, and log what was changed since; None if a result is gone.
+
+    A result that is gone is written again from the last checkpoint. A result that was changed is then moved aside;
+    otherwise it stays as it is.
+    """
+    changed, gone = rundir.changed_outputs(directory, about)
+    needed = (rundir.METRICS, rundir.predictions_file("test"))  # of runs before results had digests, too
+    gone = sorted({*gone, *(name for name in needed if not (directory / name).exists())})
+    result = None if gone else rundir.read_results(directory / rundir.METRICS)
+    if not result:
+        what = _are(gone) + " gone" if gone else f"{rundir.METRICS} is empty"
+        _log.warning("%s: %s; the results are written anew from the last checkpoint", directory, what)
+        for name in changed:
+            aside = storage.unused(directory / f"{name}.changed")
+            _log.warning("%s was changed after the run was finished; it is moved to %s", name, aside.name)
+            (directory / name).rename(aside)
+        return None
+    if changed:
+        _log.warning(
+            "%s changed in %s after the run was finished; what the run itself wrote is written anew from the last "
+            "checkpoint if you move the changed file away and start again",
+            _are(changed, "was", "were"),
+            directory,
+        )
+    return result
+
+
+def _are(names: list[str], one: str = "is", several: str = "are") -> str:
+    return f"{', '.join(names)} {one if len(names) == 1 else several}"

@@ -1,0 +1,286 @@
+"""Set up a run: load the data, resolve every name of the config, and check that all of it goes together."""
+
+import dataclasses
+import functools
+import inspect
+import logging
+import pathlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from unimix_jax import priors
+from unimix_jax.batch import Picks
+from unimix_jax.data import loading, sampling, sources
+from unimix_jax.data.splits import Splits
+from unimix_jax.errors import UserError, one_of
+from unimix_jax.methods import method as methods
+from unimix_jax.models import assembly, layers, resnet, weights
+from unimix_jax.training import devices as devices_
+from unimix_jax.training import optim, rundir, step, timings, unreadable
+
+_log = logging.getLogger(__name__)
+
+_PARTNERS_OUTSIDE = (
+    "{} mixes inside of the network, where only partners of the same batch are found: partners must be permutation, "
+    "in_batch, or a rule that returns for each partner, as its view, the place in the batch where it stands"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that is resolved before the first step and stays the same until the last one."""
+
+    config: Any  # ConfigDict
+    directory: pathlib.Path | None
+    splits: Splits
+    class_index: sampling.ByClass
+    method: methods.Method
+    network: nn.Module
+    step_config: step.StepConfig
+    image_shape: tuple[int, int, int]
+    variables: dict  # of the network before the first step
+    reading: loading.Reading | None  # how photographs are read; None for images in memory
+    devices: list
+    steps_per_epoch: int
+    clock: timings.Clock
+    run_id: str = ""  # which the checkpoints of this run name; "" accepts those of any run
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of all stages."""
+        return self.method.stages[-1].last
+
+
+def prepare(
+    config,
+    directory: pathlib.Path | None,
+    clock: timings.Clock | None = None,
+    stop_requested: threading.Event | None = None,
+) -> Experiment:
+    """Resolve a config to an experiment; every mistake of the user is found here, before anything is compiled.
+
+    Args:
+      config: of `settings.default()`, checked by `settings.check`.
+      directory: the run directory; None for an experiment that writes nothing.
+      clock: counts the time of loading.
+      stop_requested: set from outside to leave while images are checked.
+
+    Raises:
+      UserError: a mistake in the config or in the data.
+      Interrupted: `stop_requested` was set.
+    """
+    clock = clock or timings.Clock()
+    with clock.part("data"):
+        splits = sources.load(config.data)
+        reading = None if splits.train.images is not None else _reading(config.data)
+        if reading is not None and reading.skip_unreadable:
+            splits = unreadable.without_unreadable(splits, reading, directory, stop_requested)
+    class_index = sampling.sorted_by_class(splits.train.labels)
+    steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
+    method = _method(config, splits.counts, steps_per_epoch)
+    devices = devices_.local_devices(config.parallel.devices)
+    devices_.check_batch(config.batch_size, len(devices), config.accumulate)
+    network = _network(config, len(splits.counts), method.head, devices)
+    image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
+    return Experiment(
+        config=config,
+        directory=directory,
+        splits=splits,
+        class_index=class_index,
+        method=_with_inner_mixing(method, class_index, image_shape, config, len(devices)),
+        network=network,
+        step_config=step.StepConfig(
+            optim.sgd(config.optim.momentum, config.optim.weight_decay),
+            splits.train.mean,
+            splits.train.std,
+            config.data.pad,
+            config.data.flip,
+            tuple(config.data.jitter),
+            config.accumulate,
+            unroll=devices_.is_cpu(devices),
+        ),
+        image_shape=image_shape,
+        variables=_first_variables(config, network, image_shape, directory),
+        reading=reading,
+        devices=devices,
+        steps_per_epoch=steps_per_epoch,
+        clock=clock,
+    )
+
+
+def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
+    """Build the config's method for these counts."""
+    method = methods.build(
+        config.method.to_dict(),
+        counts,
+        name=config.method.name,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
+        test_prior=priors.read_test_prior(config.test_prior, counts),
+        logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
+    )
+    if config.test_prior != "uniform" and not any("test_prior" in stage.loss.keywords for stage in method.stages):
+        _log.warning(
+            "no loss of %s takes a test prior: training is as without; evaluate --test_prior=%s corrects predictions",
+            method.name,
+            config.test_prior,
+        )
+    return method
+
+
+def _network(config, num_classes: int, head: str, devices: list) -> nn.Module:
+    """Build the config's network for these devices."""
+    one_of("network (config.network)", config.network, resnet.NETWORKS)  # before native programs are tried, for seconds
+    return resnet.build(
+        config.network,
+        num_classes,
+        head=head,
+        axis=devices_.AXIS if config.parallel.batch_norm == "global" else None,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        kernels=devices_.kernels(devices, config.parallel.native),
+    )
+
+
+def _first_variables(config, network: nn.Module, image_shape, directory: pathlib.Path | None) -> dict:
+    """Return the network's variables before the first step: drawn from the seed, or read from config.init.
+
+    Raises:
+      UserError: the network has variables that training does not carry, or the file does not fit.
+    """
+    variables = resnet.initialise(network, image_shape, config.seed)
+    if others := variables.keys() - {"params", "batch_stats"}:
+        raise UserError(
+            f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "
+            "batch_stats only"
+        )
+    if config.init and not rundir.has_checkpoints(directory):
+        variables = weights.begun_from(config.init, variables)
+    return variables
+
+
+def _reading(data) -> loading.Reading:
+    fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers", "max_megapixels")
+    return loading.Reading(*(data[field] for field in fields))
+
+
+def _with_inner_mixing(
+    method: methods.Method, class_index: sampling.ByClass, image_shape: tuple[int, int, int], config, devices: int
+) -> methods.Method:
+    """Mark the stages that mix inside of the network, from what their mixers return.
+
+    Raises:
+      UserError: such a stage has partners from outside of the batch, or the batch goes through the network in parts.
+    """
+    stages = []
+    for stage in method.stages:
+        if step.mixes_inside(stage, image_shape, config.batch_size // devices):
+            where = f"stage {stage.name!r} of method {method.name!r}"
+            if config.accumulate > 1:
+                raise UserError(
+                    f"{where} mixes inside of the network, where a part of the batch does not see its partners: set "
+                    "config.accumulate to 1"
+                )
+            if "table" in inspect.signature(stage.partners).parameters:  # neighbours lie anywhere in the data
+                raise UserError(_PARTNERS_OUTSIDE.format(where))
+            indices_of = functools.partial(
+                sampling.picks,
+                class_index,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                order=stage.order,
+                partners=stage.partners,
+            )
+            indices_within_batch(indices_of, where, step=stage.first)
+            stage = stage._replace(mixes_inside=True)
+        stages.append(stage)
+    return method._replace(stages=tuple(stages))
+
+
+def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> Picks:
+    """Return the indices of a step and check that each partner stands in the batch, where its view says.
+
+    Args:
+      indices_of: called as indices_of(step=step).
+      where: the stage and method, for the sentence of an error.
+      step: the number of the step.
+
+    Raises:
+      UserError: a partner is not in the batch.
+    """
+    indices = indices_of(step=step)
+    slots, size = np.asarray(indices.partner_view), len(indices.index)
+    if not ((slots >= 0) & (slots < size)).all() or (indices.index[slots] != indices.partner).any():
+        raise UserError(_PARTNERS_OUTSIDE.format(where))
+    return indices
+
+
+def largest_and_smallest(counts: np.ndarray, names: tuple[str, ...], shown: int = 3) -> str:
+    """Name the classes with the most and with the fewest images, with their counts.
+
+    Args:
+      counts: int[K].
+      names: K.
+      shown: the largest number of classes on each side.
+    """
+    order = np.argsort(-counts, kind="stable").tolist()
+    shown = min(shown, len(order) // 2)
+    most, fewest = (", ".join(f"{names[c]} ({counts[c]})" for c in some) for some in (order[:shown], order[-shown:]))
+    return f"most {most}; fewest {fewest}"
+
+
+def log_description(experiment: Experiment) -> None:
+    """Log what is trained on what: images, classes, held-out splits, network, method, steps and devices."""
+    splits, config, devices = experiment.splits, experiment.config, len(experiment.devices)
+    height, width, channels = experiment.image_shape
+    _log.info(
+        "images: %s; %d x %d pixels, %d channel%s; %d classes",
+        ", ".join(
+            f"{len(source.labels)} {name}" for name, source in {"training": splits.train, **splits.evaluated}.items()
+        ),
+        height,
+        width,
+        channels,
+        "s" if channels > 1 else "",
+        len(splits.counts),
+    )
+    _log.info("training images of a class: %s", largest_and_smallest(splits.counts, splits.train.class_names))
+    for name, source in splits.evaluated.items():
+        missing = np.setdiff1d(np.arange(len(splits.counts)), source.labels)
+        if len(missing):
+            some = ", ".join(source.class_names[c] for c in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            _log.info("%d classes have no %s image: %s", len(missing), name, some)
+    _log.info("held out: %s", splits.held_out or "nothing, the data has its own splits")
+    _log.info(
+        "%s by %s: %d parameters, from %s; %d steps of %d images on %d device%s, %s layers",
+        config.network,
+        experiment.method.name,
+        _num_parameters(experiment.variables),
+        config.init or f"random weights (seed {config.seed})",
+        experiment.steps,
+        config.batch_size,
+        devices,
+        "s" if devices > 1 else "",
+        experiment.network.kernels,
+    )
+    if config.parallel.cores not in (0, assembly.threads()):
+        _log.info(
+            "config.parallel.cores is %d, but XLA has %d threads here: the command sets them when it starts, and "
+            "$PJRT_NPROC or $NPROC go before it",
+            config.parallel.cores,
+            assembly.threads(),
+        )
+    if splits.validation is None and config.eval_every:
+        _log.info("there is no validation split: evaluations on the way are on the test split")
+
+
+def _num_parameters(variables: dict) -> int:
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
