@@ -55,7 +55,9 @@ def test_the_document_s_line_of_a_config_sets_the_option(own_losses):
     text = (settings.find_config("digits_lt.py")).read_text()
     line = blocks("docs/own_loss.md", "python")[1].strip()
     (own_losses / "own.py").write_text(text.replace("    return config", f"    {line}\n    return config"))
-    stages = prepare(settings.parse(["main", "--config=own.py:method=unimix"]).config, None).method.stages
+    stages = prepare(
+        settings.parse(["main", "--config=own.py:method=unimix"]).config, pathlib.Path("unwritten")
+    ).method.stages
     assert [s.loss.keywords["strength"] for s in stages] == [1.0, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: an error becomes one sentence and an exit code, a signal asks a run to stop.
+"""The frame of every command: errors become one sentence and an exit code, a signal asks a run to stop.
 
 Standard library only: signals are handled before anything heavy is imported.
 """
@@ -16,15 +16,21 @@ from unimix_jax import errors
 
 _log = logging.getLogger(__name__)
 
-_terminal = None  # the user's standard error while `redirect_library_output` has sent that of the process elsewhere
-_unwritten = None  # the error of an answer, or a part of one, that standard output did not take
+_terminal = None  # the user's standard error while `redirect_library_output` sends that of the process to a file
+_unwritten = None  # the error with which standard output refused a text
 
 
 def run_command(work: Callable[[], str]) -> int:
-    """Do a command's work, print the text it returns, and return the exit code.
+    """Run a command, print the text that it returns, and return the exit code.
 
-    Mistakes, failures and interruptions go to standard error in one sentence. The code is right whatever the standard
-    streams are: closed, full, or without a reader.
+    Mistakes, failures and interruptions go to standard error in one sentence. The exit code is right even if the
+    standard streams are closed, full, or without a reader.
+
+    Args:
+      work: does the work and returns the text to print.
+
+    Returns:
+      The exit code (see `errors`).
     """
     global _unwritten
     _unwritten = None
@@ -58,14 +64,17 @@ def _code(work: Callable[[], str]) -> int:
 
 
 def asks_for_help(argv: list[str]) -> bool:
-    """Whether a command line, argv[0] the program's name, asks for its help."""
+    """Return whether a command line, whose argv[0] is the program's name, asks for help."""
     return any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in argv[1:])
 
 
 def echo(text: str) -> None:
-    """Print lines of text; characters that standard output cannot encode are escaped.
+    """Print lines of text; escape characters that standard output cannot encode.
 
-    What cannot be written is dropped, and `run_command` says so at the end; that nobody reads any more is no fault.
+    Text that cannot be written is dropped, and `run_command` reports it at the end. A closed reader is not a fault.
+
+    Args:
+      text: one line or several.
     """
     global _unwritten
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -78,16 +87,22 @@ def echo(text: str) -> None:
 
 
 def terminal():
-    """Return the user's standard error as a stream; what cannot be written there is dropped."""
+    """Return the user's standard error as a stream that drops text which cannot be written."""
     return _Terminal(_terminal or sys.stderr)
 
 
 @contextlib.contextmanager
 def redirect_library_output(path: str | os.PathLike):
-    """Append what libraries print to standard error to a file; what goes to `terminal` still reaches the user.
+    """Send what libraries print to standard error to a file; text for `terminal` still reaches the user.
 
-    Threads and native code of libraries print tracebacks and warnings where no `except` reaches them. Where standard
-    error is not that of the process (a notebook, a test), nothing is changed.
+    Threads and native code of libraries print tracebacks and warnings that no `except` can catch. If standard error is
+    not that of the process (in a notebook or a test), nothing is changed.
+
+    Args:
+      path: of the file, to which lines are appended.
+
+    Yields:
+      Nothing.
 
     Raises:
       OSError: the file cannot be opened.
@@ -117,7 +132,7 @@ def redirect_library_output(path: str | os.PathLike):
 
 
 class _Terminal:
-    """A text stream that lets nobody know when it cannot be written: training goes on, and log.txt has it all."""
+    """A text stream that ignores failed writes: training continues, and log.txt has every line."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -155,9 +170,10 @@ def _fail(sentence: str, code: int) -> int:
 
 @contextlib.contextmanager
 def _standard_streams():
-    """See that there are three standard streams: those that are closed read and write nothing.
+    """Replace standard streams that are closed by ones that read and write nothing.
 
-    Else the next file that is opened would get the number of one of them, and a library's message would go into it.
+    Otherwise the next file that is opened would get the number of a closed stream, and messages of libraries would be
+    written into that file.
     """
     names = ("stdin", "stdout", "stderr")
     before = {name: getattr(sys, name) for name in names}
@@ -179,9 +195,10 @@ def _standard_streams():
 
 
 def _flush(stream) -> OSError | None:
-    """Write what a stream still holds; what cannot be written is dropped, and the fault returned.
+    """Flush a stream and drop text that cannot be written, or Python would end with an exit code of its own.
 
-    Python itself would end with a code of its own for what is left.
+    Returns:
+      The error of text that was dropped; None if nothing was.
     """
     try:
         stream.flush()
@@ -198,11 +215,11 @@ def _flush(stream) -> OSError | None:
 
 
 def _fault(error: OSError) -> OSError | None:
-    """Return the error, None if it says that nobody reads any more; Windows has its own word for that."""
+    """Return the error, or None if it only says that the reader is gone, for which Windows has another number."""
     return None if error.errno == (errno.EINVAL if os.name == "nt" else errno.EPIPE) else error
 
 
-# Those that this system has.
+# The signals that ask a run to stop, of those that this system has.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
@@ -210,9 +227,12 @@ STOP_SIGNALS = tuple(
 
 @contextlib.contextmanager
 def graceful_stop():
-    """Turn the first signal into an event, which the run looks at after each step; the second leaves at once.
+    """Turn the first signal into an event that the run checks after each step; the second signal ends at once.
 
-    A signal that was ignored when the process began stays so: that is how `nohup` protects a run.
+    A signal that was ignored when the process started stays ignored: this is how `nohup` protects a run.
+
+    Yields:
+      The `threading.Event`.
     """
     stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -238,6 +258,6 @@ def graceful_stop():
 
 
 def ignore_stop_signals() -> None:
-    """Ignore these signals in this process, a worker: a terminal sends them to all, and the run ends its workers."""
+    """Ignore the stop signals in a worker: a terminal sends them to all processes, and the run ends its workers."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

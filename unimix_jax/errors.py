@@ -1,4 +1,4 @@
-"""What goes wrong, and the exit code that says so. Imports nothing of the project."""
+"""Errors that a user sees, and their exit codes."""
 
 import contextlib
 import difflib
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 
 COMPLETE = 0  # the run is finished
-MISTAKE = 2  # a user's mistake, told in one sentence
+MISTAKE = 2  # a mistake of the user, described in one sentence
 NON_FINITE = 3  # the loss is not finite; the last sound checkpoint is kept
-FAILED = 74  # what the run needs failed it, or its answer or report could not be written (EX_IOERR)
-INTERRUPTED = 75  # stopped by a signal after saving; the same command goes on (EX_TEMPFAIL)
+FAILED = 74  # a worker, a disk or a stream failed, or the report could not be written (EX_IOERR)
+INTERRUPTED = 75  # stopped by a signal after saving; the same command continues the run (EX_TEMPFAIL)
 
 
 class UserError(Exception):
-    """A mistake of the user, in one sentence: what was wrong, where, what would be right."""
+    """A mistake of the user, in one sentence: what is wrong, where, and what would be right."""
 
 
 class NonFiniteError(Exception):
@@ -21,7 +21,7 @@ class NonFiniteError(Exception):
 
 
 class Failure(Exception):
-    """Something that is no mistake of the user went wrong beside the run: a process killed, a report not written."""
+    """A fault that is not a mistake of the user: a killed worker, a full disk, a report that cannot be written."""
 
 
 class Interrupted(Exception):
@@ -35,12 +35,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_of(what: str, name: str, known: Iterable[str]) -> str:
-    """Return `name` if it is known; else raise a UserError that lists what is.
+    """Return `name` if it is known.
 
     Args:
-      what: what `name` stands for, as the sentence should call it ("method").
-      name: what the user gave.
+      what: the kind of thing that `name` stands for, as the sentence should call it ("method").
+      name: what the user wrote.
       known: the names that exist.
+
+    Returns:
+      `name`.
+
+    Raises:
+      UserError: the name is unknown; the sentence lists the known names.
     """
     known = sorted(known)
     if name in known:
@@ -54,18 +60,21 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u
 
 
 def printable(text: str, lines: bool = False) -> str:
-    """Return a text with everything escaped (as in "\\x1b") that would move a terminal or forge a line of a log.
+    r"""Escape all characters (as in "\x1b") that would control a terminal or forge a line of a log.
 
     Args:
-      text: may hold names of files and classes, and replies of servers, as they are.
-      lines: whether its line breaks stay.
+      text: may hold names of files and classes, and replies of servers.
+      lines: whether line breaks stay.
+
+    Returns:
+      The escaped text.
     """
     with contextlib.suppress(UnicodeEncodeError):
         # The bytes of a path that Python could not decode: often UTF-8 under an ASCII locale.
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
-    def escaped(found: re.Match) -> str:
-        character = found[0]
+    def escaped(match: re.Match) -> str:
+        character = match[0]
         return character if lines and character == "\n" else ascii(character)[1:-1]
 
     return _UNPRINTABLE.sub(escaped, text)

@@ -9,10 +9,13 @@ from unimix_jax.training import rundir, timings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return its exit code (see `errors`).
+    """Run a command line.
 
     Args:
-      argv: program name and arguments; None for the process's own.
+      argv: program name and arguments; None for those of the process.
+
+    Returns:
+      The exit code (see `errors`).
     """
     with cli.graceful_stop() as stop_requested:
         return cli.run_command(functools.partial(_execute, sys.argv if argv is None else argv, stop_requested))
@@ -50,10 +53,13 @@ def _run(command: settings.Command, directory, stop_requested, clock: timings.Cl
 
 
 def _report(directory, when: str) -> str:
-    """Write the report of a run now, or name the command that writes it; return the text to print.
+    """Write the report of a run now, or name the command that writes it.
+
+    Returns:
+      The text to print.
 
     Raises:
-      Failure: it cannot be written.
+      Failure: the report cannot be written.
     """
     from unimix_jax import evaluate
 

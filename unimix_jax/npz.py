@@ -17,59 +17,55 @@ from unimix_jax.errors import UserError
 from unimix_jax.storage import GIB, MIB, format_bytes, open_regular
 
 _DIRECTORY = MIB  # bytes of an .npz file's list of members: some thousands of names
-
-
 _BLOCK = MIB
-
-
-# Arrays of more than _FREE may be so many times as large as the compressed file. Deflate reaches 1,032 at most, and
-# empty images come near to that; what claims to hold more is forged.
+# Arrays of more than _FREE may be this many times as large as the compressed file. Deflate reaches 1,032 at most, and
+# empty images come near to that; a file that claims to hold more is forged.
 _INFLATION = 1100
-
-
 _FREE = 256 * MIB
-
-
 _HEADER = 4096  # bytes of an array's header; numpy writes 128 for plain numbers
-
-
 _LONGEST_AXIS = 1 << 48
-
-
 _AXES = 16
-
-
 _MOST_NAMES = 10**6
-
-
 _LONGEST_NAME = 10**4
+_PAIR = rb"""\s*(['"])(descr|fortran_order|shape)\1\s*:\s*('[^']*'|"[^"]*"|True|False|\([\d\s,L]*\))\s*(,|(?=\}))"""
+_ITEM = re.compile(_PAIR)
+_TYPE = re.compile(r"[<>|=]?([biufcSU])(\d{1,9})")
 
 
 def read_arrays(
     path: str | os.PathLike, names: tuple[str, ...] | None = None, limit: int = 8 * GIB
 ) -> dict[str, np.ndarray]:
-    """Read those of some arrays that an .npz holds, or all of them: numbers, truth values and text.
+    """Read arrays of numbers, booleans and text from an .npz file.
 
-    What an array declares is compared with what its member of the archive has, and with the limit, before memory is
-    taken. numpy's own reader evaluates the header as Python and takes any size.
+    The size that an array declares is compared with the size of its member in the archive, and with the limit, before
+    memory is taken. numpy's own reader evaluates the header as Python and takes any size.
 
     Args:
-      path: of what numpy.savez or numpy.savez_compressed wrote.
-      names: of the arrays; None for all.
-      limit: bytes that the arrays may have together, at most.
+      path: of a file that numpy.savez or numpy.savez_compressed wrote.
+      names: the arrays to read, if they are there; None for all.
+      limit: the largest size of these arrays together, in bytes.
+
+    Returns:
+      The arrays by name.
 
     Raises:
-      UserError: no such file, no whole .npz, pickled objects in it, or more than the limit.
+      UserError: the file does not exist, is not a whole .npz file, holds pickled objects, or exceeds the limit.
     """
     with _archive(path) as (archive, file_size):
         return _members(path, archive, names, limit, file_size)
 
 
 def array_names(path: str | os.PathLike) -> tuple[str, ...]:
-    """Return the names of the arrays that an .npz holds; of the arrays nothing is read.
+    """Return the names of the arrays in an .npz file without reading the arrays.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The names, in the order of the file.
 
     Raises:
-      UserError: no such file, or no whole .npz.
+      UserError: the file does not exist, or is not a whole .npz file.
     """
     with _archive(path) as (archive, _):
         return tuple(_by_name(archive))
@@ -77,7 +73,7 @@ def array_names(path: str | os.PathLike) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _archive(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, int]]:
-    """Open an .npz file; give the archive and the file's size in bytes."""
+    """Open an .npz file and yield the archive and the size of the file in bytes."""
     try:
         with open_regular(path) as file:
             if file.read(6) == b"\x93NUMPY":
@@ -91,7 +87,7 @@ def _archive(path: str | os.PathLike) -> Iterator[tuple[zipfile.ZipFile, int]]:
 
 
 class _SmallReads:
-    """A file from which nothing large is read at once: `zipfile` reads as much as an archive says."""
+    """A file that refuses large reads, because `zipfile` reads as much as an archive says."""
 
     def __init__(self, file: BinaryIO):
         self.seek, self.tell, self.seekable, self._file = file.seek, file.tell, file.seekable, file
@@ -111,7 +107,7 @@ def _members(
     path, archive: zipfile.ZipFile, names: tuple[str, ...] | None, limit: int, file_size: int
 ) -> dict[str, np.ndarray]:
     members = _by_name(archive)
-    found, total = {}, 0
+    arrays, total = {}, 0
     for name in members if names is None else (name for name in names if name in members):
         info = members[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -128,23 +124,14 @@ def _members(
             )
         try:
             with archive.open(info) as member:
-                found[name] = _array(path, name, member, info.file_size)
-        # RuntimeError: encrypted; the others come of damaged archives.
+                arrays[name] = _array(path, name, member, info.file_size)
+        # RuntimeError: the archive is encrypted; the others come from damaged archives.
         except (
             OSError, EOFError, MemoryError, RuntimeError, ValueError, OverflowError, struct.error, zlib.error,
             zipfile.BadZipFile,
         ):  # fmt: skip
             raise UserError(f"{path} is damaged: its array {name!r} cannot be read") from None
-    return found
-
-
-_PAIR = rb"""\s*(['"])(descr|fortran_order|shape)\1\s*:\s*('[^']*'|"[^"]*"|True|False|\([\d\s,L]*\))\s*(,|(?=\}))"""
-
-
-_ITEM = re.compile(_PAIR)
-
-
-_TYPE = re.compile(r"[<>|=]?([biufcSU])(\d{1,9})")
+    return arrays
 
 
 def _array(path, name: str, member: BinaryIO, size: int) -> np.ndarray:
@@ -192,10 +179,17 @@ def _array(path, name: str, member: BinaryIO, size: int) -> np.ndarray:
 
 
 def names_of(array: np.ndarray, what: str) -> tuple[str, ...]:
-    """Return an array's elements as text.
+    """Return the elements of an array as text.
+
+    Args:
+      array: of text, bytes or numbers.
+      what: the names, for the sentence of an error.
+
+    Returns:
+      The elements in C order.
 
     Raises:
-      UserError: more names, or longer ones, than any data set has.
+      UserError: there are more names, or longer ones, than any data set has.
     """
     longest = array.dtype.itemsize // (4 if array.dtype.kind == "U" else 1)
     if array.size > _MOST_NAMES or longest > _LONGEST_NAME:
@@ -209,7 +203,7 @@ def names_of(array: np.ndarray, what: str) -> tuple[str, ...]:
 
 
 def _header(text: bytes) -> dict[str, Any]:
-    """Return descr, fortran_order and shape of a header as numpy writes it for plain types; {} for any other."""
+    """Return descr, fortran_order and shape of a header that numpy writes for plain types; {} for any other header."""
     text = text.strip()
     if not (text.startswith(b"{") and text.endswith(b"}")):
         return {}

@@ -29,10 +29,16 @@ _LARGEST_INTEGER = 2**64  # a seed lies below
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file to read bytes; a pipe, a device or a folder is refused before it is read.
+    """Open a regular file for reading bytes; refuse a pipe, a device or a folder before reading it.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The open file.
 
     Raises:
-      OSError: it is not there, may not be read, is no regular file, or has a name that no file can have.
+      OSError: the file does not exist, may not be read, is not a regular file, or has a name that no file can have.
     """
 
     def opened(name, flags):
@@ -52,22 +58,25 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise OSError(errno.EINVAL, f"it cannot be the name of a file ({error})", repr(os.fspath(path))) from None
 
 
-def _check_regular(path: str | os.PathLike, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), "of a special kind")
+def _check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(status.st_mode)), "of a special kind")
         raise OSError(errno.EINVAL, f"it is {kind}; it must be a regular file", os.fspath(path))
 
 
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
-    """Return what a regular file holds.
+    """Read a regular file.
 
     Args:
       path: of the file.
-      limit: bytes it may have at most.
+      limit: the largest size in bytes.
+
+    Returns:
+      The content.
 
     Raises:
-      UserError: it has more.
-      OSError: it is not there, is no regular file, or cannot be read.
+      UserError: the file is larger.
+      OSError: the file does not exist, is not a regular file, or cannot be read.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -78,10 +87,17 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike, limit: int) -> str:
-    """Return the text of a regular file in UTF-8, with or without its mark.
+    """Read a regular file of UTF-8 text, with or without a byte order mark.
+
+    Args:
+      path: of the file.
+      limit: the largest size in bytes.
+
+    Returns:
+      The text.
 
     Raises:
-      UserError: not a regular file, a larger one, no text, or one that cannot be read.
+      UserError: the file is not a regular file, is larger, is not text, or cannot be read.
     """
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
@@ -92,10 +108,16 @@ def read_text(path: str | os.PathLike, limit: int) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text holds: finite numbers, integers below 2**64, lists and dicts up to 32 deep.
+    """Parse JSON text with finite numbers, integers below 2**64, and lists and dicts up to 32 deep.
+
+    Args:
+      text: UTF-8 if it is bytes.
+
+    Returns:
+      The value.
 
     Raises:
-      ValueError: anything else.
+      ValueError: the text holds anything else.
     """
 
     def integer(digits):
@@ -122,10 +144,17 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | os.PathLike, limit: int = 16 * MIB) -> dict | None:
-    """Read a JSON object; None if the file is not there.
+    """Read a file that holds a JSON object.
+
+    Args:
+      path: of the file.
+      limit: the largest size in bytes.
+
+    Returns:
+      The object; None if the file does not exist.
 
     Raises:
-      UserError: it is there but holds something else.
+      UserError: the file holds something else, or cannot be read.
     """
     try:
         value = parse_json(read_bytes(path, limit))
@@ -140,43 +169,47 @@ def read_json(path: str | os.PathLike, limit: int = 16 * MIB) -> dict | None:
     return value
 
 
-# --- .npz
-
-
-_LOCKED_BYTE = 2**30  # of a file, under Windows: far behind its content, which others could not read else
+_LOCKED_BYTE = 2**30  # under Windows: far behind the content, because nobody else can read a locked byte
 
 
 def lock(file) -> None:
-    """Take the lock of an open file for this process; it goes when the file is closed, or with the process.
+    """Lock an open file for this process; the lock ends when the file is closed or the process ends.
 
-    Advisory under Unix (`flock`), of one byte under Windows.
+    The lock is advisory under Unix (`flock`), and covers one byte under Windows.
+
+    Args:
+      file: open, with a file descriptor.
 
     Raises:
-      BlockingIOError: another process has it.
-      OSError: there are no locks on this file system.
+      BlockingIOError: another process holds the lock.
+      OSError: the file system has no locks.
     """
     try:
         import fcntl
     except ImportError:
         import msvcrt
 
-        place = file.tell()
+        position = file.tell()
         file.seek(_LOCKED_BYTE)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except PermissionError as error:
             raise BlockingIOError(error.errno, error.strerror) from None
         finally:
-            file.seek(place)
+            file.seek(position)
         return
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file such that a reader, or a crash, sees the old content or the new, nothing between.
+    """Write a file so that a reader, also after a crash, sees either the old content or the new content.
+
+    Args:
+      path: of the file; PATH.tmp is written first.
+      content: text is written as UTF-8.
 
     Raises:
-      OSError: it cannot be written; it names the file.
+      OSError: the file cannot be written; the error names the file.
     """
     # A path may hold bytes that are no text; a report shows them as \udcXX.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
@@ -194,12 +227,12 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: dict) -> None:
-    """Write sorted, indented JSON, whole or not at all; a value that is not finite is refused."""
+    """Write a JSON file by `write_whole`, sorted and indented; refuse numbers that are not finite."""
     write_whole(path, json_text(value))
 
 
 def json_text(value: dict) -> str:
-    """Return sorted, indented JSON; a value that is not finite is refused."""
+    """Return sorted, indented JSON; refuse numbers that are not finite."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -230,7 +263,7 @@ def write_cached(folder: str | os.PathLike, name: str, data: bytes) -> None:
 
 
 def format_bytes(bytes_: int) -> str:
-    """Say a number of bytes in the largest unit that it has one of."""
+    """Return a number of bytes as text in a unit of which it has at least one, such as "1.5 GiB"."""
     for unit, words in ((GIB, "GiB"), (MIB, "MiB"), (1 << 10, "KiB")):
         if bytes_ >= unit:
             return f"{bytes_ / unit:.4g} {words}"

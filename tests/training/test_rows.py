@@ -4,6 +4,7 @@ On the stem of a network alone: what rows differ in is before and behind it.
 """
 
 import functools
+import pathlib
 import sys
 import types
 
@@ -37,7 +38,7 @@ def prepared(name, devices):
     # Flips by view, which are a third of the program that crops are.
     argv += ["--config.data.pad=0", "--config.data.flip=true"]
     argv += ["--config.epochs=10", f"--config.parallel.devices={devices}"]
-    return prepare(settings.parse(argv).config, None)
+    return prepare(settings.parse(argv).config, pathlib.Path("unwritten"))
 
 
 def step_of(experiment, stage):
@@ -164,7 +165,7 @@ def mine(monkeypatch):
 def mixed_by(mixer, partners, *more):
     argv = ["main", "--config=digits_lt.py:method=mixup", "--config.network=stem", "--config.parallel.devices=1"]
     argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("partners", partners))]
-    return prepare(settings.parse([*argv, *more]).config, None)
+    return prepare(settings.parse([*argv, *more]).config, pathlib.Path("unwritten"))
 
 
 @pytest.mark.parametrize(

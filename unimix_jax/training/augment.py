@@ -1,4 +1,4 @@
-"""Augmentation and normalisation inside the compiled step, each image by its own key."""
+"""Augmentation and normalisation inside of the compiled step; each image has its own random key."""
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,10 @@ def crop_and_flip(keys, images, *, pad: int, flip: bool):
 
 
 def jitter(keys, images, strengths: tuple[float, float, float]):
-    """Change brightness, contrast and saturation of each image by chance, in an order that is chance, too.
+    """Change brightness, contrast and saturation of each image by random factors, in a random order.
 
-    Each is a blend, with a factor uniform in 1 - strength..1 + strength, of the image with black, with its mean
-    grey, or with its grey version; values are cut to 0..1 after each.
+    Each change is a blend, with a factor uniform in 1 - strength..1 + strength, of the image with black, with its mean
+    grey, or with its grey version; values are clipped to 0..1 after each change.
 
     Args:
       keys: JAX keys [B], one an image.
@@ -65,15 +65,15 @@ def jitter(keys, images, strengths: tuple[float, float, float]):
 
 
 def normalise(images, mean, std):
-    """Turn uint8[B, H, W, C] into float32: pixels / 255, less `mean`, over `std` (float32[C])."""
+    """Return (pixels / 255 - mean) / std as float32 for uint8[B, H, W, C]; mean and std are float32[C]."""
     return standardise(unit(images), mean, std)
 
 
 def unit(images):
-    """Turn uint8[B, H, W, C] into float32 in 0..1."""
+    """Return pixels / 255 as float32 for uint8[B, H, W, C]."""
     return images.astype(jnp.float32) / 255
 
 
 def standardise(images, mean, std):
-    """Take `mean` from float32[B, H, W, C] in 0..1 and divide by `std` (float32[C])."""
+    """Return (images - mean) / std for float32[B, H, W, C] in 0..1; mean and std are float32[C]."""
     return (images - mean) / std

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax writes them, a digest tells the sound ones. Touches files."""
+"""Checkpoints: Orbax writes them, and a digest shows which of them are sound."""
 
 import contextlib
 import hashlib
@@ -13,16 +13,22 @@ from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-UNNAMED = "unnamed"  # the identity of runs that began before a checkpoint named its run
+UNNAMED = "unnamed"  # the id of runs that began before a checkpoint named its run
 
 
 @contextlib.contextmanager
 def opened(directory: pathlib.Path, keep: int):
-    """Open the checkpoints of a run; leaving waits until the last one is on disk.
+    """Open the checkpoints of a run; leaving the context waits until the last checkpoint is on disk.
 
     Args:
-      directory: made if needed.
-      keep: number of newest checkpoints that stay; at least 2, for one may be damaged.
+      directory: of the checkpoints, made if needed.
+      keep: the number of newest checkpoints that stay; at least 2, because one may be damaged.
+
+    Yields:
+      The manager for `save` and `restore_newest`.
+
+    Raises:
+      Failure: the last checkpoint could not be written (a full disk).
     """
     import orbax.checkpoint as ocp
 
@@ -42,18 +48,18 @@ def opened(directory: pathlib.Path, keep: int):
 
 
 def save(manager, step: int, state, run: str = "") -> None:
-    """Begin to write the state after `step` steps.
+    """Start to write the state after `step` steps.
 
-    The state's arrays may be donated at once: what is being written keeps them alive.
+    The arrays of the state may be donated at once, because they are copied to the host first.
 
     Args:
       manager: of `opened`.
       step: of the state.
       state: a tree of arrays.
-      run: the identity of the run, which the checkpoint names.
+      run: the id of the run, which the checkpoint names.
 
     Raises:
-      UserError: a checkpoint could not be written (a full disk).
+      Failure: a checkpoint could not be written (a full disk).
       RuntimeError: Orbax refuses the step.
     """
     import orbax.checkpoint as ocp
@@ -70,21 +76,22 @@ def save(manager, step: int, state, run: str = "") -> None:
 
 
 def restore_newest(manager, directory: pathlib.Path, like, run: str = ""):
-    """Return the newest sound state of a run, as numpy arrays; move newer ones that are not aside.
+    """Return the newest sound state of a run as numpy arrays; move newer checkpoints that are not sound aside.
 
-    A damaged one becomes `STEP.damaged`, one of another run or of another step than its name says `STEP.foreign`.
+    A damaged checkpoint becomes `STEP.damaged`; one of another run, or of another step than its name says, becomes
+    `STEP.foreign`.
 
     Args:
       manager: of `opened`.
-      directory: the same.
+      directory: of the checkpoints.
       like: a state of the same structure, shapes and types.
-      run: the identity that the checkpoints must name; "" takes those of any run.
+      run: the id that the checkpoints must name; "" accepts those of any run.
 
     Returns:
       The state; None if there never was a checkpoint.
 
     Raises:
-      UserError: there are checkpoints, and none of them is sound; they are left as they are.
+      UserError: none of the checkpoints is sound; they stay as they are.
     """
     import orbax.checkpoint as ocp
 
@@ -101,11 +108,11 @@ def restore_newest(manager, directory: pathlib.Path, like, run: str = ""):
             state = manager.restore(step, args=template)["state"]
             if digest(state) != meta["digest"]:
                 wrong[step] = "damaged", "is damaged (its numbers do not have their digest)"
-            elif (own := int(getattr(state, "step", step))) != step:  # of before `meta` said it
+            elif (own := int(getattr(state, "step", step))) != step:  # older versions wrote no step into `meta`
                 wrong[step] = "foreign", f"is of another step, {own}"
             else:
                 break
-        except Exception as error:  # damage comes out as nearly any type
+        except Exception as error:  # damage raises nearly any type of error
             wrong[step] = "damaged", f"is damaged ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     else:
         if wrong or list(directory.glob("*.damaged*")) or list(directory.glob("*.foreign*")):
@@ -119,12 +126,12 @@ def restore_newest(manager, directory: pathlib.Path, like, run: str = ""):
         _log.warning("checkpoint %d %s; it is moved aside, to %s", step, why, aside.name)
         (directory / str(step)).rename(aside)
     if wrong:
-        manager.reload()  # else its list is the old one, and it would refuse to save them anew
+        manager.reload()  # otherwise it would refuse to save these steps again
     return state
 
 
 def _foreign(meta: dict, step: int, run: str) -> str:
-    """Say why a checkpoint is not what its place says, by what it says of itself; "" if it is."""
+    """Return why a checkpoint belongs to another step or run than it should; "" if it does not."""
     if meta.get("step", step) != step:
         return f"is of another step, {meta['step']}"
     named = meta.get("run", UNNAMED)

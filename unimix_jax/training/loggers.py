@@ -15,13 +15,19 @@ _LINES_APART = 5.0  # seconds between plain lines of steps
 
 @contextlib.contextmanager
 def log_to(directory: pathlib.Path):
-    """Send the project's log lines to standard error, around a bar that may be there, and to log.txt.
+    """Send the project's log lines to standard error, around a progress bar, and to log.txt.
 
-    Orbax's loggers say errors only meanwhile. Afterwards all loggers are as they were.
+    Inside of the context Orbax logs errors only. Afterwards all loggers are as they were before.
+
+    Args:
+      directory: of the run.
+
+    Yields:
+      Nothing.
     """
     import absl.logging  # noqa: F401  it makes the logger "absl", of a class of its own
 
-    logger, orbax = logging.getLogger("unimix_jax"), logging.getLogger("absl")  # Orbax tells 60 lines a save
+    logger, orbax = logging.getLogger("unimix_jax"), logging.getLogger("absl")  # Orbax logs 60 lines a save
     before = logger.level, logger.propagate, orbax.level
     file, console = _File(directory / LOG, encoding="utf-8"), _Console()
     file.setFormatter(_OneLine("%(asctime)s %(message)s"))
@@ -44,7 +50,7 @@ def log_to(directory: pathlib.Path):
 
 
 class _OneLine(logging.Formatter):
-    """A line a record, harmless to terminals: names of files and replies of servers are in it."""
+    """One line for each record; names of files and replies of servers in it cannot control a terminal."""
 
     def format(self, record):
         return printable(super().format(record))
@@ -52,7 +58,7 @@ class _OneLine(logging.Formatter):
 
 class _File(logging.FileHandler):
     def handleError(self, record):
-        """Let the run go on where log.txt cannot be written: the terminal has the lines."""
+        """Ignore the error if log.txt cannot be written: the run continues, and the terminal shows the lines."""
 
 
 class _Console(logging.Handler):
@@ -64,10 +70,14 @@ class _Console(logging.Handler):
 
 @contextlib.contextmanager
 def progress_bar(first: int, total: int):
-    """Show the steps of a run: a bar in a terminal, a line now and then elsewhere.
+    """Show the steps of a run: a bar in a terminal, otherwise a line every few seconds.
+
+    Args:
+      first: the number of steps that were taken before.
+      total: the number of all steps.
 
     Yields:
-      The bar, to be moved by `update()` at each step, and show(line), to be called with each line of
+      The bar, on which `update()` is called after each step, and show(line), which is called with each line of
       metrics.jsonl.
     """
     from tqdm import tqdm

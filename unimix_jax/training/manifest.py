@@ -21,15 +21,22 @@ _log = logging.getLogger(__name__)
 
 
 def plain(config) -> dict:
-    """Return a config as nested dicts of what JSON can hold."""
+    """Return a config as nested dicts of JSON values."""
     return json.loads(config.to_json_best_effort())
 
 
 def previous_manifest(config, directory: pathlib.Path) -> dict:
-    """Return what run.json of an earlier start in this directory holds, {} if there was none.
+    """Read run.json of an earlier start in this directory, and compare its config with this one.
+
+    Args:
+      config: of this start.
+      directory: of the run.
+
+    Returns:
+      The content of run.json; {} if there was no earlier start.
 
     Raises:
-      UserError: that run has another config.
+      UserError: the earlier start had another config.
     """
     old_config = storage.read_json(directory / rundir.CONFIG)
     if old_config is None:
@@ -60,13 +67,18 @@ def new_manifest(
 
     Args:
       previous: of `previous_manifest`.
-      config, splits, test_prior: of the run.
+      config: of the run.
+      splits: of the run.
+      test_prior: float64[K], of the run.
       environment: of `runtime.environment`.
-      weights: digest of the trained weights that a run begins from; None for none, or those of the earlier start.
+      weights: digest of the trained weights that the run begins from; None for none, or for those of the first start.
       saved: whether a step of the run has been saved.
 
+    Returns:
+      The content for run.json.
+
     Raises:
-      UserError: the data is not what the run began with.
+      UserError: the data differs from the data that the run began with.
     """
     data = {name: _facts(source) for name, source in {"train": splits.train, **splits.evaluated}.items()}
     data["train"]["counts"] = splits.counts.tolist()
@@ -103,7 +115,7 @@ def new_manifest(
 
 
 def _facts(source) -> dict:
-    """Return what a later start compares of a split."""
+    """Return the facts about a split that a later start compares."""
     facts = {"images": len(source.labels), "digest": digest(source)}
     if len(source.labels) > 100_000 and source.images is None:
         _log.info("looking at the sizes and some contents of %d images", len(source.labels))
@@ -113,12 +125,17 @@ def _facts(source) -> dict:
 
 
 def _check_data(before: dict, now: dict, saved: bool) -> None:
-    """Refuse data other than that with which a run began; `before` may be of a version that noted less.
+    """Refuse data that differs from the data with which the run began.
 
-    A run of which no step has been saved may leave other images out because they cannot be read.
+    A run of which no step has been saved may leave out other images that cannot be read.
+
+    Args:
+      before: `data` of run.json; older versions recorded less.
+      now: the same of this start.
+      saved: whether a step of the run has been saved.
 
     Raises:
-      UserError: which differ, and how.
+      UserError: which data differs, and how.
     """
     for name in sorted(before.keys() | now.keys()):
         was, here = before.get(name, {}), now.get(name, {})
@@ -161,7 +178,7 @@ def _check_data(before: dict, now: dict, saved: bool) -> None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the clone that runs, None if it is no clone."""
+    """Return the commit of the git clone that runs; None if it is not a clone."""
     here = pathlib.Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

@@ -4,9 +4,16 @@ import optax
 
 
 def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """SGD as PyTorch has it, but for the learning rate, which the step multiplies in afterwards.
+    """Return PyTorch's SGD without the learning rate, by which the step multiplies the update afterwards.
 
-    v <- momentum * v + (gradient + weight_decay * parameter), on every parameter; the update is
-    -learning_rate * v, so that a change of the rate does not reach into the momentum.
+    v <- momentum * v + (gradient + weight_decay * parameter), on every parameter; the update is -learning_rate * v, so
+    that a change of the learning rate does not change the momentum.
+
+    Args:
+      momentum: in 0..1.
+      weight_decay: added to the gradient in proportion to the parameter, on every parameter.
+
+    Returns:
+      The optax transformation.
     """
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum))

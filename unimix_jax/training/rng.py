@@ -6,7 +6,7 @@ import jax
 
 
 class Use(enum.IntEnum):
-    """One number a purpose, so that a new purpose changes no old draw. Numbers are final."""
+    """One number for each purpose, so that a new purpose changes no earlier random number. Never renumber them."""
 
     CROP = 0
     FLIP = 1
@@ -14,7 +14,7 @@ class Use(enum.IntEnum):
     JITTER = 3
 
 
-_NO_VIEW = 2**32 - 1  # the place of the whole batch among the views: no image has it
+_NO_VIEW = 2**32 - 1  # stands for the whole batch; no image has this view
 
 
 def of_views(seed, step, views):
@@ -24,7 +24,7 @@ def of_views(seed, step, views):
 
 
 def of_batch(seed, step):
-    """Return the key of what a step draws once for its whole batch."""
+    """Return the key of what a step draws once for the whole batch."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), _NO_VIEW)
 
 

@@ -80,10 +80,17 @@ def list_file(split: str) -> str:
 
 
 def new_rundir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
-    """Make a directory that was not there before, for this process alone: root/NAME-DATE-TIME.
+    """Make a new run directory for this process alone: root/NAME-DATE-TIME.
+
+    Args:
+      name: the first part of the directory's name.
+      root: the directory above it, made if needed.
+
+    Returns:
+      The new directory.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: the directory cannot be made.
     """
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for candidate in (stem, *(f"{stem}-{i}" for i in range(2, 1000))):
@@ -100,13 +107,19 @@ def new_rundir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
 
 
 def create(directory: str | os.PathLike) -> pathlib.Path:
-    """Make the run directory if it is not there, and see that it can be written.
+    """Make a run directory if it does not exist, and check that it can be written.
+
+    Args:
+      directory: its path.
+
+    Returns:
+      The path.
 
     Raises:
-      UserError: it cannot be made or written, or is a file, or holds files but no run.
+      UserError: the directory cannot be made or written, is a file, or holds files but no run.
     """
     directory = pathlib.Path(directory)
-    # What a run leaves that was stopped before it had written its config.
+    # Files of a run that was stopped before it had written its config.
     own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +128,7 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
             raise UserError(
                 f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
             )
-        # A file that is ours in any case: a trial under another name would be a stranger once the process is killed.
+        # The lock is ours in any case; a test file with another name would stay as a foreign file after a kill.
         with open(directory / LOCK, "a"):
             pass
     except OSError as error:
@@ -125,7 +138,7 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
 
 
 def discard(directory: pathlib.Path) -> None:
-    """Remove a directory in which no run has begun: what was written before, and itself if nothing else is there."""
+    """Remove what was written to a directory in which no run has begun, and the directory if it is then empty."""
     if directory.is_dir() and not (directory / CONFIG).exists():
         for name in _BEFORE_CONFIG:
             (directory / name).unlink(missing_ok=True)
@@ -135,13 +148,19 @@ def discard(directory: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path):
-    """Hold the directory for this process; the lock goes with the process, however it ends.
+    """Lock the run directory for this process; the lock ends with the process, however that ends.
 
-    It is local (see `lock`): on network file systems and buckets it may protect nothing, and where there are no locks
-    at all the run goes on without.
+    The lock is local (see `storage.lock`): on network file systems and buckets it may protect nothing. If the file
+    system has no locks, the run continues without one and logs a warning.
+
+    Args:
+      directory: of the run.
+
+    Yields:
+      Nothing.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     with open(directory / LOCK, "a+") as file:
         try:
@@ -159,10 +178,16 @@ def locked(directory: pathlib.Path):
 
 
 def read_manifest(path: pathlib.Path) -> dict | None:
-    """Read run.json; None if it is not there.
+    """Read run.json.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Its content; None if it does not exist.
 
     Raises:
-      UserError: it is there but is no record of a run that could go on.
+      UserError: the file does not describe a run that could be resumed.
     """
     record = read_json(path)
     if record is None:
@@ -183,10 +208,16 @@ def read_manifest(path: pathlib.Path) -> dict | None:
 
 
 def read_results(path: pathlib.Path) -> dict | None:
-    """Read metrics.json; None if it is not there.
+    """Read metrics.json.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Its content; None if it does not exist.
 
     Raises:
-      UserError: it is there but holds other things than a run's measures.
+      UserError: the file holds something else than the metrics of a run.
     """
     results = read_json(path)
     if results is None:
@@ -204,7 +235,7 @@ def read_results(path: pathlib.Path) -> dict | None:
 
 
 def output_digests(directory: pathlib.Path) -> dict[str, str]:
-    """Return a digest of each result of a run that is there: measures, predictions, lists of their images."""
+    """Return a digest of each result of a run that exists: metrics, predictions, lists of their images."""
     names = [METRICS, *(f(split) for split in ("test", "validation") for f in (predictions_file, list_file))]
     digests = {}
     for name in names:
@@ -219,10 +250,10 @@ def changed_outputs(directory: pathlib.Path, run: dict | None) -> tuple[list[str
 
     Args:
       directory: of the run.
-      run: what run.json holds; one of before the digests were kept tells nothing.
+      run: the content of run.json; older versions wrote no digests, so that nothing is compared.
 
     Returns:
-      The names of files that were changed since the run was finished, and of those that are gone.
+      The names of files that were changed since the run was finished, and of those that no longer exist.
     """
     written = run.get("outputs") if isinstance(run, dict) else None
     if not isinstance(written, dict):
@@ -233,7 +264,7 @@ def changed_outputs(directory: pathlib.Path, run: dict | None) -> tuple[list[str
 
 
 def append_metrics(path: pathlib.Path, record: dict) -> None:
-    """Add one line to metrics.jsonl; a number that is not finite becomes null."""
+    """Append one line to metrics.jsonl; write null for a number that is not finite."""
     finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -243,13 +274,16 @@ def append_metrics(path: pathlib.Path, record: dict) -> None:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Read the records of metrics.jsonl; lines that are no record of a run are passed over, aloud.
+    """Read the records of metrics.jsonl; skip lines that are not records of a run, and log how many.
+
+    Args:
+      path: of the file.
 
     Returns:
-      The records in their order; each has `step` and `epoch`; one with a `split` is an evaluation.
+      The records in their order; each has `step` and `epoch`; a record with a `split` is an evaluation.
 
     Raises:
-      UserError: it is no regular file, or larger than any run writes it.
+      UserError: the file is not a regular file, or is larger than any run writes it.
     """
     try:
         data = storage.read_bytes(path, _MOST_METRICS)
@@ -275,7 +309,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def _record(line: bytes) -> dict | None:
-    """Return the record of a line of metrics.jsonl, None if the line is torn or holds something else."""
+    """Return the record in a line of metrics.jsonl; None if the line is incomplete or holds something else."""
     if len(line) > _LONGEST_LINE or not line.endswith(b"\n"):
         return None
     try:
@@ -296,11 +330,11 @@ def _record(line: bytes) -> dict | None:
 
 
 def _is_number(value) -> bool:
-    return type(value) in (int, float)  # a truth value is none
+    return type(value) in (int, float)  # not bool
 
 
 def truncate_metrics(path: pathlib.Path, step: int) -> None:
-    """Drop the lines after `step`: a resumed run writes them again."""
+    """Drop the lines after `step`, which a resumed run writes again."""
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -334,7 +368,7 @@ def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
 
 
 def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
-    """Write predictions as .npz (no pickles), whole or not at all; fields that are None are left out."""
+    """Write predictions as an .npz file without pickles, by `write_whole`; leave out fields that are None."""
     arrays = {k: np.asarray(v) for k, v in predictions._asdict().items() if v is not None}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -342,19 +376,27 @@ def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: str | os.PathLike) -> Predictions:
-    """Read what `write_predictions` wrote, or the same arrays from elsewhere, and check them.
+    """Read and check predictions that `write_predictions` or another program wrote.
 
-    `probabilities` float[N, K] may stand in the place of `logits`: their logarithm is taken, 0 as the smallest
-    positive float.
+    The file may hold `probabilities` float[N, K] instead of `logits`: their logarithms are taken, and 0 counts as the
+    smallest positive float.
+
+    Args:
+      path: of an .npz file with arrays named like the fields of `Predictions`.
+
+    Returns:
+      The predictions.
 
     Raises:
-      UserError: no such file, no .npz, pickled objects in it, neither logits nor probabilities, or arrays that are
-        no predictions.
+      UserError: the file does not exist, is not an .npz file, holds pickled objects, neither logits nor probabilities,
+        or arrays that are not predictions.
     """
     arrays = npz.read_arrays(path, (*Predictions._fields, "probabilities"))
     if ("logits" in arrays) == ("probabilities" in arrays):
-        which = "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
-        raise UserError(f"{path} holds {which}" + ("" if "logits" in arrays else " and no 'probabilities'"))
+        problem = (
+            "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
+        )
+        raise UserError(f"{path} holds {problem}" + ("" if "logits" in arrays else " and no 'probabilities'"))
     if "probabilities" in arrays:
         arrays["logits"] = batch.logits_of_probabilities(arrays.pop("probabilities"), f"probabilities of {path}")
     if "class_names" in arrays:
@@ -363,11 +405,11 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
 
 
 def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, rows: np.ndarray) -> None:
-    """Write a list file, "path label" a line, of some of a split's images."""
+    """Write a list file, a line "path label" for each image at positions `rows` of a split."""
     text = "".join(f"{names[i]} {labels[i]}\n" for i in rows.tolist())
     write_whole(path, text.encode("utf-8", "surrogateescape"))
 
 
-def has_checkpoints(directory: pathlib.Path | None) -> bool:
-    """Return whether a run directory holds checkpoints; False for None."""
-    return directory is not None and any((directory / CHECKPOINTS).glob("[0-9]*"))
+def has_checkpoints(directory: pathlib.Path) -> bool:
+    """Return whether a run directory holds checkpoints; the directory need not exist."""
+    return any((directory / CHECKPOINTS).glob("[0-9]*"))

@@ -9,14 +9,17 @@ USUAL_WARMUP = -1.0  # the default of config.optim.warmup_epochs
 def learning_rate(optim, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the step, counted from 0: it falls in steps or by the cosine.
 
-    With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to
-    180, then .00001.
+    With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to 180, then
+    .00001.
 
     Args:
-      optim: `learning_rate`; `warmup_epochs`, see `_warm_up`; `schedule`: "steps", with `decay_at` (fractions of the
-        run; after each the rate is multiplied by `decay_factor` once more), or "cosine", see `cosine`.
+      optim: config.optim with `learning_rate`; `warmup_epochs`, see `_warm_up`; `schedule`: "steps", with `decay_at`
+        (fractions of the run, after each of which the rate is multiplied by `decay_factor`), or "cosine".
       epochs: of the run.
-      steps_per_epoch: steps of one.
+      steps_per_epoch: of the run.
+
+    Returns:
+      A function step -> learning rate.
 
     Source: appendix C.1 of the paper's supplement; kaidic/LDAM-DRW, cifar_train.py.
     """
@@ -38,10 +41,13 @@ def _warm_up(warmup: float, epochs: int, steps_per_epoch: int) -> Callable[[int]
     """Return the factor of the learning rate as a function of the step.
 
     Args:
-      warmup: W epochs. The factor rises by epoch, to e/W in epoch e counted from 1; by step where that is no
-        staircase: below 2 epochs, or for no whole number of them. 0 for none; `USUAL_WARMUP` for 5, but in a run
-        under 50 epochs for its first tenth, by step.
-      epochs, steps_per_epoch: of the run.
+      warmup: W epochs. The factor rises by epoch, to e/W in epoch e counted from 1. It rises by step if W is below 2 or
+        not a whole number. 0 means none. `USUAL_WARMUP` means 5, but in a run under 50 epochs its first tenth, by step.
+      epochs: of the run.
+      steps_per_epoch: of the run.
+
+    Returns:
+      A function step -> factor.
     """
     tenth = warmup == USUAL_WARMUP and epochs < 50
     warmup = 5 if warmup == USUAL_WARMUP else warmup
@@ -74,9 +80,18 @@ def with_warmup_as_it_is(config: dict) -> dict:
 
 
 def cosine(peak: float, first: int, last: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return a rate that falls from `peak` towards 0 over the steps first..last, constant within an epoch.
+    """Return a learning rate that falls from `peak` towards 0 over a stage and is constant within an epoch.
 
     In epoch e of E, counted from 0, it is peak * (1 + cos(pi e / E)) / 2.
+
+    Args:
+      peak: the rate in the first epoch.
+      first: the step before the first one of the stage.
+      last: the last step of the stage.
+      steps_per_epoch: of the run.
+
+    Returns:
+      A function step -> learning rate.
 
     Source: dvlab-research/MiSLAS, train_stage2.py.
     """

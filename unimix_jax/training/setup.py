@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,7 +37,7 @@ class Experiment:
     """Everything that is resolved before the first step and stays the same until the last one."""
 
     config: Any  # ConfigDict
-    directory: pathlib.Path | None
+    directory: pathlib.Path
     splits: Splits
     class_index: sampling.ByClass
     method: methods.Method
@@ -58,7 +59,7 @@ class Experiment:
 
 def prepare(
     config,
-    directory: pathlib.Path | None,
+    directory: pathlib.Path,
     clock: timings.Clock | None = None,
     stop_requested: threading.Event | None = None,
 ) -> Experiment:
@@ -66,9 +67,12 @@ def prepare(
 
     Args:
       config: of `settings.default()`, checked by `settings.check`.
-      directory: the run directory; None for an experiment that writes nothing.
+      directory: the run directory, which need not exist yet.
       clock: counts the time of loading.
       stop_requested: set from outside to leave while images are checked.
+
+    Returns:
+      The experiment.
 
     Raises:
       UserError: a mistake in the config or in the data.
@@ -148,7 +152,7 @@ def _network(config, num_classes: int, head: str, devices: list) -> nn.Module:
     )
 
 
-def _first_variables(config, network: nn.Module, image_shape, directory: pathlib.Path | None) -> dict:
+def _first_variables(config, network: nn.Module, image_shape, directory: pathlib.Path) -> dict:
     """Return the network's variables before the first step: drawn from the seed, or read from config.init.
 
     Raises:
@@ -173,7 +177,10 @@ def _reading(data) -> loading.Reading:
 def _with_inner_mixing(
     method: methods.Method, class_index: sampling.ByClass, image_shape: tuple[int, int, int], config, devices: int
 ) -> methods.Method:
-    """Mark the stages that mix inside of the network, from what their mixers return.
+    """Mark the stages that mix inside of the network, which is seen from what their mixers return.
+
+    Returns:
+      The method.
 
     Raises:
       UserError: such a stage has partners from outside of the batch, or the batch goes through the network in parts.
@@ -204,12 +211,15 @@ def _with_inner_mixing(
 
 
 def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> Picks:
-    """Return the indices of a step and check that each partner stands in the batch, where its view says.
+    """Return the indices of a step after a check that each partner is in the batch, at the place of its view.
 
     Args:
       indices_of: called as indices_of(step=step).
       where: the stage and method, for the sentence of an error.
       step: the number of the step.
+
+    Returns:
+      The indices.
 
     Raises:
       UserError: a partner is not in the batch.
@@ -228,6 +238,9 @@ def largest_and_smallest(counts: np.ndarray, names: tuple[str, ...], shown: int 
       counts: int[K].
       names: K.
       shown: the largest number of classes on each side.
+
+    Returns:
+      A text such as "most cat (99), dog (70); fewest fox (9), owl (4)".
     """
     order = np.argsort(-counts, kind="stable").tolist()
     shown = min(shown, len(order) // 2)
@@ -281,6 +294,4 @@ def log_description(experiment: Experiment) -> None:
 
 
 def _num_parameters(variables: dict) -> int:
-    import jax
-
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -1,4 +1,4 @@
-"""The training step and the prediction step: pure functions, written for one device's share of a batch."""
+"""The training step and the prediction step: pure functions of one device's share of a batch."""
 
 import functools
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from unimix_jax.training import augment, rng
 
 
 class TrainState(NamedTuple):
-    """All that training changes, and all that a checkpoint holds."""
+    """Everything that training changes, and everything that a checkpoint holds."""
 
     step: Any  # int32[], updates done
     params: Any
@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What may change from step to step without compiling again."""
+    """Inputs of a step that may change without compiling again."""
 
     seed: Any  # uint32[]
     learning_rate: Any  # float32[]
@@ -60,7 +60,7 @@ def group_of(path) -> str:
 
 
 def mixed_batch(batch: Batch, seed, step, stage: Stage, config: StepConfig) -> mixing.Mixed:
-    """Augment a batch, and its partners by their own views, then mix as the stage says."""
+    """Augment a batch and its partners, each image by the random keys of its view, then mix as the stage says."""
 
     def ready(images, views):
         view_keys = rng.of_views(seed, step, views)
@@ -126,20 +126,22 @@ def train_step(
 ) -> tuple[TrainState, dict]:
     """Take one step of SGD.
 
-    Each device differentiates the *sum* of its weighted losses; gradients and weights are added over
-    the devices, then divided once, so that any split of a batch gives the same update. With `config.grad_accum_steps`
-    a device does so for one part of its share after the other; batch statistics are then those of each part.
+    Each device differentiates the *sum* of its weighted losses; gradients and weights are added over the devices and
+    then divided once, so that the update does not depend on how the batch is split. With `config.grad_accum_steps` a
+    device differentiates one part of its share after the other; batch statistics are then those of each part.
 
     Args:
       state: the same on every device.
       batch: this device's share.
       inputs: the same on every device.
-      stage, network, config: what is trained and how.
+      stage: the loss, mixer and learning rate factors.
+      network: the flax module.
+      config: what stays the same over the run.
       axis: name of the mesh axis to add over; None on one device.
 
     Returns:
-      The new state, and {"loss", "accuracy"}: (sum, weight) pairs over the whole batch, float32[]. While
-      mixing, a hit is a prediction of the label with the larger weight.
+      The new state, and {"loss", "accuracy"}: pairs (sum, weight) over the whole batch, float32[]. For mixed images,
+      the label with the larger weight counts as the right one.
     """
     everything = mixed_batch(batch, inputs.seed, state.step, stage, config)
     factors = dict(stage.trains)
@@ -148,7 +150,7 @@ def train_step(
         return factors.get(group_of(path), 1) == 0
 
     def total_loss(params, mixed, batch_stats):
-        # No gradient is asked for what is frozen, and none is computed.
+        # No gradient of frozen parameters is requested, so none is computed.
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: jax.lax.stop_gradient(p) if frozen(path) else p, params
         )
@@ -209,6 +211,6 @@ def _accumulated(part, mixed: mixing.Mixed, batch_stats, config: StepConfig):
 
 
 def predict_step(variables: dict, images, *, network: nn.Module, config: StepConfig):
-    """Return the logits float32[B, K] of raw images uint8[B, H, W, C], by the running statistics."""
+    """Return the logits float32[B, K] of raw images uint8[B, H, W, C], with the running batch statistics."""
     images = augment.normalise(images, config.mean, config.std)
     return network.apply(variables, images, train=False)

@@ -1,4 +1,4 @@
-"""Where the time of a command goes."""
+"""The wall time of the parts of a command."""
 
 import contextlib
 import time
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Seconds of wall time by part; what happens inside of a part's own part counts for that one only."""
+    """Seconds of wall time by part; the time of a nested part counts for the nested part only."""
 
     def __init__(self):
-        """Start, with the part "rest"."""
+        """Start to count for the part "rest"."""
         self.seconds: dict[str, float] = {}
         self._open = ["rest"]
         self._since = time.monotonic()
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the time inside for a part; it may be opened often."""
+        """Count the time inside of the context for a part, which may be opened several times."""
         self._count()
         self._open.append(name)
         try:

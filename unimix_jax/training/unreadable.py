@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def without_unreadable(
     splits: Splits,
     reading: loading.Reading,
-    directory: pathlib.Path | None,
+    directory: pathlib.Path,
     stop_requested: threading.Event | None = None,
 ) -> Splits:
     """Leave out training images that cannot be read, so that counts, priors and groups are those of the others.
@@ -30,9 +30,12 @@ def without_unreadable(
 
     Args:
       splits: of photographs.
-      reading: how they are read.
-      directory: of the run; with None nothing is kept.
+      reading: how they are decoded.
+      directory: of the run, which keeps the result.
       stop_requested: set from outside to leave.
+
+    Returns:
+      The splits without these images.
 
     Raises:
       UserError: a class has no image left.
@@ -41,8 +44,8 @@ def without_unreadable(
     train = splits.train
     about = {"images": len(train.labels), "digest": digest(train)}
     about["max_megapixels"] = reading._asdict().get("max_megapixels")  # a larger image counts as unreadable
-    kept = _known_unreadable(directory, about) if directory else None
-    before = ((storage.read_json(directory / rundir.RUN) or {}) if directory else {}).get("data", {}).get("train", {})
+    kept = _known_unreadable(directory, about)
+    before = (storage.read_json(directory / rundir.RUN) or {}).get("data", {}).get("train", {})
     if kept is not None:
         left_out = kept
         if len(left_out):
@@ -55,10 +58,8 @@ def without_unreadable(
         left_out = np.zeros(0, np.int64)
     else:
         left_out = _unreadable_images(train, reading, stop_requested)
-        if directory:
-            record(directory, [loading.path_of(train, i) for i in left_out.tolist()])
-    if directory:
-        storage.write_json(directory / rundir.CHECKED, about | {"left_out": left_out.tolist()})
+        record(directory, [loading.path_of(train, i) for i in left_out.tolist()])
+    storage.write_json(directory / rundir.CHECKED, about | {"left_out": left_out.tolist()})
     readable = np.delete(np.arange(len(train.labels)), left_out)
     splits = splits._replace(train=train.take(readable) if len(left_out) else train, unreadable=len(left_out))
     sources.check_classes(splits)
