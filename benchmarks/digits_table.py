@@ -15,8 +15,8 @@ import time
 import numpy as np
 
 from unimix_jax import errors, settings, storage
-from unimix_jax.measures import tables
 from unimix_jax.methods.rows import ROWS
+from unimix_jax.report import tables
 from unimix_jax.training import runtime
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -33,10 +33,10 @@ from unittest import mock
 import numpy as np
 
 from unimix_jax import priors, storage
-from unimix_jax.batch import Predictions
 from unimix_jax.data import cifar, download, photographs, prepared, sources
 from unimix_jax.errors import UserError
-from unimix_jax.measures import files
+from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
+from unimix_jax.report import files
 from unimix_jax.training import rundir
 
 COUNTS = np.array([5, 2, 1])
@@ -173,7 +173,7 @@ def damaged_tensors(data: bytes, random: np.random.RandomState) -> bytes:
 def _write_predictions(folder: pathlib.Path) -> None:
     logits = np.linspace(-2, 2, 12, dtype=np.float32).reshape(4, 3)
     predictions = Predictions(logits, np.arange(4) % 3, COUNTS, COUNTS / COUNTS.sum(), ("a", "b", "ü"))
-    rundir.write_predictions(folder / "predictions.npz", predictions)
+    write_predictions(folder / "predictions.npz", predictions)
 
 
 def _write_arrays(folder: pathlib.Path) -> None:
@@ -227,17 +227,17 @@ def _write_run(folder: pathlib.Path) -> None:
 
 
 def _read_run(folder: pathlib.Path) -> None:
-    from unimix_jax.measures import page, report, tables
-    from unimix_jax.training import laws
+    from unimix_jax.report import class_distributions, html, tables
+    from unimix_jax.report.sections import Section
 
     _write_predictions(folder)  # sound ones: what is tried here are the records
     refusal = None
     try:
         given = files.read_run(folder)
-        section = report.Section("What was run", tables=tables.run_tables(given) + tables.runs_tables([given]))
-        storage.write_whole(folder / "report.html", page.html_page("title", "about", [section], {}))
-        storage.write_whole(folder / "report.md", page.markdown("title", "about", [section], "figures"))
-        laws.factor_of(given.about["config"])
+        section = Section("What was run", tables=tables.run_tables(given) + tables.runs_tables([given]))
+        storage.write_whole(folder / "report.html", html.html_document("title", "about", [section], {}))
+        storage.write_whole(folder / "report.md", html.markdown("title", "about", [section], "figures"))
+        class_distributions.factor_of(given.about["config"])
         for line in given.about["lines"]:
             np.array([line[key] for key in line if key not in ("split", "stage")], np.float64)
     except UserError as error:
@@ -434,7 +434,7 @@ def replying(*pieces: bytes, pause: float = 0.0, again: bool = False) -> Iterato
 
 
 READERS = {
-    "predictions": Reader(_write_predictions, lambda f: rundir.read_predictions(f / "predictions.npz"), damaged_npz),
+    "predictions": Reader(_write_predictions, lambda f: read_predictions(f / "predictions.npz"), damaged_npz),
     "arrays": Reader(_write_arrays, _read_arrays, damaged_npz, 0.7),
     "run": Reader(_write_run, _read_run, damaged_json),
     "text": Reader(_write_text, _read_text, _damaged_text),

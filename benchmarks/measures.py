@@ -31,7 +31,7 @@ def predicted(images: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(classes: int) -> dict:
-    from unimix_jax.measures import metrics
+    from unimix_jax import metrics
 
     return dict(metrics.MEASURES)
 

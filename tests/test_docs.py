@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from unimix_jax import evaluate, main, settings, storage
+from unimix_jax import evaluate, main, metrics, settings, storage
 from unimix_jax.errors import UserError
-from unimix_jax.measures import files, metrics
+from unimix_jax.report import files
 from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
 

@@ -13,10 +13,12 @@ import sys
 import numpy as np
 import pytest
 
-from unimix_jax import evaluate, storage
-from unimix_jax.batch import Predictions
+from unimix_jax import evaluate, metrics, storage
 from unimix_jax.errors import UserError
-from unimix_jax.measures import files, metrics, parts, report
+from unimix_jax.metrics import per_example
+from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
+from unimix_jax.report import files
+from unimix_jax.report.sections import Picture, Section
 from unimix_jax.training import rundir
 
 COUNTS = np.array([120, 60, 30, 12, 6, 3])
@@ -58,7 +60,7 @@ def finished_run(directory, seed=0, validation=True, **config):
         if split == "test" or validation:
             logits, labels = predicted(size, seed + len(split))
             predictions = Predictions(logits, labels, COUNTS, COUNTS / COUNTS.sum(), NAMES)
-            rundir.write_predictions(directory / rundir.predictions_file(split), predictions)
+            write_predictions(directory / rundir.predictions_file(split), predictions)
     best = {"split": "validation", "epoch": 2.0, "accuracy": 0.5, "ece": 0.1, "evaluations": 1}
     storage.write_json(directory / "metrics.json", {"best": best})
     return directory
@@ -128,8 +130,8 @@ def test_a_run_gives_every_number_and_picture(door, run):
     assert "warning: do not trust the test prior by BBSE: the shares are uncertain" in out
     result = json.loads((directory / "report.json").read_text())["models"][0]
     test = result["test"]
-    predictions = rundir.read_predictions(directory / "predictions.npz")
-    probabilities = parts.softmax(predictions.logits)
+    predictions = read_predictions(directory / "predictions.npz")
+    probabilities = per_example.softmax(predictions.logits)
     for name, measure in metrics.MEASURES.items():
         assert test[name] == pytest.approx(measure(probabilities, predictions.labels), rel=1e-12), name
     assert set(test["intervals"]) == {*metrics.MEASURES, "many", "medium", "few"} - {"sce", "ace", "tace"}
@@ -210,7 +212,7 @@ def test_nothing_but_logits_and_labels(door, tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_supplied_beside_the_predictions(door, tmp_path):
     logits, labels = predicted(200)
-    np.savez(tmp_path / "test.npz", probabilities=parts.softmax(logits), labels=labels)
+    np.savez(tmp_path / "test.npz", probabilities=per_example.softmax(logits), labels=labels)
     np.savez(tmp_path / "held.npz", logits=predicted(150, 1)[0], labels=predicted(150, 1)[1])
     (tmp_path / "counts.txt").write_text("\n".join(map(str, COUNTS)))
     code, out, _ = door(
@@ -227,7 +229,7 @@ def test_what_is_supplied_beside_the_predictions(door, tmp_path):
     result = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]
     assert result["test"]["bins"] == 10
     assert result["test"]["groups"] == "thirds"
-    assert result["test"]["accuracy"] == metrics.accuracy(parts.softmax(logits), labels)
+    assert result["test"]["accuracy"] == metrics.accuracy(per_example.softmax(logits), labels)
     # A uniform test set, corrected for an imbalance of 10: worse.
     assert result["corrected"]["accuracy"] < result["test"]["accuracy"]
     assert "intervals" not in result["test"]
@@ -253,7 +255,7 @@ def test_unlabelled_predictions_have_an_estimated_prior(door, tmp_path):
 
 def test_probabilities_of_zero_are_measured_and_said(door, tmp_path):
     logits, labels = predicted(90)
-    probabilities = np.round(parts.softmax(logits), 1)
+    probabilities = np.round(per_example.softmax(logits), 1)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         np.savez(tmp_path / "log.npz", logits=np.log(probabilities), labels=labels)
@@ -349,9 +351,9 @@ def test_a_report_killed_at_any_moment_is_made_again(tmp_path, monkeypatch):
     """The process ends before, within and after each thing that it does to the disk."""
     from matplotlib.figure import Figure
 
-    picture = report.Picture("reliability", "", Figure(figsize=(1, 1)))
-    sections, results = [report.Section("S", pictures=(picture,))], [{"name": "m", "missing": [], "warnings": []}]
-    monkeypatch.setattr(report, "csv_rows", lambda _: [["a"]])
+    picture = Picture("reliability", "", Figure(figsize=(1, 1)))
+    sections, results = [Section("S", pictures=(picture,))], [{"name": "m", "missing": [], "warnings": []}]
+    monkeypatch.setattr(files, "csv_rows", lambda _: [["a"]])
     monkeypatch.setattr(files.plots, "image", lambda *_: b"pixels")
     left, done = -1, {}
 
@@ -598,7 +600,7 @@ def test_no_framework_is_needed_for_numbers(argv, loaded, tmp_path):
     ],
 )
 def test_a_config_whose_factor_cannot_be_drawn_is_refused_at_once(run, mixer, partners):
-    from unimix_jax.measures import files
+    from unimix_jax.report import files
 
     stage = {"mixer": {"name": "unimix", **mixer} if isinstance(mixer, dict) else mixer}
     stage |= {"partners": {"name": "by_class", **partners} if isinstance(partners, dict) else partners}

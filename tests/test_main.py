@@ -239,7 +239,7 @@ def test_measuring_needs_nothing_that_windows_lacks(tmp_path):
         "for name in ('sched_getaffinity', 'fork', 'getuid'): delattr(os, name)\n"
         "from unimix_jax import evaluate, main\n"
         "from unimix_jax.data import download, loading\n"
-        "from unimix_jax.measures import metrics\n"
+        "from unimix_jax import metrics\n"
         "from unimix_jax.training import runtime\n"
         "assert runtime.peak_memory_mib() is None\n"
         "assert main.main(['main', '--help']) == 0\n"

@@ -10,7 +10,8 @@ import pytest
 
 from unimix_jax import npz, priors, storage
 from unimix_jax.errors import UserError
-from unimix_jax.measures import files
+from unimix_jax.metrics.predictions import read_predictions
+from unimix_jax.report import files
 from unimix_jax.training import rundir
 
 
@@ -35,7 +36,7 @@ def test_what_is_no_regular_file_is_not_opened(special):
     from unimix_jax.models import weights
 
     for read in (
-        rundir.read_predictions,
+        read_predictions,
         storage.read_json,
         rundir.read_metrics,
         files.read_counts,

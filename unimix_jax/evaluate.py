@@ -63,7 +63,7 @@ def _answer(argv: list[str]) -> str:
         return USAGE.rstrip()
     given = _parse(argv)
 
-    from unimix_jax.measures import evaluation, files
+    from unimix_jax.report import evaluation, files
 
     if given.figure:
         return _law_figure(given)
@@ -114,21 +114,21 @@ def report_on(inputs: list, place, options=None, kinds=("png", "pdf")) -> str:
       options: `evaluation.Options`.
       kinds: of picture files, see `files.write`.
     """
-    from unimix_jax.measures import evaluation, files, report, tables
+    from unimix_jax.report import evaluation, files, tables
+    from unimix_jax.report.sections import of_many, of_one, printed, remarks
 
     results = [evaluation.evaluate(each, options or evaluation.Options()) for each in inputs]
     if place is not None:
         if len(inputs) == 1:
-            sections, title = report.of_one(inputs[0], results[0], _laws(inputs[0])), inputs[0].name
+            sections, title = of_one(inputs[0], results[0], _laws(inputs[0])), inputs[0].name
         else:
-            sections, title = report.of_many(inputs, results), f"{len(inputs)} models side by side"
+            sections, title = of_many(inputs, results), f"{len(inputs)} models side by side"
         files.write(place, title, _ABOUT, sections, results, kinds)
     text = [
-        "\n\n".join(filter(None, (found.title, tables.table(found.rows), found.note)))
-        for found in report.printed(results)
+        "\n\n".join(filter(None, (found.title, tables.table(found.rows), found.note))) for found in printed(results)
     ]
     for word, kind in (("warning", "warnings"), ("missing", "missing")):
-        text += ["\n".join(f"{word}: {line}" for line in report.remarks(results, kind))]
+        text += ["\n".join(f"{word}: {line}" for line in remarks(results, kind))]
     text += [f"report: {place.html}" if place is not None else "report: none; --output=DIR writes one"]
     return "\n\n".join(filter(None, text))
 
@@ -139,7 +139,7 @@ def report_run(directory: pathlib.Path) -> pathlib.Path:
     Raises:
       UserError: it cannot be written.
     """
-    from unimix_jax.measures import files
+    from unimix_jax.report import files
 
     place = files.output(directory)
     if not place.others["json"].exists():
@@ -151,26 +151,27 @@ def _laws(given) -> tuple[list[dict], dict] | None:
     """The class distributions under the counts and the factor of a model; the paper's factor where it has none."""
     if given.test.counts is None:
         return None
-    from unimix_jax.training import laws
+    from unimix_jax.report import class_distributions
 
-    factor = laws.factor_of((given.about or {}).get("config", {}))
-    panels = laws.class_laws(given.test.counts, **factor)
+    factor = class_distributions.factor_of((given.about or {}).get("config", {}))
+    panels = class_distributions.panels(given.test.counts, **factor)
     return None if panels is None else (panels, factor)
 
 
 def _law_figure(given) -> str:
-    from unimix_jax.measures import files, report, theory
-    from unimix_jax.training import laws
+    from unimix_jax.report import class_distributions, files
+    from unimix_jax.report.sections import laws_section
+    from unimix_jax.theory import closed_forms
 
     if not given.output:
         raise UserError("--figure=A1 needs an --output=DIR")
     place = files.output(given.output)
     if place.others["json"].exists():
         raise UserError(f"{place.html} is a report on models, which this figure would replace; give another --output")
-    profile = theory.exponential_profile(given.classes, given.imbalance)
+    profile = closed_forms.exponential_profile(given.classes, given.imbalance)
     factor = {name: given[name].value for name in _FACTOR}
     title = f"Class distributions: {given.classes} classes, imbalance {given.imbalance:g}"
-    files.write(place, title, _ABOUT, [report.laws_section(laws.class_laws(profile, **factor), factor)], [])
+    files.write(place, title, _ABOUT, [laws_section(class_distributions.panels(profile, **factor), factor)], [])
     return f"report: {place.html}"
 
 

@@ -40,7 +40,7 @@ def _execute(argv: list[str], stop_requested) -> str:
 def _run(command: settings.Command, directory, stop_requested, clock: timings.Clock) -> str:
     # Only now the heavy imports: help and mistakes are answered at once.
     with clock.part("import"):
-        from unimix_jax.measures import tables
+        from unimix_jax.report import tables
         from unimix_jax.training import runtime
         from unimix_jax.training.run import run
 

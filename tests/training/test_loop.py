@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import main, settings, storage
+from unimix_jax import main, metrics, settings, storage
 from unimix_jax.errors import Interrupted, NonFiniteError, UserError
-from unimix_jax.measures import evaluation, files, metrics, parts
+from unimix_jax.metrics import per_example
+from unimix_jax.metrics.predictions import read_predictions, write_predictions
+from unimix_jax.report import evaluation, files
 from unimix_jax.training import checkpoints, loggers, loop, manifest, predict, rundir
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import kernels
@@ -54,7 +56,7 @@ def numbers_of(directory):
         line.pop("images_per_second", None)
     arrays = {}
     for split in ("test", "validation"):
-        predictions = rundir.read_predictions(directory / rundir.predictions_file(split))
+        predictions = read_predictions(directory / rundir.predictions_file(split))
         arrays[split] = predictions.logits.tobytes()
     step = max(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
     meta = json.loads((directory / "checkpoints" / str(step) / "meta" / "metadata").read_text())
@@ -80,14 +82,14 @@ def test_a_run_leaves_what_the_house_promises(finished):
 def test_the_measures_are_those_of_the_written_predictions(finished):
     directory, result = finished
     for split, images in (("test", 500), ("validation", 250)):
-        predictions = rundir.read_predictions(directory / rundir.predictions_file(split))
+        predictions = read_predictions(directory / rundir.predictions_file(split))
         assert predictions.logits.shape == (images, 10)
         assert predictions.logits.dtype == np.float32
         np.testing.assert_allclose(predictions.logits_prior, 0.1)  # Bayias, trained for a uniform test
         hits = predictions.logits.argmax(axis=1) == predictions.labels
         assert result[split]["accuracy"] == hits.mean()
         assert result[split]["few"] == pytest.approx(np.mean([hits[predictions.labels == c].mean() for c in (7, 8, 9)]))
-        confidence = parts.softmax(predictions.logits)
+        confidence = per_example.softmax(predictions.logits)
         assert result[split]["ece"] == metrics.ece(confidence, predictions.labels)
 
 
@@ -142,8 +144,8 @@ def test_results_that_were_changed_are_not_believed_silently(finished, tmp_path,
     directory, result = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
     about = storage.read_json(directory / "run.json")
     storage.write_json(directory / "metrics.json", result | {"test": result["test"] | {"accuracy": 1.0}})
-    predictions = rundir.read_predictions(directory / "predictions.npz")
-    rundir.write_predictions(directory / "predictions.npz", predictions._replace(logits=predictions.logits + 1))
+    predictions = read_predictions(directory / "predictions.npz")
+    write_predictions(directory / "predictions.npz", predictions._replace(logits=predictions.logits + 1))
     assert run(config(), directory)["test"]["accuracy"] == 1
     said = "metrics.json, predictions.npz were changed in"
     assert said in capsys.readouterr().err
@@ -199,7 +201,7 @@ def test_all_devices_and_both_wrappings_end_at_the_same_model(tmp_path):
             config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.how={how}", method="erm"),
             tmp_path / name,
         )
-        logits[name] = rundir.read_predictions(tmp_path / name / "predictions.npz").logits
+        logits[name] = read_predictions(tmp_path / name / "predictions.npz").logits
     for name in ("eight", "pmap"):  # whose blocks of 504 images are not the 500 of one
         # Measured 3e-7.
         assert np.linalg.norm(logits[name] - logits["one"]) < 1e-5 * np.linalg.norm(logits["one"])

@@ -10,11 +10,12 @@ from safetensors.numpy import save_file
 
 from unimix_jax import settings, storage
 from unimix_jax.errors import Interrupted, UserError
-from unimix_jax.measures import files, tables
 from unimix_jax.methods.rows import ROWS
+from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.models import resnet
+from unimix_jax.report import files, tables
 from unimix_jax.training import input as training_input
-from unimix_jax.training import predict, rundir
+from unimix_jax.training import predict
 from unimix_jax.training.devices import replicate
 from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
@@ -73,7 +74,7 @@ def test_a_run_on_a_folder_and_the_same_one_stopped_and_resumed(folder, tmp_path
     run(config(**{"data.dir": folder, "data.threads": 3}), tmp_path / "parts")
     results = [
         (
-            rundir.read_predictions(tmp_path / name / "predictions.npz"),
+            read_predictions(tmp_path / name / "predictions.npz"),
             json.loads((tmp_path / name / "metrics.json").read_text()),
         )
         for name in ("whole", "parts")
@@ -122,7 +123,7 @@ def test_unreadable_images_stop_a_run_or_are_listed(folder, tmp_path):
     # The same run, of which no step was saved, goes on without them.
     run(config(**{"data.dir": folder, "data.skip_unreadable": True}), tmp_path / "stops")
     assert set((tmp_path / "stops" / "unreadable.txt").read_text().splitlines()) == {str(train), str(test)}
-    predictions = rundir.read_predictions(tmp_path / "stops" / "predictions.npz")
+    predictions = read_predictions(tmp_path / "stops" / "predictions.npz")
     np.testing.assert_array_equal(predictions.labels, experiment.splits.test.labels[1:])
     facts = tables.run_facts(files.read_run(tmp_path / "stops").about)
     assert facts["images that could not be read"].startswith("2, left out of training and evaluation")

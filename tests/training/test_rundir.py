@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from unimix_jax import settings, storage
-from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError
+from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.training import rundir
 
 
 def test_predictions_come_back_as_written(tmp_path):
     written = Predictions(2 * np.eye(3, dtype=np.float32), np.arange(3), np.array([5, 2, 1]), None, ("a", "b", "ü"))
-    rundir.write_predictions(tmp_path / "p.npz", written)
-    read = rundir.read_predictions(tmp_path / "p.npz")
+    write_predictions(tmp_path / "p.npz", written)
+    read = read_predictions(tmp_path / "p.npz")
     np.testing.assert_array_equal(read.logits, written.logits)
     np.testing.assert_array_equal(read.counts, written.counts)
     assert read.logits_prior is None
@@ -27,7 +27,7 @@ def test_predictions_come_back_as_written(tmp_path):
 def test_probabilities_may_stand_in_the_place_of_logits(tmp_path):
     probabilities = np.array([[1.0, 0.0], [0.25, 0.75]])
     np.savez(tmp_path / "p.npz", probabilities=probabilities, labels=np.array([0, 1]))
-    read = rundir.read_predictions(tmp_path / "p.npz")
+    read = read_predictions(tmp_path / "p.npz")
     np.testing.assert_allclose(np.exp(read.logits), probabilities, atol=1e-300)
     assert np.isfinite(read.logits).all()
 
@@ -59,13 +59,13 @@ ROWS = np.array([[0.5, 0.5], [0.2, 0.8]])
 def test_files_that_hold_no_predictions_get_a_sentence(tmp_path, arrays, message):
     np.savez(tmp_path / "p.npz", **arrays)
     with pytest.raises(UserError, match=message):
-        rundir.read_predictions(tmp_path / "p.npz")
+        read_predictions(tmp_path / "p.npz")
 
 
 def test_files_that_are_not_whole_get_a_sentence(tmp_path):
     path = tmp_path / "p.npz"
     with pytest.raises(UserError, match="cannot read .*: No such file"):
-        rundir.read_predictions(path)
+        read_predictions(path)
     np.savez(path, logits=np.random.default_rng(0).normal(size=(200, 10)))
     content = path.read_bytes()
     damaged = bytearray(content)
@@ -74,11 +74,11 @@ def test_files_that_are_not_whole_get_a_sentence(tmp_path):
     for data in damages.values():
         path.write_bytes(data)
         with pytest.raises(UserError, match="cut short|is damaged"):
-            rundir.read_predictions(path)
+            read_predictions(path)
     with open(path, "wb") as file:
         np.save(file, ROWS)
     with pytest.raises(UserError, match="one array without a name"):
-        rundir.read_predictions(path)
+        read_predictions(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

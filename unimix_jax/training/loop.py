@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from unimix_jax.batch import Predictions
+from unimix_jax import metrics
 from unimix_jax.data import loading
 from unimix_jax.errors import Interrupted, NonFiniteError
-from unimix_jax.measures import metrics
 from unimix_jax.methods.method import Stage
+from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.models import resnet
 from unimix_jax.training import checkpoints, devices, loggers, predict, rundir, schedules
 from unimix_jax.training import input as training_input

@@ -8,10 +8,9 @@ import pathlib
 import threading
 import time
 
-from unimix_jax import storage
-from unimix_jax.batch import Predictions
+from unimix_jax import metrics, storage
 from unimix_jax.errors import Failure, Interrupted, NonFiniteError, UserError
-from unimix_jax.measures import metrics
+from unimix_jax.metrics.predictions import Predictions, write_predictions
 from unimix_jax.models import weights
 from unimix_jax.training import (
     checkpoints,
@@ -164,7 +163,7 @@ def _write_results(experiment: setup.Experiment, scores: dict[str, predict.Score
             experiment.method.logits_prior,
             source.class_names,
         )
-        rundir.write_predictions(directory / rundir.predictions_file(name), predictions)
+        write_predictions(directory / rundir.predictions_file(name), predictions)
         result[name] = metrics.summary(predictions)
         if source.names is not None:
             rundir.write_list(directory / rundir.list_file(name), source.names, source.labels, scores[name].rows)

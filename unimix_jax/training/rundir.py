@@ -7,7 +7,6 @@ report.html (.md .csv .json)  figures/
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -17,8 +16,7 @@ import time
 
 import numpy as np
 
-from unimix_jax import batch, npz, storage
-from unimix_jax.batch import Predictions
+from unimix_jax import storage
 from unimix_jax.errors import UserError
 from unimix_jax.storage import read_json, write_whole
 
@@ -365,43 +363,6 @@ def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k, missing) != new.get(k, missing))
     neutral = [k for k in keys if k in NEUTRAL + SEEN_IN_DATA or k.startswith(NEUTRAL_GROUPS)]
     return [k for k in keys if k not in neutral], neutral
-
-
-def write_predictions(path: pathlib.Path, predictions: Predictions) -> None:
-    """Write predictions as an .npz file without pickles, by `write_whole`; leave out fields that are None."""
-    arrays = {k: np.asarray(v) for k, v in predictions._asdict().items() if v is not None}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
-
-
-def read_predictions(path: str | os.PathLike) -> Predictions:
-    """Read and check predictions that `write_predictions` or another program wrote.
-
-    The file may hold `probabilities` float[N, K] instead of `logits`: their logarithms are taken, and 0 counts as the
-    smallest positive float.
-
-    Args:
-      path: of an .npz file with arrays named like the fields of `Predictions`.
-
-    Returns:
-      The predictions.
-
-    Raises:
-      UserError: the file does not exist, is not an .npz file, holds pickled objects, neither logits nor probabilities,
-        or arrays that are not predictions.
-    """
-    arrays = npz.read_arrays(path, (*Predictions._fields, "probabilities"))
-    if ("logits" in arrays) == ("probabilities" in arrays):
-        problem = (
-            "both 'logits' and 'probabilities'; one of them must go" if "logits" in arrays else "no array 'logits'"
-        )
-        raise UserError(f"{path} holds {problem}" + ("" if "logits" in arrays else " and no 'probabilities'"))
-    if "probabilities" in arrays:
-        arrays["logits"] = batch.logits_of_probabilities(arrays.pop("probabilities"), f"probabilities of {path}")
-    if "class_names" in arrays:
-        arrays["class_names"] = npz.names_of(arrays["class_names"], f"class_names of {path}")
-    return batch.checked(Predictions(**arrays), str(path))
 
 
 def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, rows: np.ndarray) -> None:

@@ -4,16 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import batch, priors
-from unimix_jax.batch import Predictions
+from unimix_jax import metrics, priors
 from unimix_jax.errors import UserError
-from unimix_jax.measures import adapt, intervals, metrics, parts, theory
+from unimix_jax.metrics import bootstrap, label_shift, per_example
+from unimix_jax.metrics.calibration import TEMPERATURES, calibrated, fit_bias_corrected, fit_temperature
+from unimix_jax.metrics.predictions import LOG_ZERO, Predictions, checked_predictions
+from unimix_jax.theory import exact
 
 _QUICK, _MANY = 500_000, 20_000_000  # costs of which 200 samples take seconds, and 20 take minutes
 _FEW_VALIDATION, _FEW_TEST = 100, 50  # images, below which a temperature, a cut test set, is remarked on
 
 
-class Given(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What there is to evaluate, of one model."""
 
     name: str  # what a report calls it
@@ -28,17 +30,17 @@ class Options(NamedTuple):
 
     bins: int = metrics.BINS
     by: str = "auto"  # shots, thirds, or auto
-    samples: int = intervals.SAMPLES  # of the bootstrap; 0 for no intervals
+    samples: int = bootstrap.SAMPLES  # of the bootstrap; 0 for no intervals
     classwise: bool = False  # intervals of SCE, ACE and TACE too
     test_prior: str = ""  # correct the test predictions for: uniform, train, imbalance:R, a file, or estimate
     seed: int = 0  # of the bootstrap, and of which images stay in a cut test set
 
 
-def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008, an immutable tuple
+def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # noqa: B008, an immutable tuple
     """Work out all that the predictions allow.
 
     Args:
-      given: at least test logits. Labels give the measures, counts the groups and cut test sets, validation
+      outputs: at least test logits. Labels give the measures, counts the groups and cut test sets, validation
         predictions the temperature and a calibrated estimate of the test prior.
       options: see `Options`.
 
@@ -51,33 +53,35 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
     Raises:
       UserError: predictions that do not fit together, or an unknown test prior.
     """
-    test = batch.checked(given.test, f"{given.name} (test)")
-    validation = None if given.validation is None else batch.checked(given.validation, f"{given.name} (validation)")
+    test = checked_predictions(outputs.test, f"{outputs.name} (test)")
+    validation = (
+        None if outputs.validation is None else checked_predictions(outputs.validation, f"{outputs.name} (validation)")
+    )
     classes = test.logits.shape[1]
     if validation is not None and (validation.labels is None or validation.logits.shape[1] != classes):
-        raise UserError(f"the validation predictions of {given.name} must have labels and {classes} classes")
+        raise UserError(f"the validation predictions of {outputs.name} must have labels and {classes} classes")
     measured = {"bins": options.bins, "by": options.by}
-    result: dict = {"name": given.name, "images": len(test.logits), "classes": classes}
+    result: dict = {"name": outputs.name, "images": len(test.logits), "classes": classes}
     result["class_names"] = list(test.class_names or map(str, range(classes)))
     result["options"] = options._asdict()
-    result["missing"] = _missing(given, test, validation, options)
+    result["missing"] = _missing(outputs, test, validation, options)
     calibration = None
     if validation is not None:
         validation = validation._replace(counts=test.counts)
         result["validation"] = metrics.summary(validation, **measured)
-        result["temperature"] = adapt.fit_temperature(validation.logits, validation.labels)
-        calibration = adapt.fit_bias_corrected(validation.logits, validation.labels)
+        result["temperature"] = fit_temperature(validation.logits, validation.labels)
+        calibration = fit_bias_corrected(validation.logits, validation.labels)
     if test.counts is not None:
         result["counts"] = test.counts.tolist()
     if test.labels is not None:
         result["test_share"] = (np.bincount(test.labels, minlength=classes) / len(test.labels)).tolist()
         result["test"] = metrics.summary(test, **measured)
         if options.samples:
-            names = tuple(metrics.MEASURES) if options.classwise else intervals.DEFAULT
-            found = intervals.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
+            names = tuple(metrics.MEASURES) if options.classwise else bootstrap.DEFAULT
+            found = bootstrap.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
             result["test"]["intervals"] = {name: list(ends) for name, ends in found.items()}
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
-            result["test"]["by_chance"] = intervals.by_chance(test, **chance)
+            result["test"]["by_chance"] = bootstrap.expected_if_calibrated(test, **chance)
         if "temperature" in result:
             cooled = test._replace(logits=test.logits / result["temperature"])
             result["test_at_temperature"] = metrics.summary(cooled, **measured)
@@ -87,17 +91,19 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
     if standing is not None:
         result["corrected_logits"] = words
     result["estimates"] = {}
-    for method in adapt.METHODS if held is not None else ("em",) if standing is not None else ():
+    for method in label_shift.METHODS if held is not None else ("em",) if standing is not None else ():
         samples = _estimate_samples(options.samples, *test.logits.shape)
-        estimate = adapt.estimate_prior(test.logits, **estimator, method=method, samples=samples, seed=options.seed)
+        estimate = label_shift.estimate_prior(
+            test.logits, **estimator, method=method, samples=samples, seed=options.seed
+        )
         ends = {"low": estimate.low.tolist(), "high": estimate.high.tolist()} if samples else {}
         found = {"samples": samples, "prior": estimate.prior.tolist(), "warnings": list(estimate.warnings)}
         result["estimates"][method] = found | ends
     if options.test_prior:
-        result["corrected"] = _corrected(given.name, test, result, standing, options)
+        result["corrected"] = _corrected(outputs.name, test, result, standing, options)
     if test.labels is not None and test.counts is not None and all(result["test_share"]):
         result["cut_tests"] = _cut_tests(test, estimator, standing, options)
-    result["warnings"] = [*_changed(given.about or {}), *_warnings(result, test, validation)]
+    result["warnings"] = [*_changed(outputs.about or {}), *_warnings(result, test, validation)]
     return result
 
 
@@ -121,7 +127,7 @@ def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list
         lines.append(f"the temperature rests on {validation['images']} validation images: it is uncertain")
     if validation and validation["accuracy"] == 1:
         lines.append("all validation images are right, so the temperature has no lower limit: it is too small")
-    lowest, highest = adapt.TEMPERATURES
+    lowest, highest = TEMPERATURES
     if "temperature" in result and not 1.1 * lowest < result["temperature"] < 0.9 * highest:
         lines.append(f"the temperature {result['temperature']:.3g} is at the end of where one is looked for")
     for method, found in result["estimates"].items():
@@ -142,13 +148,13 @@ def _estimate_samples(asked: int, images: int, classes: int) -> int:
 def _zeros(split: str, predictions: Predictions) -> list[str]:
     """Say how many probabilities are 0, which no logarithm has, and how many of them are a label's."""
     # float32 keeps the logarithm of the smallest positive float to 6e-5.
-    zero = np.abs(parts.normalised(predictions.logits) - batch.LOG_ZERO) < 1e-3
+    zero = np.abs(per_example.normalised(predictions.logits) - LOG_ZERO) < 1e-3
     if not zero.any():
         return []
     own = 0 if predictions.labels is None else int(zero[np.arange(len(zero)), predictions.labels].sum())
     return [
         f"{int(zero.sum())} of {zero.size} {split} probabilities are 0 and count as the smallest positive number "
-        f"(1e-308); {own} of them are a label's, each of which costs {-batch.LOG_ZERO:.0f} nats of NLL"
+        f"(1e-308); {own} of them are a label's, each of which costs {-LOG_ZERO:.0f} nats of NLL"
     ]
 
 
@@ -160,12 +166,12 @@ def _standing(test: Predictions, validation: Predictions | None, calibration) ->
     alone will not do: fitted on validation images of another prior than that of the logits, it makes up for both.)
     """
     if calibration is not None:
-        held = parts.softmax(adapt.calibrated(validation.logits, calibration))
+        held = per_example.softmax(calibrated(validation.logits, calibration))
         words = (
             f"calibrated on the {len(held)} validation images by a temperature, {calibration.temperature:.3g}, and a "
             "bias for each class"
         )
-        return (adapt.calibrated(test.logits, calibration), adapt.mean_shares(held)), words
+        return (calibrated(test.logits, calibration), label_shift.mean_shares(held)), words
     trained = None if test.logits_prior is None else (test.logits, test.logits_prior)
     return trained, "the model's own, which are not calibrated, for there are no validation predictions"
 
@@ -192,7 +198,7 @@ def _corrected(name: str, test: Predictions, result: dict, standing, options: Op
     words = "the prior estimated by EM" if options.test_prior == "estimate" else options.test_prior
     values = {"for": words, "prior": prior.tolist(), "logits": result["corrected_logits"]}
     if test.labels is not None:
-        shifted = test._replace(logits=adapt.shift_prior(*standing, prior), logits_prior=prior)
+        shifted = test._replace(logits=label_shift.shift_prior(*standing, prior), logits_prior=prior)
         values |= metrics.summary(shifted, bins=options.bins, by=options.by)
     return values
 
@@ -205,16 +211,16 @@ def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -
     Source: Table D2 of the paper's supplement; what it leaves as future work, a prior that nobody knows, is ours.
     """
     rows = []
-    for imbalance in adapt.IMBALANCES:
-        index = adapt.cut(test.labels, test.counts, imbalance, options.seed)
+    for imbalance in label_shift.IMBALANCES:
+        index = label_shift.cut(test.labels, test.counts, imbalance, options.seed)
         part = Predictions(test.logits[index], test.labels[index])
         variants = {"as it is": part.logits}
         if standing is not None:
             known = priors.read_test_prior(f"imbalance:{imbalance}", test.counts)
-            variants["known prior"] = adapt.shift_prior(standing[0][index], standing[1], known)
-            for method in adapt.METHODS if estimator["validation"] is not None else ("em",):
-                found = adapt.estimate_prior(part.logits, **estimator, method=method, samples=0)
-                variants[method.upper()] = adapt.shift_prior(standing[0][index], standing[1], found.prior)
+            variants["known prior"] = label_shift.shift_prior(standing[0][index], standing[1], known)
+            for method in label_shift.METHODS if estimator["validation"] is not None else ("em",):
+                found = label_shift.estimate_prior(part.logits, **estimator, method=method, samples=0)
+                variants[method.upper()] = label_shift.shift_prior(standing[0][index], standing[1], found.prior)
         row: dict = {"imbalance": imbalance, "images": len(index), "variants": {}}
         for name, logits in variants.items():
             values = metrics.summary(part._replace(logits=logits), names=("accuracy", "ece"), bins=options.bins)
@@ -223,7 +229,7 @@ def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -
     return rows
 
 
-def _missing(given: Given, test: Predictions, validation: Predictions | None, options: Options) -> list[str]:
+def _missing(outputs: ModelOutputs, test: Predictions, validation: Predictions | None, options: Options) -> list[str]:
     """A sentence for each thing that these arrays do not allow, and what would give it."""
     lines = []
     if test.labels is None:
@@ -250,7 +256,7 @@ def _missing(given: Given, test: Predictions, validation: Predictions | None, op
     if test.labels is not None and test.counts is not None and len(set(test.labels.tolist())) < len(test.counts):
         lines.append("test sets of another imbalance: a class has no test image, so none can be cut")
     if validation is None:
-        how = "give --validation=FILE.npz" if given.about is None else "train with a validation split"
+        how = "give --validation=FILE.npz" if outputs.about is None else "train with a validation split"
         lines.append(
             f"temperature, and a calibrated estimate of the test prior: there are no validation predictions; {how}"
         )
@@ -259,16 +265,16 @@ def _missing(given: Given, test: Predictions, validation: Predictions | None, op
                 "correction for a test prior: the logits stand for no known prior; an array 'logits_prior' or "
                 "validation predictions would give it"
             )
-    if test.counts is not None and len(test.counts) > theory.MOST_CLASSES:
-        lines.append(f"class distributions of mixed images: they are drawn for at most {theory.MOST_CLASSES:,} classes")
+    if test.counts is not None and len(test.counts) > exact.MOST_CLASSES:
+        lines.append(f"class distributions of mixed images: they are drawn for at most {exact.MOST_CLASSES:,} classes")
     estimated = validation is not None or test.logits_prior is not None
     if estimated and options.samples and not _estimate_samples(options.samples, *test.logits.shape):
         lines.append(
             "intervals of the estimated test prior: they take too long for this many logits; as a library, "
-            "adapt.estimate_prior has them"
+            "label_shift.estimate_prior has them"
         )
     if test.labels is not None and test.logits.shape[1] <= 5:
         lines.append(f"top-5 accuracy: with {test.logits.shape[1]} classes it says nothing")
-    if given.about is None:
+    if outputs.about is None:
         lines.append("training curves and what was run: give --workdir=RUN in the place of its predictions")
     return lines

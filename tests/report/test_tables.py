@@ -1,6 +1,7 @@
 import pytest
 
-from unimix_jax.measures import metrics, tables
+from unimix_jax import metrics
+from unimix_jax.report import tables
 
 
 def test_every_measure_and_group_has_its_words():

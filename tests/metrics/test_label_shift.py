@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from unimix_jax import batch, priors
+from unimix_jax import metrics, priors
 from unimix_jax.errors import UserError
-from unimix_jax.measures import adapt, evaluation, metrics, parts
+from unimix_jax.metrics import calibration, label_shift, per_example
+from unimix_jax.metrics.predictions import Predictions
+from unimix_jax.report import evaluation
 
 CLASSES = 8
 TRAIN = priors.prior(priors.profile("exp", 1000, CLASSES, 50))
@@ -23,23 +25,23 @@ def drawn(prior, size, seed, posterior_of=TRAIN):
 
 def test_a_shift_by_hand():
     # .5 : .5 under (1/2, 1/2) is .9 : .1 under (.9, .1).
-    shifted = adapt.shift_prior(np.zeros((1, 2)), np.array([0.5, 0.5]), np.array([0.9, 0.1]))
-    np.testing.assert_allclose(parts.softmax(shifted), [[0.9, 0.1]])
+    shifted = label_shift.shift_prior(np.zeros((1, 2)), np.array([0.5, 0.5]), np.array([0.9, 0.1]))
+    np.testing.assert_allclose(per_example.softmax(shifted), [[0.9, 0.1]])
 
 
 def test_shifting_there_and_back_is_the_identity():
     logits, _ = drawn(UNIFORM, 50, 1)
-    there = adapt.shift_prior(logits, TRAIN, UNIFORM)
-    np.testing.assert_allclose(adapt.shift_prior(there, UNIFORM, TRAIN), logits, atol=1e-12)
-    np.testing.assert_allclose(adapt.shift_prior(logits, 3 * TRAIN, TRAIN), logits, atol=1e-12)
+    there = label_shift.shift_prior(logits, TRAIN, UNIFORM)
+    np.testing.assert_allclose(label_shift.shift_prior(there, UNIFORM, TRAIN), logits, atol=1e-12)
+    np.testing.assert_allclose(label_shift.shift_prior(logits, 3 * TRAIN, TRAIN), logits, atol=1e-12)
 
 
 def test_shifted_logits_are_those_of_a_model_of_the_other_prior():
     logits, labels = drawn(TRAIN[::-1], 2000, 2)
     right, _ = drawn(TRAIN[::-1], 2000, 2, posterior_of=TRAIN[::-1])
-    shifted = parts.softmax(adapt.shift_prior(logits, TRAIN, TRAIN[::-1]))
-    np.testing.assert_allclose(shifted, parts.softmax(right), atol=1e-12)
-    assert metrics.accuracy(shifted, labels) > metrics.accuracy(parts.softmax(logits), labels) + 0.05
+    shifted = per_example.softmax(label_shift.shift_prior(logits, TRAIN, TRAIN[::-1]))
+    np.testing.assert_allclose(shifted, per_example.softmax(right), atol=1e-12)
+    assert metrics.accuracy(shifted, labels) > metrics.accuracy(per_example.softmax(logits), labels) + 0.05
 
 
 @pytest.mark.parametrize("prior", [np.array([0.5, 0.5, 0]), np.array([1.0]), np.array([np.nan, 0.5, 0.5])])
@@ -47,7 +49,7 @@ def test_priors_that_are_none_are_refused(prior):
     uniform = np.full(3, 1 / 3)
     for arguments in ((prior, uniform), (uniform, prior)):
         with pytest.raises(UserError, match="3 positive numbers"):
-            adapt.shift_prior(np.zeros((2, 3)), *arguments)
+            label_shift.shift_prior(np.zeros((2, 3)), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_priors_that_are_none_are_refused(prior):
 def test_test_sets_are_cut_by_training_count(imbalance, expected):
     counts = np.array([5, 300, 20, 100, 50, 10])  # class 1 has most, class 0 fewest
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), [40, 50, 41, 60, 44, 40]))
-    positions = adapt.cut(labels, counts, imbalance)
+    positions = label_shift.cut(labels, counts, imbalance)
     by_rank = np.bincount(labels[positions], minlength=6)[[1, 3, 4, 2, 5, 0]]
     np.testing.assert_array_equal(by_rank, expected)
     assert (np.diff(positions) > 0).all()
@@ -69,14 +71,14 @@ def test_test_sets_are_cut_by_training_count(imbalance, expected):
 
 def test_which_images_stay_depends_on_the_seed_only():
     labels, counts = np.repeat(np.arange(4), 30), np.array([40, 30, 20, 10])
-    np.testing.assert_array_equal(adapt.cut(labels, counts, 10, 1), adapt.cut(labels, counts, 10, 1))
-    assert (adapt.cut(labels, counts, 10, 1) != adapt.cut(labels, counts, 10, 2)).any()
-    assert set(adapt.cut(labels, counts, 20, 1)) < set(adapt.cut(labels, counts, 10, 1))  # cuts are nested
+    np.testing.assert_array_equal(label_shift.cut(labels, counts, 10, 1), label_shift.cut(labels, counts, 10, 1))
+    assert (label_shift.cut(labels, counts, 10, 1) != label_shift.cut(labels, counts, 10, 2)).any()
+    assert set(label_shift.cut(labels, counts, 20, 1)) < set(label_shift.cut(labels, counts, 10, 1))  # cuts are nested
 
 
 def test_classes_with_equal_counts_keep_their_order():
     # Many of them: an unstable sort of sixteen or less is stable all the same.
-    kept = adapt.cut(np.repeat(np.arange(40), 40), np.full(40, 7), 20)
+    kept = label_shift.cut(np.repeat(np.arange(40), 40), np.full(40, 7), 20)
     np.testing.assert_array_equal(np.bincount(np.repeat(np.arange(40), 40)[kept]), priors.profile("exp", 40, 40, 20))
 
 
@@ -86,21 +88,21 @@ def test_classes_with_equal_counts_keep_their_order():
 )
 def test_cuts_that_cannot_be_made(labels, imbalance, message):
     with pytest.raises(UserError, match=message):
-        adapt.cut(np.array(labels), np.array([2, 1]), imbalance)
+        label_shift.cut(np.array(labels), np.array([2, 1]), imbalance)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 1.7, 6.0])
 def test_the_temperature_of_scaled_logits_is_found(true):
     logits, labels = drawn(TRAIN, 20_000, 3)
     # The standard error of log T is about 1 % for 20,000 images.
-    assert adapt.fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.04)
+    assert calibration.fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.04)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_temperature_is_the_best_of_a_grid_and_never_worse_than_1(seed):
     logits, labels = drawn(UNIFORM, 60, seed)
     logits = logits * [0.2, 1.0, 5.0, 20.0, 1.0][seed]
-    temperature = adapt.fit_temperature(logits, labels)
+    temperature = calibration.fit_temperature(logits, labels)
     found = metrics.nll_of_logits(logits / temperature, labels)
     grid = [metrics.nll_of_logits(logits / t, labels) for t in np.geomspace(0.01, 100, 400)]
     assert found <= min(*grid, metrics.nll_of_logits(logits, labels)) + 1e-12
@@ -109,35 +111,35 @@ def test_a_temperature_is_the_best_of_a_grid_and_never_worse_than_1(seed):
 def test_temperatures_of_one_sided_data_stay_in_their_bracket():
     right = np.array([[5.0, 0], [0, 5.0]])
     # All right: the NLL falls to 0 in float64 long before T = .01.
-    temperature = adapt.fit_temperature(right, np.array([0, 1]))
+    temperature = calibration.fit_temperature(right, np.array([0, 1]))
     assert 0.01 <= temperature < 0.2
     assert metrics.nll_of_logits(right / temperature, np.array([0, 1])) < 1e-15
-    assert adapt.fit_temperature(right, np.array([1, 0])) == pytest.approx(100, rel=1e-6)
-    assert adapt.fit_temperature(np.zeros((2, 2)), np.array([0, 1])) == 1.0
+    assert calibration.fit_temperature(right, np.array([1, 0])) == pytest.approx(100, rel=1e-6)
+    assert calibration.fit_temperature(np.zeros((2, 2)), np.array([0, 1])) == 1.0
 
 
 def test_bias_correction_undoes_a_temperature_and_a_bias():
     logits, labels = drawn(UNIFORM, 20_000, 4, posterior_of=UNIFORM)
     bias = np.linspace(-1, 1, CLASSES)
-    found = adapt.fit_bias_corrected(2 * (logits - bias), labels)
+    found = calibration.fit_bias_corrected(2 * (logits - bias), labels)
     assert found.temperature == pytest.approx(2, rel=0.05)
     np.testing.assert_allclose(found.bias, bias - bias.mean(), atol=0.15)
-    corrected = adapt.calibrated(2 * (logits - bias), found)
+    corrected = calibration.calibrated(2 * (logits - bias), found)
     # At its optimum the mean probabilities are the shares of the labels, but for the pull of one image.
     shares = np.bincount(labels, minlength=CLASSES) / len(labels)
-    np.testing.assert_allclose(parts.softmax(corrected).mean(axis=0), shares, atol=2e-4)
+    np.testing.assert_allclose(per_example.softmax(corrected).mean(axis=0), shares, atol=2e-4)
 
 
 def test_bias_correction_is_no_worse_than_a_temperature_and_finite_for_an_absent_class():
     logits, labels = drawn(UNIFORM, 100, 5)
     held = logits[labels != 3], labels[labels != 3]
-    found = adapt.fit_bias_corrected(*held)
+    found = calibration.fit_bias_corrected(*held)
     # The slope by each bias is 0: probabilities less labels, and the pull of one image in equal parts.
-    probabilities = parts.softmax(adapt.calibrated(held[0], found)).sum(axis=0)
-    pull = parts.softmax(found.bias[None])[0] - 1 / CLASSES
+    probabilities = per_example.softmax(calibration.calibrated(held[0], found)).sum(axis=0)
+    pull = per_example.softmax(found.bias[None])[0] - 1 / CLASSES
     np.testing.assert_allclose(probabilities + pull, np.bincount(held[1], minlength=CLASSES), atol=0.02)
-    cooled = metrics.nll_of_logits(held[0] / adapt.fit_temperature(*held), held[1])
-    assert metrics.nll_of_logits(adapt.calibrated(held[0], found), held[1]) <= cooled
+    cooled = metrics.nll_of_logits(held[0] / calibration.fit_temperature(*held), held[1])
+    assert metrics.nll_of_logits(calibration.calibrated(held[0], found), held[1]) <= cooled
 
 
 @pytest.mark.parametrize("of_validation", [TRAIN, UNIFORM], ids=["long-tailed", "balanced"])
@@ -148,15 +150,15 @@ def test_a_known_prior_is_corrected_for_from_calibrated_logits(of_validation, te
     prior = priors.read_test_prior(test_prior, TRAIN)
     logits, labels = drawn(prior, 4000, 91)
     counts = priors.profile("exp", 1000, CLASSES, 50)
-    given = evaluation.Given(
+    given = evaluation.ModelOutputs(
         "m",
-        batch.Predictions(2 * logits, labels, counts, priors.prior(counts)),
-        batch.Predictions(2 * held, held_labels),
+        Predictions(2 * logits, labels, counts, priors.prior(counts)),
+        Predictions(2 * held, held_labels),
     )
     result = evaluation.evaluate(given, evaluation.Options(samples=0, test_prior=test_prior))
-    bayes = metrics.accuracy(parts.softmax(adapt.shift_prior(logits, TRAIN, prior)), labels)
-    over_confident = adapt.shift_prior(2 * logits, TRAIN, prior)
-    assert metrics.accuracy(parts.softmax(over_confident), labels) < bayes - 0.04
+    bayes = metrics.accuracy(per_example.softmax(label_shift.shift_prior(logits, TRAIN, prior)), labels)
+    over_confident = label_shift.shift_prior(2 * logits, TRAIN, prior)
+    assert metrics.accuracy(per_example.softmax(over_confident), labels) < bayes - 0.04
     corrected = result["corrected"]
     assert abs(corrected["accuracy"] - bayes) < 0.012
     assert corrected["ece"] < 0.03
@@ -169,7 +171,7 @@ def test_a_known_prior_is_corrected_for_from_calibrated_logits(of_validation, te
             assert known["accuracy"] > row["variants"][estimated]["accuracy"] - max(0.01, 2 / row["images"])
     # Without validation predictions there is no temperature: the model's own logits, and that is said.
     alone = evaluation.evaluate(given._replace(validation=None), evaluation.Options(samples=0, test_prior=test_prior))
-    assert alone["corrected"]["accuracy"] == metrics.accuracy(parts.softmax(over_confident), labels)
+    assert alone["corrected"]["accuracy"] == metrics.accuracy(per_example.softmax(over_confident), labels)
     assert "not calibrated" in alone["corrected"]["logits"]
 
 
@@ -179,7 +181,7 @@ def test_em_recovers_a_known_prior_within_its_interval(imbalance):
     inside, errors = [], []
     for seed in range(6):
         logits, _ = drawn(prior, 1000, 100 + seed)
-        found = adapt.estimate_prior(logits, logits_prior=TRAIN, samples=60, seed=seed)
+        found = label_shift.estimate_prior(logits, logits_prior=TRAIN, samples=60, seed=seed)
         inside.append((found.low <= prior) & (prior <= found.high))
         errors.append(np.abs(found.prior - prior).sum() / 2)
         assert found.prior.sum() == pytest.approx(1)
@@ -192,8 +194,8 @@ def test_em_recovers_a_known_prior_within_its_interval(imbalance):
 
 def test_the_likelihood_of_em_never_falls_and_ends_at_its_maximum():
     logits, _ = drawn(TRAIN[::-1], 500, 7)
-    probabilities = parts.softmax(logits)
-    prior, likelihoods = adapt.em(probabilities, TRAIN, tolerance=1e-9)
+    probabilities = per_example.softmax(logits)
+    prior, likelihoods = label_shift.em(probabilities, TRAIN, tolerance=1e-9)
     assert (np.diff(likelihoods) >= -1e-12).all()
 
     def likelihood(q):
@@ -206,11 +208,11 @@ def test_the_likelihood_of_em_never_falls_and_ends_at_its_maximum():
 
 
 def test_em_of_samples_is_em_of_each_of_them():
-    probabilities = parts.softmax(drawn(UNIFORM, 200, 8)[0])
+    probabilities = per_example.softmax(drawn(UNIFORM, 200, 8)[0])
     weights = np.random.default_rng(0).multinomial(200, np.full(200, 1 / 200), size=3).T
-    together, _ = adapt.em(probabilities, TRAIN, weights=weights, tolerance=1e-9)
+    together, _ = label_shift.em(probabilities, TRAIN, weights=weights, tolerance=1e-9)
     for column, sample in zip(together.T, weights.T, strict=True):
-        alone, _ = adapt.em(np.repeat(probabilities, sample, axis=0), TRAIN, tolerance=1e-9)
+        alone, _ = label_shift.em(np.repeat(probabilities, sample, axis=0), TRAIN, tolerance=1e-9)
         np.testing.assert_allclose(column, alone, atol=1e-5)  # each stops by its own last move
 
 
@@ -224,9 +226,9 @@ OTHERS = {
 
 def test_estimates_are_those_of_other_packages_where_there_is_data_enough():
     held, held_labels = drawn(TRAIN, 4000, 80)
-    held, probabilities = parts.softmax(held), parts.softmax(drawn(UNIFORM, 3000, 81)[0])
-    np.testing.assert_allclose(adapt.em(probabilities, held.mean(axis=0))[0], OTHERS["em"], atol=2e-6)
-    prior, errors = adapt.bbse(probabilities, held, held_labels)
+    held, probabilities = per_example.softmax(held), per_example.softmax(drawn(UNIFORM, 3000, 81)[0])
+    np.testing.assert_allclose(label_shift.em(probabilities, held.mean(axis=0))[0], OTHERS["em"], atol=2e-6)
+    prior, errors = label_shift.bbse(probabilities, held, held_labels)
     # Only the pull to the validation images' shares differs: (error of a share / .375)**2 of the way.
     np.testing.assert_allclose(prior, OTHERS["bbse"], atol=2e-3)
     assert (np.abs(prior - UNIFORM) < 2.5 * errors).all()
@@ -237,8 +239,8 @@ def test_bbse_of_few_long_tailed_images_is_nearer_than_the_plain_solution():
     ours, plain, inside = [], [], []
     for seed in range(20):
         held, held_labels = drawn(TRAIN, 500, 100 + seed)
-        held, probabilities = parts.softmax(held), parts.softmax(drawn(UNIFORM, 1000, 200 + seed)[0])
-        prior, errors = adapt.bbse(probabilities, held, held_labels)
+        held, probabilities = per_example.softmax(held), per_example.softmax(drawn(UNIFORM, 1000, 200 + seed)[0])
+        prior, errors = label_shift.bbse(probabilities, held, held_labels)
         system = held.T @ np.eye(CLASSES)[held_labels] / len(held)
         shares = np.maximum(np.linalg.solve(system, probabilities.mean(axis=0)) * system.sum(axis=0), 0)
         ours.append(np.abs(prior - UNIFORM).sum())
@@ -251,14 +253,14 @@ def test_bbse_of_few_long_tailed_images_is_nearer_than_the_plain_solution():
 def test_bbse_by_hand():
     # Certain predictions, all right: the shares are those that are predicted; no share is negative.
     eye = np.eye(2)
-    prior, _ = adapt.bbse(eye[np.arange(1000) % 5 // 4], eye[np.arange(1000) % 2], np.arange(1000) % 2)
+    prior, _ = label_shift.bbse(eye[np.arange(1000) % 5 // 4], eye[np.arange(1000) % 2], np.arange(1000) % 2)
     np.testing.assert_allclose(prior, [0.8, 0.2], atol=1e-4)
     # .8 and .3 for class 0 where it is the label and where it is not: a mean of .9 lies beyond all shares.
     rows = np.array([[0.8, 0.2], [0.3, 0.7]])
-    prior, _ = adapt.bbse(np.full((1000, 2), [0.9, 0.1]), rows[np.arange(1000) % 2], np.arange(1000) % 2)
+    prior, _ = label_shift.bbse(np.full((1000, 2), [0.9, 0.1]), rows[np.arange(1000) % 2], np.arange(1000) % 2)
     np.testing.assert_allclose(prior, [1, 0], atol=1e-5)
     # Predictions that say nothing leave the validation images' shares, and great doubt.
-    prior, errors = adapt.bbse(np.full((900, 3), 1 / 3), np.full((900, 3), 1 / 3), np.arange(900) % 10 // 4)
+    prior, errors = label_shift.bbse(np.full((900, 3), 1 / 3), np.full((900, 3), 1 / 3), np.arange(900) % 10 // 4)
     np.testing.assert_allclose(prior, [0.4, 0.4, 0.2], atol=1e-3)
     assert (errors > 0.3).all()
 
@@ -270,7 +272,7 @@ def test_em_finds_the_maximum_where_classes_are_alike(gap):
     centres = np.array([0, gap, 2 * gap, 6, 9, 12])
     random = np.random.default_rng(3)
     points = centres[random.choice(6, 2000, p=[0.3, 0.1, 0.2, 0.2, 0.1, 0.1])] + random.normal(0, 1, 2000)
-    probabilities, source = parts.softmax(-0.5 * (points[:, None] - centres) ** 2 - 1), np.full(6, 1 / 6)
+    probabilities, source = per_example.softmax(-0.5 * (points[:, None] - centres) ** 2 - 1), np.full(6, 1 / 6)
     ratios = probabilities / source
     best = minimize(
         lambda q: -np.log(ratios @ q).mean(),
@@ -281,23 +283,23 @@ def test_em_finds_the_maximum_where_classes_are_alike(gap):
         options={"ftol": 1e-16, "maxiter": 1000},
     )
     # Plain steps that end at a move of 1e-4 miss shares by up to .02 here.
-    np.testing.assert_allclose(adapt.em(probabilities, source)[0], best.x, atol=2e-4)
+    np.testing.assert_allclose(label_shift.em(probabilities, source)[0], best.x, atol=2e-4)
 
 
-@pytest.mark.parametrize("method", adapt.METHODS)
+@pytest.mark.parametrize("method", label_shift.METHODS)
 def test_estimates_after_calibration_on_validation_images(method):
     prior = priors.read_test_prior("imbalance:0.05", TRAIN)
     bias = np.linspace(-0.5, 0.5, CLASSES)
     held, held_labels = drawn(UNIFORM, 4000, 9)
     logits, _ = drawn(prior, 3000, 10)
     # The model is over-confident and leans to some classes; nobody knows what prior its logits stand for.
-    found = adapt.estimate_prior(
+    found = label_shift.estimate_prior(
         3 * (logits + bias), validation=(3 * (held + bias), held_labels), method=method, samples=20
     )
     # Measured .02 (EM) and .06 (BBSE, which looks at mean probabilities only).
     assert np.abs(found.prior - prior).sum() / 2 < 0.08
     assert found.warnings == ()
-    wrong = adapt.estimate_prior(3 * (logits + bias), logits_prior=TRAIN, samples=0)
+    wrong = label_shift.estimate_prior(3 * (logits + bias), logits_prior=TRAIN, samples=0)
     assert np.abs(wrong.prior - prior).sum() / 2 > 0.08  # uncalibrated, and said to be
     assert "not calibrated" in wrong.warnings[0]
     assert np.isnan(wrong.low).all()
@@ -305,7 +307,7 @@ def test_estimates_after_calibration_on_validation_images(method):
 
 def test_what_should_not_be_trusted_is_said():
     held, held_labels = drawn(UNIFORM, 40, 11)
-    few = adapt.estimate_prior(drawn(UNIFORM, 30, 12)[0], validation=(held, held_labels), samples=30)
+    few = label_shift.estimate_prior(drawn(UNIFORM, 30, 12)[0], validation=(held, held_labels), samples=30)
     assert any("fewer than 10 validation images" in w for w in few.warnings)
     assert any("shares are uncertain" in w for w in few.warnings)
     # Half of the images are of another kind: the model is less sure of them than of any class's images.
@@ -313,7 +315,7 @@ def test_what_should_not_be_trusted_is_said():
     noise = np.random.default_rng(0).normal(0, 0.5, (500, 12)) + CENTRES.mean(axis=0)
     strange = noise @ CENTRES.T - 0.5 * (CENTRES**2).sum(axis=1) + np.log(TRAIN)
     mixed = np.concatenate([strange, drawn(TRAIN, 500, 14)[0]])
-    found = adapt.estimate_prior(mixed, validation=(held, held_labels), samples=0)
+    found = label_shift.estimate_prior(mixed, validation=(held, held_labels), samples=0)
     assert any("images themselves seem to differ" in w for w in found.warnings)
 
 
@@ -323,12 +325,12 @@ def test_what_should_not_be_trusted_is_said():
 def test_other_shares_alone_raise_no_alarm(of_validation, prior, seed):
     held, held_labels = drawn(of_validation, 800, 20 + seed)
     logits, _ = drawn(prior, 2000, 30 + seed)
-    for method in adapt.METHODS:
-        found = adapt.estimate_prior(2 * logits, validation=(2 * held, held_labels), method=method, samples=0)
+    for method in label_shift.METHODS:
+        found = label_shift.estimate_prior(2 * logits, validation=(2 * held, held_labels), method=method, samples=0)
         assert not any("seem to differ" in w for w in found.warnings)
 
 
-@pytest.mark.parametrize("method", adapt.METHODS)
+@pytest.mark.parametrize("method", label_shift.METHODS)
 def test_classes_that_cannot_be_told_apart_have_wide_intervals(method):
     prior = np.array([0.19, 0.01, 0.2, 0.2, 0.2, 0.2])
     centres = np.array([0, 0, 3, 6, 9, 12.0])  # the first two are twins
@@ -340,22 +342,22 @@ def test_classes_that_cannot_be_told_apart_have_wide_intervals(method):
         return -0.5 * (points[:, None] - centres) ** 2, labels
 
     held, logits = pairs(np.full(6, 1 / 6), 600, 0), pairs(prior, 1000, 1)[0]
-    found = adapt.estimate_prior(logits, validation=held, method=method, samples=40)
+    found = label_shift.estimate_prior(logits, validation=held, method=method, samples=40)
     assert ((found.low <= prior) & (prior <= found.high))[:2].all()
     assert found.high[0] - found.low[0] > 0.15
     assert found.high[3] - found.low[3] < 0.15  # of a class that is seen apart
-    nothing = adapt.estimate_prior(np.zeros((500, 6)), validation=(np.zeros((600, 6)), held[1]), method=method)
+    nothing = label_shift.estimate_prior(np.zeros((500, 6)), validation=(np.zeros((600, 6)), held[1]), method=method)
     assert ((nothing.low <= prior) & (prior <= nothing.high)).all()
     assert any("shares are uncertain" in w for w in nothing.warnings)
 
 
 def test_intervals_hold_where_the_validation_images_are_few_and_long_tailed():
-    inside = {method: [] for method in adapt.METHODS}
+    inside = {method: [] for method in label_shift.METHODS}
     for seed in range(8):
         held, held_labels = drawn(TRAIN, 500, 40 + seed)
         logits, _ = drawn(UNIFORM, 1000, 60 + seed)
         for method, found in inside.items():
-            estimate = adapt.estimate_prior(logits, validation=(held, held_labels), method=method, samples=50)
+            estimate = label_shift.estimate_prior(logits, validation=(held, held_labels), method=method, samples=50)
             found.append((estimate.low <= UNIFORM) & (UNIFORM <= estimate.high))
     # 64 intervals of nominally 95 %, whose calibration and confusion rest on 5 to 10 images of each tail class.
     assert np.mean(inside["em"]) > 0.8
@@ -373,13 +375,13 @@ def test_intervals_hold_where_the_validation_images_are_few_and_long_tailed():
 )
 def test_estimates_that_cannot_be_made(options, message):
     with pytest.raises(UserError, match=message):
-        adapt.estimate_prior(np.zeros((4, CLASSES)), **options)
+        label_shift.estimate_prior(np.zeros((4, CLASSES)), **options)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e90], ids=["a model that says nothing", "enormous logits"])
 def test_extreme_logits_raise_no_false_alarm(scale, recwarn):
     held, held_labels = drawn(UNIFORM, 200, 70)
-    estimate = adapt.estimate_prior(
+    estimate = label_shift.estimate_prior(
         scale * drawn(UNIFORM, 300, 71)[0], validation=(scale * held, held_labels), samples=20
     )
     assert not any("seem to differ" in warning for warning in estimate.warnings)
@@ -390,6 +392,6 @@ def test_a_model_that_never_names_a_class_gets_an_estimate():
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 60)
     logits = 1e6 * np.eye(4)[random.integers(0, 3, 60)]  # as of a network that is not trained: the fourth class is 0
-    estimate = adapt.estimate_prior(logits, validation=(logits, labels), method="em", samples=20)
+    estimate = label_shift.estimate_prior(logits, validation=(logits, labels), method="em", samples=20)
     assert np.isfinite(estimate.prior).all()
     np.testing.assert_allclose(estimate.prior.sum(), 1)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import batch, priors
-from unimix_jax.batch import Predictions
+from unimix_jax import priors
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.measures import parts
-from unimix_jax.measures.parts import BINS
+from unimix_jax.metrics import per_example
+from unimix_jax.metrics.per_example import BINS
+from unimix_jax.metrics.predictions import Predictions, checked_predictions
 
 THRESHOLD = 1e-3  # of TACE
 WEIGHTINGS = ("count", "range")
@@ -29,19 +29,19 @@ _COLUMNS = 32  # classes at once
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of examples whose most probable class is the label (the first one of ties)."""
-    _, hits = parts.top_label(probabilities, labels)
+    _, hits = per_example.top_label(probabilities, labels)
     return float(hits.mean())
 
 
 def top_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     """Share of examples whose label is among the k most probable classes (of ties the first ones)."""
-    return float(parts.top_hits(probabilities, labels, k).mean())
+    return float(per_example.top_hits(probabilities, labels, k).mean())
 
 
 def class_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Accuracy on the examples of each class (its recall), float64[K]; nan for a class without examples."""
-    _, hits = parts.top_label(probabilities, labels)
-    return parts.class_means(hits, labels, np.shape(probabilities)[1])
+    _, hits = per_example.top_label(probabilities, labels)
+    return per_example.class_means(hits, labels, np.shape(probabilities)[1])
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -51,12 +51,12 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def geometric_mean(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Geometric mean of the accuracies of the classes that have examples; 0 if one of them is never right."""
-    return parts.geometric(class_accuracy(probabilities, labels))
+    return per_example.geometric(class_accuracy(probabilities, labels))
 
 
 def group_accuracy(probabilities: np.ndarray, labels: np.ndarray, members: np.ndarray) -> float:
     """Mean of the accuracies of the classes in a group, bool[K]; nan for a group without examples."""
-    return parts.mean_of(class_accuracy(probabilities, labels), members)
+    return per_example.mean_of(class_accuracy(probabilities, labels), members)
 
 
 # --- Confidence of the most probable class
@@ -76,8 +76,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
 
     A confidence of exactly 0 counts in the first bin, one above 1 by rounding in the last.
     """
-    confidence, hits = parts.top_label(probabilities, labels)
-    place = parts.bin_of(confidence, bins)
+    confidence, hits = per_example.top_label(probabilities, labels)
+    place = per_example.bin_of(confidence, bins)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = [np.bincount(place, weights=values, minlength=bins) / count for values in (confidence, hits)]
@@ -91,7 +91,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
 
     Source: Eq. D.2 of the paper's supplement; Naeini et al., AAAI 2015.
     """
-    return parts.ece_of(*parts.top_label(probabilities, labels), bins)
+    return per_example.ece_of(*per_example.top_label(probabilities, labels), bins)
 
 
 def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -101,7 +101,7 @@ def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
 
     Source: Eq. D.3 of the paper's supplement.
     """
-    return parts.mce_of(*parts.top_label(probabilities, labels), bins)
+    return per_example.mce_of(*per_example.top_label(probabilities, labels), bins)
 
 
 def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -112,7 +112,7 @@ def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Blasiok, Nakkiran, "Smooth ECE", ICLR 2024.
     """
-    return parts.smooth_ece_of(*parts.top_label(probabilities, labels))
+    return per_example.smooth_ece_of(*per_example.top_label(probabilities, labels))
 
 
 # --- Probabilities of all classes
@@ -126,7 +126,7 @@ def class_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -
 
     Source: one term of Eq. D.5 of the paper's supplement; class-wise ECE of Kull et al., NeurIPS 2019.
     """
-    probabilities, labels = parts.checked(probabilities, labels)
+    probabilities, labels = per_example.checked(probabilities, labels)
     ranges = _class_ranges(probabilities, labels, [_equal_widths(bins)])
     return np.array([np.abs(gaps).sum() for ((gaps, _),) in ranges]) / len(labels)
 
@@ -169,7 +169,7 @@ def tace(
 
     Source: Eq. D.4 of the paper's supplement; Nixon et al., CVPR workshops 2019.
     """
-    probabilities, labels = parts.checked(probabilities, labels)
+    probabilities, labels = per_example.checked(probabilities, labels)
     one_of("weighting of ranges", weighting, WEIGHTINGS)
     total = 0.0
     for ((gaps, sizes),) in _class_ranges(probabilities, labels, [_equal_counts(ranges, threshold)]):
@@ -190,18 +190,18 @@ def brier(probabilities: np.ndarray, labels: np.ndarray, normalize: bool = False
 
     Source: Brier, 1950; Eq. D.6 of the paper's supplement.
     """
-    value = float(parts.squared_distance(probabilities, labels).mean())
+    value = float(per_example.squared_distance(probabilities, labels).mean())
     return value / np.shape(probabilities)[1] if normalize else value
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood in nats; a probability of 0 counts as the smallest positive float."""
-    return float(parts.surprise(probabilities, labels).mean())
+    return float(per_example.surprise(probabilities, labels).mean())
 
 
 def nll_of_logits(logits: np.ndarray, labels: np.ndarray) -> float:
     """`nll` of parts.softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
-    return float(parts.surprise_of_logits(logits, labels).mean())
+    return float(per_example.surprise_of_logits(logits, labels).mean())
 
 
 MEASURES: dict[str, Callable[..., float]] = {
@@ -235,7 +235,7 @@ def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarr
         if one_of("measure", name, MEASURES) not in CLASSWISE:
             values[name] = MEASURES[name](probabilities, labels, **options)
     if set(names) & set(CLASSWISE):
-        probabilities, labels = parts.checked(probabilities, labels)
+        probabilities, labels = per_example.checked(probabilities, labels)
         edges = [_equal_widths(bins), _equal_counts(bins, 0.0), _equal_counts(bins, THRESHOLD)]
         ranges = _class_ranges(probabilities, labels, edges)
         gaps = np.array([[np.abs(gaps).sum() for gaps, _ in of_class] for of_class in ranges]) / len(labels)
@@ -262,10 +262,10 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
     Raises:
       UserError: no labels, or arrays that are no predictions.
     """
-    predictions = batch.checked(predictions)
+    predictions = checked_predictions(predictions)
     if predictions.labels is None:
         raise UserError("these predictions have no labels, so they cannot be measured")
-    probabilities, labels = parts.softmax(predictions.logits), predictions.labels
+    probabilities, labels = per_example.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
     shown = tuple(name for name in names if name != "nll" and (name != "top5" or num_classes > 5))
     values = measured(shown, probabilities, labels, bins)
@@ -278,7 +278,7 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
         values["class_ece"] = values["class_ece"].tolist()
     if chosen := choose_groups(predictions.counts, by):
         values["groups"], groups = chosen
-        values |= {group: _none_if_nan(parts.mean_of(accuracies, members)) for group, members in groups.items()}
+        values |= {group: _none_if_nan(per_example.mean_of(accuracies, members)) for group, members in groups.items()}
     if sentence := _other_prior(predictions):
         values["other_prior"] = sentence
     return values
@@ -326,13 +326,13 @@ def choose_groups(counts: np.ndarray | None, by: str = "auto") -> tuple[str, dic
 
 def _equal_widths(bins: int) -> Callable:
     """Edges of equally wide bins (a, b] in sorted probabilities: (sorted float64[N]) -> int[bins + 1]."""
-    inner = np.linspace(0, 1, parts.at_least_one(bins) + 1)[1:-1]
+    inner = np.linspace(0, 1, per_example.at_least_one(bins) + 1)[1:-1]
     return lambda values: np.concatenate([[0], np.searchsorted(values, inner, side="right"), [len(values)]])
 
 
 def _equal_counts(ranges: int, threshold: float) -> Callable:
     """Edges of ranges of equal count in the sorted probabilities from `threshold` on."""
-    parts.at_least_one(ranges, "ranges")
+    per_example.at_least_one(ranges, "ranges")
 
     def edges(values):
         first = np.searchsorted(values, threshold, side="left")

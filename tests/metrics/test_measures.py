@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from unimix_jax import batch
-from unimix_jax.batch import Predictions
+from unimix_jax import metrics
 from unimix_jax.errors import UserError
-from unimix_jax.measures import adapt, evaluation, intervals, metrics, parts
+from unimix_jax.metrics import bootstrap, calibration, label_shift, per_example
+from unimix_jax.metrics.predictions import Predictions, checked_logits, checked_predictions
+from unimix_jax.report import evaluation
 
 
 def slow_ece(probabilities, labels, bins):
@@ -106,14 +107,14 @@ def test_calibration_by_hand(probabilities, labels, ece, mce):
 
 def test_ece_is_its_definition():
     random = np.random.default_rng(0)
-    probabilities, labels = parts.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 4, 300)
+    probabilities, labels = per_example.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 4, 300)
     for bins in (1, 7, 15):
         np.testing.assert_allclose(metrics.ece(probabilities, labels, bins), slow_ece(probabilities, labels, bins))
 
 
 def test_softmax_of_large_logits():
-    np.testing.assert_allclose(parts.softmax(np.array([[1e4, 1e4, -1e4]])), [[0.5, 0.5, 0]])
-    np.testing.assert_allclose(parts.normalised(np.array([[0, -1e4]])), [[0, -1e4]])
+    np.testing.assert_allclose(per_example.softmax(np.array([[1e4, 1e4, -1e4]])), [[0.5, 0.5, 0]])
+    np.testing.assert_allclose(per_example.normalised(np.array([[0, -1e4]])), [[0, -1e4]])
 
 
 def test_accuracies_by_class_and_group():
@@ -181,7 +182,7 @@ def test_a_probability_on_an_edge_is_in_the_bin_below():
 
 def test_of_tied_classes_the_first_ones_are_on_top():
     rows = np.array([[0.1, 0.1, 0.8]] * 2)
-    np.testing.assert_array_equal(parts.top_hits(rows, np.array([0, 1]), 2), [True, False])
+    np.testing.assert_array_equal(per_example.top_hits(rows, np.array([0, 1]), 2), [True, False])
 
 
 def test_labels_of_tied_probabilities_are_shared_out_to_their_ranges():
@@ -221,7 +222,7 @@ def sorted_ranges(probabilities, labels, ranges, threshold, weighting):
 def test_adaptive_errors_are_their_definition(weighting, threshold, decimals):
     random = np.random.default_rng(1)
     # 40 classes: more than one block of them; two decimals: nearly all values are tied, many are 0.
-    probabilities = np.round(parts.softmax(random.normal(0, 2, (230, 40))), decimals)
+    probabilities = np.round(per_example.softmax(random.normal(0, 2, (230, 40))), decimals)
     probabilities[:, -1] += 1 - probabilities.sum(axis=1)
     probabilities = np.abs(probabilities) / np.abs(probabilities).sum(axis=1, keepdims=True)
     labels = random.integers(0, 40, 230)
@@ -231,9 +232,9 @@ def test_adaptive_errors_are_their_definition(weighting, threshold, decimals):
 
 def test_class_errors_are_the_ece_of_a_class_against_the_rest():
     random = np.random.default_rng(2)
-    probabilities, labels = parts.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 3, 300)
+    probabilities, labels = per_example.softmax(random.normal(0, 2, (300, 4))), random.integers(0, 3, 300)
     for c, value in enumerate(metrics.class_ece(probabilities, labels, 7)):
-        np.testing.assert_allclose(value, parts.ece_of(probabilities[:, c], labels == c, 7), rtol=1e-12)
+        np.testing.assert_allclose(value, per_example.ece_of(probabilities[:, c], labels == c, 7), rtol=1e-12)
     assert metrics.sce(probabilities, labels, 7) == metrics.class_ece(probabilities, labels, 7).mean()
 
 
@@ -267,7 +268,7 @@ def test_smooth_ece_is_the_width_that_equals_its_error(power, truth, relplot):
         f = random.random(40) ** p
         cases[p] = f, random.random(40) < t(f)
     confidence, hits = cases[power]
-    value = parts.smooth_ece_of(confidence, hits)
+    value = per_example.smooth_ece_of(confidence, hits)
     # Two grids: 1,024 cells here, 2,000 points there.
     assert reflected_kernel_error(confidence, hits, value) == pytest.approx(value, abs=2e-6)
     # relplot 1.0.3 on the same numbers; it searches the width on a grid of its own.
@@ -278,7 +279,7 @@ def test_labels_drawn_from_the_probabilities_leave_no_calibration_error():
     random = np.random.default_rng(3)
     errors = []
     for size in (1_000, 100_000):
-        probabilities = parts.softmax(random.normal(0, 1.5, (size, 4)))
+        probabilities = per_example.softmax(random.normal(0, 1.5, (size, 4)))
         labels = (random.random((size, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
         errors.append([metrics.MEASURES[name](probabilities, labels) for name in ("ece", "smooth_ece", "sce", "ace")])
     few, many = np.array(errors)
@@ -290,7 +291,7 @@ def test_labels_drawn_from_the_probabilities_leave_no_calibration_error():
 def predicted():
     """240 examples of 6 classes, all probabilities of a class distinct."""
     random = np.random.default_rng(4)
-    return parts.softmax(random.normal(0, 1, (240, 6))), random.integers(0, 6, 240)
+    return per_example.softmax(random.normal(0, 1, (240, 6))), random.integers(0, 6, 240)
 
 
 @pytest.mark.parametrize("name", metrics.MEASURES)
@@ -377,19 +378,19 @@ def test_no_bins_are_refused(measure, options, predicted):
 ROWS = np.array([[0.7, 0.2, 0.1], [0, 1, 0], [0.25, 0.5, 0.25]])
 TAKE_LOGITS = {
     "summary": lambda logits, labels: metrics.summary(Predictions(logits, labels)),
-    "bootstrap": lambda logits, labels: intervals.bootstrap(Predictions(logits, labels), samples=2),
-    "by_chance": lambda logits, labels: intervals.by_chance(Predictions(logits), samples=2),
+    "bootstrap": lambda logits, labels: bootstrap.bootstrap(Predictions(logits, labels), samples=2),
+    "by_chance": lambda logits, labels: bootstrap.expected_if_calibrated(Predictions(logits), samples=2),
     "nll_of_logits": metrics.nll_of_logits,
-    "softmax": lambda logits, labels: parts.softmax(logits),
-    "fit_temperature": adapt.fit_temperature,
-    "fit_bias_corrected": adapt.fit_bias_corrected,
-    "calibrated": lambda logits, labels: adapt.calibrated(logits, adapt.Calibration(1.0, np.zeros(3))),
-    "shift_prior": lambda logits, labels: adapt.shift_prior(logits, np.ones(3), np.ones(3)),
-    "estimate_prior": lambda logits, labels: adapt.estimate_prior(logits, logits_prior=np.ones(3), samples=0),
-    "estimate_prior, validation": lambda logits, labels: adapt.estimate_prior(
+    "softmax": lambda logits, labels: per_example.softmax(logits),
+    "fit_temperature": calibration.fit_temperature,
+    "fit_bias_corrected": calibration.fit_bias_corrected,
+    "calibrated": lambda logits, labels: calibration.calibrated(logits, calibration.Calibration(1.0, np.zeros(3))),
+    "shift_prior": lambda logits, labels: label_shift.shift_prior(logits, np.ones(3), np.ones(3)),
+    "estimate_prior": lambda logits, labels: label_shift.estimate_prior(logits, logits_prior=np.ones(3), samples=0),
+    "estimate_prior, validation": lambda logits, labels: label_shift.estimate_prior(
         -ROWS, validation=(logits, labels), samples=0
     ),
-    "evaluate": lambda logits, labels: evaluation.evaluate(evaluation.Given("p", Predictions(logits))),
+    "evaluate": lambda logits, labels: evaluation.evaluate(evaluation.ModelOutputs("p", Predictions(logits))),
 }
 
 
@@ -406,14 +407,18 @@ def test_everything_that_takes_logits_refuses_probabilities(name, scale):
         pytest.param(np.array([[0.5, 0.5]]), id="one row of two classes"),
         pytest.param(np.array([[0.9, 0.1, 0.0]], np.float32), id="single precision"),
         pytest.param(np.eye(3, dtype=np.int64), id="one-hot"),
-        pytest.param(parts.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))).astype(np.float16), id="half"),
-        pytest.param(np.round(100 * parts.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))), 2), id="per cent"),
+        pytest.param(
+            per_example.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))).astype(np.float16), id="half"
+        ),
+        pytest.param(
+            np.round(100 * per_example.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))), 2), id="per cent"
+        ),
     ],
 )
 def test_rows_that_are_probabilities_are_known_as_such(rows):
     with pytest.raises(UserError, match="add 1 to all"):
-        batch.checked_logits(rows, "logits")
-    kept = batch.checked_logits(rows.astype(np.float64) + 1, "logits")
+        checked_logits(rows, "logits")
+    kept = checked_logits(rows.astype(np.float64) + 1, "logits")
     np.testing.assert_array_equal(kept, rows.astype(np.float64) + 1)
 
 
@@ -423,10 +428,10 @@ def test_genuine_logits_are_not_refused():
         for rows in (1, 2, 50):
             for _ in range(300):
                 logits = random.normal(0, random.choice([0.1, 1, 10]), (rows, classes))
-                batch.checked_logits(logits, "logits")
-                batch.checked_logits(np.abs(logits), "logits")
+                checked_logits(logits, "logits")
+                checked_logits(np.abs(logits), "logits")
     for given in ([[0.0, 0.0]], [[0.3, 0.6]], [[1.0, 1.0], [0.2, 0.8]], [[0.2, 0.8], [-0.1, 1.1]], [[2.0, -1.0]]):
-        batch.checked_logits(np.array(given), "logits")
+        checked_logits(np.array(given), "logits")
 
 
 def test_predictions_of_probabilities_are_measured_as_these():
@@ -436,14 +441,14 @@ def test_predictions_of_probabilities_are_measured_as_these():
     for name in ("accuracy", "ece", "ace", "brier", "nll"):
         assert values[name] == pytest.approx(metrics.MEASURES[name](ROWS, labels), rel=1e-9), name
     assert predictions.class_names == ("a", "b", "c")
-    np.testing.assert_allclose(parts.softmax(predictions.logits), ROWS, atol=1e-15)
+    np.testing.assert_allclose(per_example.softmax(predictions.logits), ROWS, atol=1e-15)
     # The logarithm of a probability of 0 is -inf, which stands for the same.
     with np.errstate(divide="ignore"):
         logits = np.add(np.log(ROWS), [[5.0], [0], [-3]])
     assert metrics.summary(Predictions(logits.astype(np.float32), labels))["nll"] == pytest.approx(values["nll"])
-    assert np.isfinite(adapt.fit_temperature(logits, labels))
+    assert np.isfinite(calibration.fit_temperature(logits, labels))
     with pytest.raises(UserError, match="-inf in all of row 1"):
-        batch.checked_logits(np.array([[0, 1.0], [-np.inf, -np.inf]]), "logits")
+        checked_logits(np.array([[0, 1.0], [-np.inf, -np.inf]]), "logits")
 
 
 @pytest.mark.parametrize("logits", [np.array([[2.0, -1.0]]), np.array([[0.5, 0.2]]), np.log(ROWS[:1])])
@@ -452,9 +457,9 @@ def test_logits_under_the_name_of_probabilities_are_refused(logits):
     labels = np.array([0])
     for take in (
         lambda: Predictions.from_probabilities(logits),
-        lambda: adapt.em(logits, prior),
-        lambda: adapt.em_covariance(logits, prior, prior),
-        lambda: adapt.bbse(logits, logits, labels),
+        lambda: label_shift.em(logits, prior),
+        lambda: label_shift.em_covariance(logits, prior, prior),
+        lambda: label_shift.bbse(logits, logits, labels),
         *(lambda measure=measure: measure(logits, labels) for measure in metrics.MEASURES.values()),
     ):
         with pytest.raises(UserError, match=r"must lie in 0\.\.1|must sum to 1"):
@@ -493,7 +498,7 @@ def test_what_the_logits_stand_for_is_said_where_the_labels_have_other_shares():
 )
 def test_predictions_that_do_not_fit_together_are_refused(changed, message):
     with pytest.raises(UserError, match=message):
-        batch.checked(Predictions(np.zeros((1, 2)), np.array([0]))._replace(**changed), "F")
+        checked_predictions(Predictions(np.zeros((1, 2)), np.array([0]))._replace(**changed), "F")
 
 
 @pytest.mark.parametrize(
@@ -542,6 +547,6 @@ def test_a_summary_without_counts_or_with_an_absent_class():
 
 def test_a_confusion_matrix():
     labels, predicted = np.array([0, 1, 1, 2], np.uint8), np.array([0, 0, 1, 1])
-    np.testing.assert_array_equal(parts.confusion_matrix(labels, predicted, 3), [[1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(per_example.confusion_matrix(labels, predicted, 3), [[1, 0, 0], [1, 1, 0], [0, 1, 0]])
     many = np.arange(200, dtype=np.uint8) % 40  # cells are counted beyond what the labels' type holds
-    assert parts.confusion_matrix(many, many, 40).trace() == 200
+    assert per_example.confusion_matrix(many, many, 40).trace() == 200

@@ -1,14 +1,14 @@
 """A page shows hostile names as they are, and nothing in it is fetched or run."""
 
-import html.parser
 import re
+from html.parser import HTMLParser
 
 import markdown_it
 import pytest
 
-from unimix_jax.measures import page
-from unimix_jax.measures.report import Picture, Section
-from unimix_jax.measures.tables import Table
+from unimix_jax.report.html import html_document, markdown
+from unimix_jax.report.sections import Picture, Section
+from unimix_jax.report.tables import Table
 
 HOSTILE = '<script>alert("x")</script>&amp;\'|_*`$'
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\0\x10"
@@ -22,7 +22,7 @@ def sections():
 
 
 def test_html_is_escaped_wherever_a_name_can_stand(sections):
-    text = page.html_page(HOSTILE, HOSTILE, sections, {"reliability": PNG})
+    text = html_document(HOSTILE, HOSTILE, sections, {"reliability": PNG})
     assert "<script" not in text
     escaped = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;amp;&#x27;|_*`$"
     # title, h1, line below, link, h2, sentence, 2 tables of title, 4 cells and note, alt text, caption
@@ -32,7 +32,7 @@ def test_html_is_escaped_wherever_a_name_can_stand(sections):
 
 
 def test_markdown_is_escaped_wherever_a_name_can_stand(sections):
-    text = page.markdown(HOSTILE, HOSTILE, sections, "figures")
+    text = markdown(HOSTILE, HOSTILE, sections, "figures")
     escaped = '&lt;script&gt;alert("x")&lt;/script&gt;&amp;amp;\'|\\_\\*\\`\\$'
     in_tables = text.count(escaped.replace("|", "\\|"))
     # title, line below, heading, sentence, title and 2 notes of tables, alt text; the folded title is HTML
@@ -78,7 +78,7 @@ NAMES = {
 }
 
 
-class Seen(html.parser.HTMLParser):
+class Seen(HTMLParser):
     """The texts of a page, and the names of its elements."""
 
     def __init__(self, text):
@@ -105,9 +105,9 @@ class Seen(html.parser.HTMLParser):
 def test_a_name_is_seen_as_it_is_in_every_place(name):
     table = Table(name, [[name, "value"], [name, name]], name)
     listed = [Section(name, (name,), (table, table._replace(folded=True)), (Picture("reliability", name, None),))]
-    of_page = Seen(page.html_page(name, name, listed, {"reliability": PNG}))
+    of_page = Seen(html_document(name, name, listed, {"reliability": PNG}))
     assert of_page.texts.count(NAMES[name]) == 6 + 2 * 5 + 2
-    text = page.markdown(name, name, listed, "figures")
+    text = markdown(name, name, listed, "figures")
     text.encode()
     # What a reader of Markdown makes of it; GitHub's bare links, which this one lacks, are looked for in the text.
     rendered = Seen(markdown_it.MarkdownIt().enable("table").render(text))
@@ -135,4 +135,4 @@ def test_a_name_is_seen_as_it_is_in_every_place(name):
 
 def test_pictures_in_a_folder_of_any_name():
     listed = [Section("a", pictures=(Picture("reliability", "b", None),))]
-    assert "![b](a%20%28b%29%5D%C3%A9%FF/reliability.png)" in page.markdown("a", "b", listed, "a (b)]\u00e9\udcff")
+    assert "![b](a%20%28b%29%5D%C3%A9%FF/reliability.png)" in markdown("a", "b", listed, "a (b)]\u00e9\udcff")

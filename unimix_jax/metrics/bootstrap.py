@@ -5,15 +5,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from unimix_jax import batch
-from unimix_jax.batch import Predictions
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.measures import metrics, parts
+from unimix_jax.metrics import measures as metrics
+from unimix_jax.metrics import per_example
+from unimix_jax.metrics.measures import CLASSWISE
+from unimix_jax.metrics.predictions import Predictions, checked_predictions
 
 SAMPLES = 1000
 LEVEL = 0.95
 # Each sample of the class-wise measures costs a whole measurement.
-DEFAULT = tuple(name for name in metrics.MEASURES if name not in metrics.CLASSWISE)
+DEFAULT = tuple(name for name in metrics.MEASURES if name not in CLASSWISE)
 CALIBRATION = ("ece", "smooth_ece", "mce")  # errors that chance makes larger, whose intervals allow for it
 _SCALES = np.linspace(0, 2, 9)  # of the gaps between accuracy and confidence that are tried out
 
@@ -50,7 +51,7 @@ def bootstrap(
       {name: (low, high)}, within the measure's range; many, medium and few as well where there are groups (not for
       one without examples).
     """
-    predictions = batch.checked(predictions)
+    predictions = checked_predictions(predictions)
     if predictions.labels is None:
         raise UserError("these predictions have no labels, so they cannot be measured")
     if samples < 2 or not 0 < level < 1:
@@ -68,7 +69,7 @@ def bootstrap(
     tail = 50 * (1 - level)
     result = {}
     if errors := tuple(name for name in names if name in CALIBRATION):
-        top = parts.top_label(parts.softmax(predictions.logits), labels)
+        top = per_example.top_label(per_example.softmax(predictions.logits), labels)
         result = _calibration_intervals(*top, errors, samples, level, random, bins)
     for (name, value), column in zip(values.items(), drawn.T, strict=True):
         column = column[~np.isnan(column)]  # a group of rare classes can be missing from a sample
@@ -79,7 +80,9 @@ def bootstrap(
     return result
 
 
-def by_chance(predictions: Predictions, *, samples: int = 200, seed: int = 0, bins: int = metrics.BINS) -> dict:
+def expected_if_calibrated(
+    predictions: Predictions, *, samples: int = 200, seed: int = 0, bins: int = metrics.BINS
+) -> dict:
     """ECE, smooth ECE and MCE that a perfectly calibrated model with these confidences shows on average.
 
     None of the three is 0 for it: bins of few images differ from their confidence by chance. Hits are drawn from the
@@ -90,7 +93,7 @@ def by_chance(predictions: Predictions, *, samples: int = 200, seed: int = 0, bi
 
     Source: consistency resampling, Broecker and Smith, Weather and Forecasting 2007.
     """
-    confidence = np.minimum(parts.softmax(batch.checked(predictions).logits).max(axis=1), 1.0)
+    confidence = np.minimum(per_example.softmax(checked_predictions(predictions).logits).max(axis=1), 1.0)
     random = np.random.Generator(np.random.Philox(key=seed))
     measures = _of_top_label(bins)
     drawn = np.empty((samples, len(measures)))
@@ -115,7 +118,7 @@ def _calibration_intervals(
     (calibrated) to 2. For each s the error on endless examples is known, and examples are drawn with their hits: an
     error is in the interval if the value found lies within the quantiles (of a Gaussian) of the values drawn under it.
     """
-    size, place = len(hits), parts.bin_of(confidence, bins)
+    size, place = len(hits), per_example.bin_of(confidence, bins)
     sizes = np.maximum(np.bincount(place, minlength=bins), 1)
     gaps = (np.bincount(place, weights=hits - confidence, minlength=bins) / sizes)[place]
     accuracies = [np.clip(confidence + scale * gaps, 0, 1) for scale in _SCALES]
@@ -143,9 +146,9 @@ def _calibration_intervals(
 def _of_top_label(bins: int) -> dict[str, Callable]:
     """The measures of `CALIBRATION`, of confidences and hits."""
     return {
-        "ece": lambda confidence, hits: parts.ece_of(confidence, hits, bins),
-        "smooth_ece": parts.smooth_ece_of,
-        "mce": lambda confidence, hits: parts.mce_of(confidence, hits, bins),
+        "ece": lambda confidence, hits: per_example.ece_of(confidence, hits, bins),
+        "smooth_ece": per_example.smooth_ece_of,
+        "mce": lambda confidence, hits: per_example.mce_of(confidence, hits, bins),
     }
 
 
@@ -153,30 +156,30 @@ def _measures(
     predictions: Predictions, names: tuple[str, ...], bins: int, by: str
 ) -> dict[str, Callable[[np.ndarray], float]]:
     """Each measure as a function of the positions of examples; what does not change is worked out once."""
-    probabilities, labels = parts.softmax(predictions.logits), predictions.labels
+    probabilities, labels = per_example.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
-    _, hits = parts.top_label(probabilities, labels)
+    _, hits = per_example.top_label(probabilities, labels)
 
     def mean(per_example):
         return lambda index: per_example[index].mean()
 
     def recalls(index):
-        return parts.class_means(hits[index], labels[index], num_classes)
+        return per_example.class_means(hits[index], labels[index], num_classes)
 
     def whole(name):
         return lambda index: metrics.measured((name,), probabilities[index], labels[index], bins)[name]
 
     def group(members):
-        return lambda index: parts.mean_of(recalls(index), members)
+        return lambda index: per_example.mean_of(recalls(index), members)
 
     # What looks at every class is measured anew for each sample; these need less.
     known = {
         "accuracy": lambda: mean(hits),
-        "top5": lambda: mean(parts.top_hits(probabilities, labels)),
-        "brier": lambda: mean(parts.squared_distance(probabilities, labels)),
-        "nll": lambda: mean(parts.surprise_of_logits(predictions.logits, labels)),
+        "top5": lambda: mean(per_example.top_hits(probabilities, labels)),
+        "brier": lambda: mean(per_example.squared_distance(probabilities, labels)),
+        "nll": lambda: mean(per_example.surprise_of_logits(predictions.logits, labels)),
         "balanced_accuracy": lambda: lambda index: np.nanmean(recalls(index)),
-        "geometric_mean": lambda: lambda index: parts.geometric(recalls(index)),
+        "geometric_mean": lambda: lambda index: per_example.geometric(recalls(index)),
     }
     measures = {name: known[name]() if name in known else whole(name) for name in names}
     if chosen := metrics.choose_groups(predictions.counts, by):

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from unimix_jax.batch import Predictions
+from unimix_jax import metrics
 from unimix_jax.errors import UserError
-from unimix_jax.measures import intervals, metrics, parts
+from unimix_jax.metrics import bootstrap, per_example
+from unimix_jax.metrics.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def predictions():
 
 @pytest.fixture(scope="module")
 def found(predictions):
-    return intervals.bootstrap(predictions, names=tuple(metrics.MEASURES), samples=200)
+    return bootstrap.bootstrap(predictions, names=tuple(metrics.MEASURES), samples=200)
 
 
 def test_every_measure_and_group_has_an_interval_around_its_value(predictions, found):
@@ -36,8 +37,8 @@ def test_the_interval_of_a_mean_is_the_normal_one(predictions, found):
 
 def test_quick_intervals_are_those_of_the_whole_measures(predictions):
     # What is worked out once must agree with measuring the resampled arrays from the start.
-    names = tuple(name for name in metrics.MEASURES if name not in intervals.CALIBRATION)
-    measures = intervals._measures(predictions, names, 15, "auto")
+    names = tuple(name for name in metrics.MEASURES if name not in bootstrap.CALIBRATION)
+    measures = bootstrap._measures(predictions, names, 15, "auto")
     index = np.random.default_rng(1).integers(400, size=400)
     values = metrics.summary(Predictions(predictions.logits[index], predictions.labels[index], predictions.counts))
     for name, measure in measures.items():
@@ -45,13 +46,13 @@ def test_quick_intervals_are_those_of_the_whole_measures(predictions):
 
 
 def test_the_same_seed_gives_the_same_interval(predictions):
-    once, again, other = (intervals.bootstrap(predictions, names=("ece",), samples=20, seed=s) for s in (1, 1, 2))
+    once, again, other = (bootstrap.bootstrap(predictions, names=("ece",), samples=20, seed=s) for s in (1, 1, 2))
     assert once == again != other
 
 
 def test_nothing_is_said_of_groups_and_top5_that_are_none():
     logits = np.array([[9, 0, 0], [0, 9, 0], [9, 0, 0]], np.float32)
-    found = intervals.bootstrap(Predictions(logits, np.array([0, 1, 1]), np.array([500, 50, 5])), samples=50)
+    found = bootstrap.bootstrap(Predictions(logits, np.array([0, 1, 1]), np.array([500, 50, 5])), samples=50)
     assert "few" not in found
     assert "top5" not in found
     assert found["medium"][1] <= 1
@@ -63,22 +64,22 @@ def test_nothing_is_said_of_groups_and_top5_that_are_none():
 )
 def test_wrong_options(predictions, options, message):
     with pytest.raises(UserError, match=message):
-        intervals.bootstrap(predictions, **options)
+        bootstrap.bootstrap(predictions, **options)
 
 
 def test_the_interval_of_a_calibrated_model_holds_its_value_and_chance_explains_it():
     random = np.random.default_rng(2)
     logits = random.normal(0, 1.5, (500, 4))
-    probabilities = parts.softmax(logits)
+    probabilities = per_example.softmax(logits)
     labels = (random.random((500, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
     predictions = Predictions(logits, labels)
     values = metrics.summary(predictions)
-    found = intervals.bootstrap(predictions, samples=200)
-    for name in intervals.CALIBRATION:
+    found = bootstrap.bootstrap(predictions, samples=200)
+    for name in bootstrap.CALIBRATION:
         low, high = found[name]
         # All of the value can be chance, so the interval reaches to the 0 that endless examples would show.
         assert low < 1e-6 < values[name] <= high, name
-    chance = intervals.by_chance(predictions)
+    chance = bootstrap.expected_if_calibrated(predictions)
     for name in ("ece", "smooth_ece", "mce"):
         assert chance[name] == pytest.approx(values[name], rel=0.5)
 
@@ -88,14 +89,14 @@ def test_intervals_of_calibration_errors_hold_the_error_of_endless_examples(scal
     def drawn(size, seed):
         random = np.random.default_rng(seed)
         logits = random.normal(0, 1.5, (size, 10))
-        labels = (random.random((size, 1)) > parts.softmax(logits).cumsum(axis=1)).sum(axis=1).clip(0, 9)
+        labels = (random.random((size, 1)) > per_example.softmax(logits).cumsum(axis=1)).sum(axis=1).clip(0, 9)
         return Predictions(scale * logits, labels)
 
     endless = drawn(100_000, 1)
-    limit = metrics.ece(parts.softmax(endless.logits), endless.labels)
+    limit = metrics.ece(per_example.softmax(endless.logits), endless.labels)
     inside = []
     for seed in range(25):
-        low, high = intervals.bootstrap(drawn(500, 10 + seed), names=("ece",), samples=160)["ece"]
+        low, high = bootstrap.bootstrap(drawn(500, 10 + seed), names=("ece",), samples=160)["ece"]
         inside.append(low - 0.002 <= limit <= high)  # the limit is known to .002
     # Measured on 60: 93, 93 and 98 %; an interval laid around the value holds 2 % of the first, 70 % of the second.
     assert np.mean(inside) >= 0.84
@@ -103,7 +104,7 @@ def test_intervals_of_calibration_errors_hold_the_error_of_endless_examples(scal
 
 def test_chance_is_what_relabelling_by_the_confidence_gives():
     logits = np.log(np.array([[0.8, 0.2]] * 50))
-    chance = intervals.by_chance(Predictions(logits), samples=2000)
+    chance = bootstrap.expected_if_calibrated(Predictions(logits), samples=2000)
     # One bin: the mean of |share of hits - .8| of 50 draws, nearly Gaussian.
     expected = np.sqrt(2 / np.pi * 0.8 * 0.2 / 50)
     assert chance["ece"] == pytest.approx(expected, rel=0.05)
@@ -112,6 +113,6 @@ def test_chance_is_what_relabelling_by_the_confidence_gives():
 
 def test_intervals_stay_within_what_a_measure_can_be():
     logits = np.array([[9.0, 0], [0, 9]] * 20)
-    found = intervals.bootstrap(Predictions(logits, np.array([0, 1] * 19 + [0, 0])), samples=50)
+    found = bootstrap.bootstrap(Predictions(logits, np.array([0, 1] * 19 + [0, 0])), samples=50)
     assert all(low >= 0 for low, _ in found.values())
     assert found["accuracy"][1] <= 1

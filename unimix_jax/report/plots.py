@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from unimix_jax.measures import metrics
+from unimix_jax import metrics
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)

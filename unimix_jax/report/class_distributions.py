@@ -5,8 +5,9 @@ import numpy as np
 
 from unimix_jax import priors
 from unimix_jax.data import sampling
-from unimix_jax.measures import theory
 from unimix_jax.methods import mixing
+from unimix_jax.theory import closed_forms
+from unimix_jax.theory.exact import MOST_CLASSES, empirical_class_distribution, mixed_class_distribution, preference
 
 _PAIRS = 100_000  # drawn for each law
 
@@ -21,7 +22,7 @@ def factor_of(config: dict) -> dict:
     return factor
 
 
-def class_laws(
+def panels(
     counts: np.ndarray, *, alpha: float = 0.5, class_exponent: float = -1.0, wrap: bool = True, seed: int = 0
 ) -> list[dict] | None:
     """Return the panels of the paper's Fig. A1: training images, mixup, UniMix's factor alone, UniMix.
@@ -39,7 +40,7 @@ def class_laws(
     """
     counts = np.sort(np.asarray(counts, np.float64))[::-1]
     counts = counts[counts > 0]
-    if not 2 <= len(counts) <= theory.MOST_CLASSES:
+    if not 2 <= len(counts) <= MOST_CLASSES:
         return None
     classes, prior = len(counts), priors.prior(counts)
     # A data set of one position a class: the sampler draws a class by its count, whole or not, then that position,
@@ -60,20 +61,27 @@ def class_laws(
         grid, places = np.linspace(1, classes, 400), np.arange(1.0, classes + 1)
         law = {"num_classes": classes, "imbalance": counts[0] / counts[-1], **options}
         values = density(grid, **law) / density(places, **law).sum()
-        drawn = theory.empirical_law(label_a, label_b, weight, classes)
+        drawn = empirical_class_distribution(label_a, label_b, weight, classes)
         closed = f"closed form {equation}, scaled", grid, values
         return {"title": title, "closed": closed, "exact": exact, "drawn": drawn}
 
     label_a, natural, sampled = (drawn_classes(power, step) for step, power in enumerate((1.0, 1.0, class_exponent)))
-    preference = theory.preference(counts[:, None], counts, alpha=alpha, wrap=wrap)
+    preference = preference(counts[:, None], counts, alpha=alpha, wrap=wrap)
     shares = np.asarray(jax.jit(jax.vmap(lambda key: mixing.beta(key, 1.0)))(keys))
-    factor = theory.mixed_law(prior, prior, preference)
-    unimix = theory.mixed_law(prior, priors.prior(counts, class_exponent), preference)
+    factor = mixed_class_distribution(prior, prior, preference)
+    unimix = mixed_class_distribution(prior, priors.prior(counts, class_exponent), preference)
     inverse = {"class_exponent": class_exponent}
     only = "UniMix's factor, natural partners"
     return [
-        panel("Training images", "A.4", theory.natural_density, prior, label_a, np.ones(_PAIRS)),
-        panel("mixup", "A.5", theory.mixup_density, theory.mixed_law(prior, prior, 0.5), natural, shares),
-        panel(only, "A.8", theory.factor_density, factor, natural, factors(natural)),
-        panel("UniMix", "A.12", theory.unimix_density, unimix, sampled, factors(sampled), **inverse),
+        panel("Training images", "A.4", closed_forms.natural_density, prior, label_a, np.ones(_PAIRS)),
+        panel(
+            "mixup",
+            "A.5",
+            closed_forms.mixup_density,
+            mixed_class_distribution(prior, prior, 0.5),
+            natural,
+            shares,
+        ),
+        panel(only, "A.8", closed_forms.factor_density, factor, natural, factors(natural)),
+        panel("UniMix", "A.12", closed_forms.unimix_density, unimix, sampled, factors(sampled), **inverse),
     ]

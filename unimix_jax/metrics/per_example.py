@@ -5,8 +5,14 @@ Probabilities and labels as in `metrics`; what takes confidences and hits takes 
 
 import numpy as np
 
-from unimix_jax import batch
 from unimix_jax.errors import UserError
+from unimix_jax.metrics.predictions import (
+    check_probabilities,
+    checked_labels,
+    checked_logits,
+    checked_scores,
+    refuse_probabilities,
+)
 
 BINS = 15
 _ROWS = 4096  # examples at once where a block of them is copied
@@ -15,7 +21,7 @@ _ROWS = 4096  # examples at once where a block of them is copied
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Turn logits float[N, K] into probabilities float64[N, K]; what looks like probabilities already is refused."""
     values = np.array(logits, np.float64)
-    batch.refuse_probabilities(values, "logits")
+    refuse_probabilities(values, "logits")
     values -= values.max(axis=1, keepdims=True)
     np.exp(values, out=values)
     values /= values.sum(axis=1, keepdims=True)
@@ -65,8 +71,8 @@ def surprise(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def surprise_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`surprise` of softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
-    logits = batch.checked_logits(logits, "logits")
-    labels = batch.checked_labels(labels, logits.shape, "labels")
+    logits = checked_logits(logits, "logits")
+    labels = checked_labels(labels, logits.shape, "labels")
     values = np.empty(len(labels))
     for start in range(0, len(labels), _ROWS):
         rows = normalised(logits[start : start + _ROWS])
@@ -159,7 +165,7 @@ def at_least_one(number: int, what: str = "bins") -> int:
 
 def checked(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities float[N, K] and labels int64[N] that are such; see the checks of `batch`."""
-    probabilities = batch.checked_scores(probabilities, "probabilities")
-    labels = batch.checked_labels(labels, probabilities.shape, "labels")
-    batch.check_probabilities(probabilities)
+    probabilities = checked_scores(probabilities, "probabilities")
+    labels = checked_labels(labels, probabilities.shape, "labels")
+    check_probabilities(probabilities)
     return probabilities, labels

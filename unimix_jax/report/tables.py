@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax import metrics
 from unimix_jax.errors import printable
-from unimix_jax.measures import adapt, metrics
-from unimix_jax.measures.evaluation import Given
+from unimix_jax.metrics import label_shift
+from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.training import rundir
 
 # Measures in the order of a table: key, words, factor, decimals, unit.
@@ -173,13 +174,13 @@ def estimates_side_by_side(results: list[dict]) -> list[Table]:
     return [Table("The prior of the test images, estimated without their labels", rows, folded=len(found) > 12)]
 
 
-def seeds_tables(measured: list[tuple[Given, dict]]) -> list[Table]:
+def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
     """Mean and standard deviation of the runs that differ in nothing but the seed."""
     alike: dict[str, list[tuple[str, dict]]] = {}
-    for given, result in measured:
-        if given.about:
-            config = {k: v for k, v in given.about["config"].items() if k != "seed"}
-            alike.setdefault(json.dumps(config, sort_keys=True), []).append((given.name, result["test"]))
+    for outputs, result in measured:
+        if outputs.about:
+            config = {k: v for k, v in outputs.about["config"].items() if k != "seed"}
+            alike.setdefault(json.dumps(config, sort_keys=True), []).append((outputs.name, result["test"]))
     repeated = [runs for runs in alike.values() if len(runs) > 1]
     if not repeated:
         return []
@@ -216,7 +217,7 @@ def cut_tables(result: dict) -> list[Table]:
     return found
 
 
-def cut_tables_side_by_side(measured: list[tuple[Given, dict]]) -> list[Table]:
+def cut_tables_side_by_side(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
     """Accuracy of several models on test sets cut to other imbalances, a table for each way to correct logits."""
     tables, cut = [], [(r["name"], r["cut_tests"]) for _, r in measured if "cut_tests" in r]
     corrected = [
@@ -224,7 +225,7 @@ def cut_tables_side_by_side(measured: list[tuple[Given, dict]]) -> list[Table]:
     ]
     variants = list(dict.fromkeys(v for _, rows in cut for v in rows[0]["variants"]))
     for variant in variants:
-        rows = [["run", *(f"{i:g}" for i in adapt.IMBALANCES)]]
+        rows = [["run", *(f"{i:g}" for i in label_shift.IMBALANCES)]]
         for name, found in cut:
             rows.append([name, *(_number(row["variants"].get(variant, {}).get("accuracy"), 100) for row in found)])
         note = "" if variant == "as it is" else " ".join(corrected)
@@ -284,24 +285,26 @@ def classes_table(result: dict) -> Table:
     return Table("Classes, most training images first" if counts else "Classes", rows, note, folded=True)
 
 
-def run_tables(given: Given) -> tuple[Table, ...]:
+def run_tables(outputs: ModelOutputs) -> tuple[Table, ...]:
     """What was run, in words, and every field of its config."""
-    about = given.about
+    about = outputs.about
     rows = [["what", "value"], *([k, v] for k, v in run_facts(about).items())]
     config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(rundir.flat(about["config"]).items()))]
     return Table("Run", rows), Table("Every field of the config", config, folded=True)
 
 
-def runs_tables(ran: list[Given]) -> tuple[Table, ...]:
+def runs_tables(ran: list[ModelOutputs]) -> tuple[Table, ...]:
     """What is the same in all runs, said once, and what differs: a row a run."""
-    facts = [run_facts(given.about) for given in ran]
+    facts = [run_facts(outputs.about) for outputs in ran]
     known = list(dict.fromkeys(key for fact in facts for key in fact if key != "command"))
     alike = [key for key in known if len({fact.get(key) for fact in facts}) == 1]
     found = [Table("In all runs", [["what", "value"], *([key, facts[0][key]] for key in alike)])]
     if unlike := [key for key in known if key not in alike]:
-        rows = [[given.name, *(fact.get(key, "-") for key in unlike)] for given, fact in zip(ran, facts, strict=True)]
+        rows = [
+            [outputs.name, *(fact.get(key, "-") for key in unlike)] for outputs, fact in zip(ran, facts, strict=True)
+        ]
         found.append(Table("In each run", [["run", *unlike], *rows]))
-    configs = [rundir.flat(given.about["config"]) for given in ran]
+    configs = [rundir.flat(outputs.about["config"]) for outputs in ran]
     keys = sorted({k for c in configs for k in c if any(c.get(k) != other.get(k) for other in configs)})
     if keys:
         differing = [["field", *(g.name for g in ran)], *([k, *(_plain(c.get(k, "-")) for c in configs)] for k in keys)]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from unimix_jax.measures import metrics, parts, plots
+from unimix_jax import metrics
+from unimix_jax.metrics import per_example
+from unimix_jax.report import plots
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +14,7 @@ def predicted():
     labels = random.integers(0, 5, 300)
     logits = random.normal(0, 1, (300, 5))
     logits[np.arange(300), labels] += 1.5
-    return parts.softmax(logits), labels
+    return per_example.softmax(logits), labels
 
 
 def heights(axis):
@@ -104,7 +106,7 @@ def test_diagrams_side_by_side(predicted, number):
 
 
 def test_the_density_of_mini_batches_lies_around_the_means(predicted):
-    confidence, hits = parts.top_label(*predicted)
+    confidence, hits = per_example.top_label(*predicted)
     axis = plots.density(confidence, hits, batch=50).axes[0]
     mark = axis.lines[-1]
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (confidence.mean(), hits.mean())
@@ -115,7 +117,7 @@ def test_the_density_of_mini_batches_lies_around_the_means(predicted):
 @pytest.mark.parametrize("log", [False, True])
 def test_a_confusion_matrix_is_sorted_by_training_images(predicted, log):
     probabilities, labels = predicted
-    matrix = parts.confusion_matrix(labels, probabilities.argmax(axis=1), 5)
+    matrix = per_example.confusion_matrix(labels, probabilities.argmax(axis=1), 5)
     order = [3, 0, 4, 1, 2]
     axis = plots.confusion(matrix, np.array([40, 20, 10, 50, 30]), list("abcde"), log=log).axes[0]
     shares = matrix[np.ix_(order, order)] / matrix.sum(axis=1)[order][:, None]

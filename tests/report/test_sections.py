@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from unimix_jax.measures import report
+from unimix_jax.report.sections import csv_rows
 
 
 def cells(name):
@@ -17,7 +17,7 @@ def cells(name):
         "estimates": {},
     }
     lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(report.csv_rows([result]))
+    csv.writer(lines, lineterminator="\n").writerows(csv_rows([result]))
     return list(csv.DictReader(io.StringIO(lines.getvalue(), newline="")))
 
 

@@ -10,8 +10,8 @@ import re
 import urllib.parse
 
 from unimix_jax.errors import printable
-from unimix_jax.measures.report import Picture, Section
-from unimix_jax.measures.tables import Table, markdown_table
+from unimix_jax.report.sections import Picture, Section
+from unimix_jax.report.tables import Table, markdown_table
 
 GENERATOR = "unimix_jax report"  # what marks an HTML file as one that may be written again
 
@@ -44,7 +44,7 @@ figure img { max-width: 100%; height: auto; display: block; }
 """
 
 
-def html_page(title: str, about: str, sections: list[Section], images: dict[str, bytes]) -> str:
+def html_document(title: str, about: str, sections: list[Section], images: dict[str, bytes]) -> str:
     """Return a report as one HTML file: style and pictures are in it, nothing is fetched.
 
     Args:

@@ -12,14 +12,16 @@ import numpy as np
 
 from unimix_jax import npz, storage
 from unimix_jax.errors import UserError
-from unimix_jax.measures import page, plots, report
-from unimix_jax.measures.evaluation import Given
+from unimix_jax.metrics.predictions import read_predictions
+from unimix_jax.report import html, plots
+from unimix_jax.report.evaluation import ModelOutputs
+from unimix_jax.report.sections import PICTURES, Section, csv_rows, facts
 from unimix_jax.training import rundir
 
 _LARGEST_COUNTS = 4 * storage.MIB  # bytes of a file of counts
 
 
-def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
+def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutputs:
     """Read a finished run.
 
     Args:
@@ -46,18 +48,18 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
         "lines": rundir.read_metrics(directory / rundir.METRICS_LINES),
     }
     about["changed"], about["gone"] = rundir.changed_outputs(directory, about["run"])
-    given = Given(
+    outputs = ModelOutputs(
         name or directory.resolve().name,
-        rundir.read_predictions(test),
-        rundir.read_predictions(validation) if validation.exists() else None,
+        read_predictions(test),
+        read_predictions(validation) if validation.exists() else None,
         about,
     )
     try:
-        report.facts(given)
+        facts(outputs)
         _check_stages(config)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{directory} holds records that no run writes ({error!r}); restore them") from None
-    return given
+    return outputs
 
 
 def _check_stages(config: dict) -> None:
@@ -79,7 +81,7 @@ def read_files(
     validation: str | os.PathLike | None = None,
     counts: str | os.PathLike | None = None,
     name: str | None = None,
-) -> Given:
+) -> ModelOutputs:
     """Read anyone's predictions.
 
     Args:
@@ -91,8 +93,8 @@ def read_files(
     Raises:
       UserError: a file that is not there, not whole, or does not hold what it should.
     """
-    test = rundir.read_predictions(predictions)
-    held = None if validation is None else rundir.read_predictions(validation)
+    test = read_predictions(predictions)
+    held = None if validation is None else read_predictions(validation)
     if held is not None and held.labels is None:
         raise UserError(f"{validation} holds no array 'labels', which validation predictions must have")
     if counts is not None:
@@ -100,7 +102,7 @@ def read_files(
         if len(found) != classes:
             raise UserError(f"{counts} holds {len(found)} numbers, but {predictions} has {classes} classes")
         test = test._replace(counts=found)
-    return Given(name or pathlib.Path(predictions).stem, test, held)
+    return ModelOutputs(name or pathlib.Path(predictions).stem, test, held)
 
 
 def read_all(
@@ -108,7 +110,7 @@ def read_all(
     predictions: Sequence[str] = (),
     validations: Sequence[str] = (),
     counts: str | os.PathLike | None = None,
-) -> list[Given]:
+) -> list[ModelOutputs]:
     """Read runs and files, each under a name of its own: that of its folder or file, or the path where two have one.
 
     Args:
@@ -205,7 +207,7 @@ def output(path: str | os.PathLike) -> Output:
 def _is_report(path: pathlib.Path) -> bool:
     try:
         with storage.open_regular(path) as file:
-            return page.GENERATOR.encode() in file.read(2000)
+            return html.GENERATOR.encode() in file.read(2000)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -214,7 +216,7 @@ def write(
     place: Output,
     title: str,
     about: str,
-    sections: list[report.Section],
+    sections: list[Section],
     results: list[dict],
     kinds: tuple[str, ...] = ("png", "pdf"),
 ) -> None:
@@ -226,7 +228,7 @@ def write(
 
     Args:
       place: of `output`.
-      title, about: see `page.html_page`.
+      title, about: see `html.html_document`.
       sections: of `report.of_one` or `of_many`.
       results: of `evaluation.evaluate`; what the .json and .csv hold.
       kinds: of picture files; "png", which the HTML shows, must be one of them.
@@ -237,20 +239,20 @@ def write(
     drawn = [picture for section in sections for picture in section.pictures]
     pictures = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
     pngs = {p.name: pictures[p.name, "png"] for p in drawn}
-    contents = {place.html: page.html_page(title, about, sections, pngs)}
+    contents = {place.html: html.html_document(title, about, sections, pngs)}
     contents |= {place.figures / f"{name}.{kind}": data for (name, kind), data in pictures.items()}
-    contents[place.others["md"]] = page.markdown(title, about, sections, place.figures.name)
+    contents[place.others["md"]] = html.markdown(title, about, sections, place.figures.name)
     if results:
         lines = io.StringIO()
-        csv.writer(lines, lineterminator="\n").writerows(report.csv_rows(results))
+        csv.writer(lines, lineterminator="\n").writerows(csv_rows(results))
         contents[place.others["csv"]] = lines.getvalue()
         contents[place.others["json"]] = storage.json_text({"models": results})
-    known = {place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")}
+    known = {place.figures / f"{name}.{kind}" for name in PICTURES for kind in ("png", "pdf")}
     try:
         place.html.parent.mkdir(parents=True, exist_ok=True)
         if not place.html.exists():
-            begun = report.Section("Not finished", ("This report was being written and was stopped; make it again.",))
-            storage.write_whole(place.html, page.html_page(title, about, [begun], {}))
+            begun = Section("Not finished", ("This report was being written and was stopped; make it again.",))
+            storage.write_whole(place.html, html.html_document(title, about, [begun], {}))
         if pictures:
             place.figures.mkdir(exist_ok=True)
         for path, content in contents.items():

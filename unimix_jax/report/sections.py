@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax import metrics
 from unimix_jax.errors import printable
-from unimix_jax.measures import metrics, parts, plots, tables, theory
-from unimix_jax.measures.evaluation import Given
-from unimix_jax.measures.tables import Table
+from unimix_jax.metrics import per_example
+from unimix_jax.report import plots, tables
+from unimix_jax.report.evaluation import ModelOutputs
+from unimix_jax.report.tables import Table
+from unimix_jax.theory import closed_forms
 
 _CURVES = "Training (faint) and evaluation on the way (marked: circles for the first split, squares for the second)."
 _GROUPS = {
@@ -50,30 +53,30 @@ class Section(NamedTuple):
 # --- Reports
 
 
-def of_one(given: Given, result: dict, laws: tuple[list[dict], dict] | None = None) -> list[Section]:
+def of_one(outputs: ModelOutputs, result: dict, laws: tuple[list[dict], dict] | None = None) -> list[Section]:
     """Return the sections of a report on one model.
 
     Args:
-      given: what was evaluated.
+      outputs: what was evaluated.
       result: of `evaluation.evaluate`.
       laws: what `laws_section` takes; None leaves the class distributions out.
     """
-    sections = [Section("What was run", tables=tables.run_tables(given))] if given.about else []
+    sections = [Section("What was run", tables=tables.run_tables(outputs))] if outputs.about else []
     numbers = [tables.measures_table(result)] if "test" in result else []
-    if ((given.about or {}).get("metrics") or {}).get("best"):
-        numbers.append(tables.best_table(given.about["metrics"]["best"]))
+    if ((outputs.about or {}).get("metrics") or {}).get("best"):
+        numbers.append(tables.best_table(outputs.about["metrics"]["best"]))
     if numbers:
         sections.append(Section("Measures", _measures_text(result), tuple(numbers)))
     if "test" in result:
-        sections.append(Section("Calibration", (), (), _calibration_pictures(given, result)))
+        sections.append(Section("Calibration", (), (), _calibration_pictures(outputs, result)))
     classes = [tables.classes_table(result)] if "test" in result or result["estimates"] else []
-    pictures = _class_pictures(given, result) if "test" in result else ()
+    pictures = _class_pictures(outputs, result) if "test" in result else ()
     if classes:
         sections.append(Section("Classes", (), tuple(classes), pictures))
     priors_tables = (*tables.cut_tables(result), *tables.estimates_table(result))
     if priors_tables:
         sections.append(Section("The test prior", (), priors_tables))
-    if lines := (given.about or {}).get("lines"):
+    if lines := (outputs.about or {}).get("lines"):
         picture = Picture("training_curves", "Training and evaluation on the way.", plots.training_curves({"": lines}))
         sections.append(Section("Training", pictures=(picture,)))
     if laws:
@@ -81,19 +84,19 @@ def of_one(given: Given, result: dict, laws: tuple[list[dict], dict] | None = No
     return [*sections, *_remarks([result])]
 
 
-def facts(given: Given) -> list[Table]:
+def facts(outputs: ModelOutputs) -> list[Table]:
     """Return the tables of what a run directory says of its run; they fail where its records are no run's."""
-    about = given.about
+    about = outputs.about
     best = (about["metrics"] or {}).get("best")
     if not all(isinstance(line["epoch"], int | float) for line in about["lines"]):
         raise ValueError("an epoch that is no number")
-    return [*tables.run_tables(given), *([tables.best_table(best)] if best else [])]
+    return [*tables.run_tables(outputs), *([tables.best_table(best)] if best else [])]
 
 
-def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
+def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Section]:
     """Return the sections of a report on several models side by side."""
-    measured = [(g, r) for g, r in zip(givens, results, strict=True) if "test" in r]
-    ran = [g for g in givens if g.about]
+    measured = [(g, r) for g, r in zip(all_outputs, results, strict=True) if "test" in r]
+    ran = [g for g in all_outputs if g.about]
     sections = [Section("What was run", tables=tables.runs_tables(ran))] if ran else []
     found = []
     if measured:
@@ -114,7 +117,7 @@ def of_many(givens: list[Given], results: list[dict]) -> list[Section]:
             if "corrected" in r
         ]
         found += [tables.side_by_side("The same with corrected logits", corrected)] if corrected else []
-        last = "; measures of the last step" if len(ran) == len(givens) else ""
+        last = "; measures of the last step" if len(ran) == len(all_outputs) else ""
         bins = sorted({r["test"]["bins"] for _, r in measured})
         grouped = sorted({r["test"]["groups"] for _, r in measured if "groups" in r["test"]})
         text = (
@@ -209,7 +212,7 @@ def laws_section(laws: list[dict], factor: dict) -> Section:
       laws: panels of `plots.class_distributions`; the last is UniMix's.
       factor: alpha, class_exponent and wrap of UniMix.
     """
-    mass = theory.unimix_mass(laws[0]["exact"][0] / laws[0]["exact"][-1])
+    mass = closed_forms.unimix_mass(laws[0]["exact"][0] / laws[0]["exact"][-1])
     text = (
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, "
         "A.5 of mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of "
@@ -258,13 +261,13 @@ def _measures_text(result: dict) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _calibration_pictures(given: Given, result: dict) -> tuple[Picture, ...]:
-    bins, labels = result["test"]["bins"], given.test.labels
-    probabilities = parts.softmax(given.test.logits)
+def _calibration_pictures(outputs: ModelOutputs, result: dict) -> tuple[Picture, ...]:
+    bins, labels = result["test"]["bins"], outputs.test.labels
+    probabilities = per_example.softmax(outputs.test.logits)
     panels = {"test": metrics.reliability(probabilities, labels, bins)}
-    confidence, hits = parts.top_label(probabilities, labels)
+    confidence, hits = per_example.top_label(probabilities, labels)
     if "temperature" in result:
-        cooled = parts.softmax(given.test.logits / result["temperature"])
+        cooled = per_example.softmax(outputs.test.logits / result["temperature"])
         panels[f"test, T = {result['temperature']:.2f}"] = metrics.reliability(cooled, labels, bins)
     batch = min(int(np.clip(len(hits) // 20, 10, 100)), len(hits))
     return (
@@ -281,15 +284,15 @@ def _calibration_pictures(given: Given, result: dict) -> tuple[Picture, ...]:
     )
 
 
-def _class_pictures(given: Given, result: dict) -> tuple[Picture, ...]:
-    logits, labels, names = np.asarray(given.test.logits), given.test.labels, result["class_names"]
+def _class_pictures(outputs: ModelOutputs, result: dict) -> tuple[Picture, ...]:
+    logits, labels, names = np.asarray(outputs.test.logits), outputs.test.labels, result["class_names"]
     counts = None if "counts" not in result else np.array(result["counts"])
     pictures = []
     if counts is not None:
         accuracy = np.array([np.nan if v is None else v for v in result["test"]["class_accuracy"]])
         figure = plots.accuracy_by_count({"": (counts, accuracy)}, names)
         pictures.append(Picture("accuracy_by_count", "Accuracy of each class against its training images.", figure))
-    matrix = parts.confusion_matrix(labels, logits.argmax(axis=1), len(names))
+    matrix = per_example.confusion_matrix(labels, logits.argmax(axis=1), len(names))
     for log in (False, True):
         name = "log_confusion" if log else "confusion"
         caption = "The same on a logarithmic scale." if log else "Which class is taken for which."
@@ -297,14 +300,14 @@ def _class_pictures(given: Given, result: dict) -> tuple[Picture, ...]:
     return tuple(pictures)
 
 
-def _side_pictures(measured: list[tuple[Given, dict]]) -> tuple[Picture, ...]:
+def _side_pictures(measured: list[tuple[ModelOutputs, dict]]) -> tuple[Picture, ...]:
     errors = {r["name"]: (r["test"]["accuracy"], r["test"].get("intervals", {}).get("accuracy")) for _, r in measured}
     intervals = ", with 95 % intervals over images" if any(ends for _, ends in errors.values()) else ""
     pictures = [Picture("test_errors", f"Test error{intervals}.", plots.error_bars(errors))]
     panels = {}
-    for given, result in measured[:_PANELS]:
-        probabilities = parts.softmax(given.test.logits)
-        panels[result["name"]] = metrics.reliability(probabilities, given.test.labels, result["test"]["bins"])
+    for outputs, result in measured[:_PANELS]:
+        probabilities = per_example.softmax(outputs.test.logits)
+        panels[result["name"]] = metrics.reliability(probabilities, outputs.test.labels, result["test"]["bins"])
     more = f" (the first {_PANELS} runs)" if len(measured) > _PANELS else ""
     pictures.append(Picture("reliability", f"Accuracy in each bin of confidence{more}.", plots.reliability(panels)))
     by_count = {}
@@ -318,6 +321,6 @@ def _side_pictures(measured: list[tuple[Given, dict]]) -> tuple[Picture, ...]:
     return tuple(pictures)
 
 
-def _images(measured: list[tuple[Given, dict]]) -> str:
+def _images(measured: list[tuple[ModelOutputs, dict]]) -> str:
     sizes = sorted({r["test"]["images"] for _, r in measured})
     return f"{sizes[0]} each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"

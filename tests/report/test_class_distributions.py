@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 
 from unimix_jax import priors, settings
-from unimix_jax.measures import theory
-from unimix_jax.training import laws, manifest
+from unimix_jax.report import class_distributions
+from unimix_jax.theory import closed_forms
+from unimix_jax.training import manifest
 
 
 @pytest.mark.parametrize("wrap", [True, False])
 def test_what_is_drawn_is_what_theory_says(wrap):
     counts = np.array([3, 90, 20, 0, 8])  # in any order, one class without images
-    for panel in laws.class_laws(counts, alpha=0.7, class_exponent=-0.5, wrap=wrap):
+    for panel in class_distributions.panels(counts, alpha=0.7, class_exponent=-0.5, wrap=wrap):
         assert len(panel["exact"]) == 4
         assert panel["exact"].sum() == pytest.approx(1)
         # 100,000 pairs: four standard errors of a share of one half.
@@ -20,13 +21,13 @@ def test_what_is_drawn_is_what_theory_says(wrap):
 
 
 def test_a_trillion_images_are_drawn():
-    unimix = laws.class_laws(np.array([10**12, 10]))[-1]
+    unimix = class_distributions.panels(np.array([10**12, 10]))[-1]
     np.testing.assert_allclose(unimix["drawn"], unimix["exact"], atol=4 * np.sqrt(0.25 / 100_000))
 
 
 @pytest.mark.parametrize(("classes", "imbalance"), [(10, 100), (100, 200)], ids=["panel b", "panel f"])
 def test_the_panels_of_the_paper(classes, imbalance):
-    panels = laws.class_laws(theory.exponential_profile(classes, imbalance))
+    panels = class_distributions.panels(closed_forms.exponential_profile(classes, imbalance))
     training, mixup, factor, unimix = panels
     assert [panel["title"] for panel in panels] == [
         "Training images",
@@ -54,7 +55,7 @@ def test_the_panels_of_the_paper(classes, imbalance):
 
 @pytest.mark.parametrize("counts", [[5], [5, 0], [1] * 1001])
 def test_what_is_not_drawn(counts):
-    assert laws.class_laws(np.array(counts)) is None
+    assert class_distributions.panels(np.array(counts)) is None
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,14 @@ def test_what_is_not_drawn(counts):
 )
 def test_the_factor_is_the_run_s(argv, expected):
     config = settings.parse(["main", "--config=digits_lt.py", *argv]).config
-    assert laws.factor_of(manifest.plain(config)) == expected
+    assert class_distributions.factor_of(manifest.plain(config)) == expected
 
 
 def test_a_method_that_does_not_mix_so_has_the_paper_s_factor():
     for method in ("erm", "mixup", "unimix_bayias_code"):
         config = settings.parse(["main", f"--config=digits_lt.py:method={method}"]).config
-        assert laws.factor_of(manifest.plain(config)) == {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}
+        assert class_distributions.factor_of(manifest.plain(config)) == {
+            "alpha": 0.5,
+            "class_exponent": -1.0,
+            "wrap": True,
+        }

@@ -1,22 +1,22 @@
-"""Logits for another prior: shifting to a known one, temperature, and estimating one that nobody knows. numpy.
+"""Label shift: logits for another prior of the labels, and estimates of a prior that is not known.
 
-"Prior" is that of the labels in the data to predict. All that is estimated here rests on *label shift*: between
-the data the model was calibrated on and the data to predict only the shares of the classes differ, not what the
-images of a class look like.
+"Prior" means the prior of the labels in the data to predict. The estimates assume *label shift*: only the shares of the
+classes differ between the data on which the model was calibrated and the data to predict, not the images of a class.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import batch, priors
+from unimix_jax import priors
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.measures import parts
-from unimix_jax.measures.parts import normalised, softmax
+from unimix_jax.metrics import per_example
+from unimix_jax.metrics.calibration import Calibration, calibrated, fit_bias_corrected
+from unimix_jax.metrics.per_example import softmax
+from unimix_jax.metrics.predictions import check_probabilities, checked_labels, checked_logits
 
 METHODS = ("em", "bbse")
 IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
-TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
 _LEAST = 1e-6  # what an estimated share is at least, times 1/K: a prior must be positive to be shifted to
 _PULL = 3.0  # standard deviation of a share around that of the validation images in BBSE, times 1/K
 _STEPS = 3000  # of EM
@@ -43,7 +43,7 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
 
     Source: Bayes' rule; Eq. B.17 of the paper's supplement.
     """
-    logits = batch.checked_logits(logits, "logits")
+    logits = checked_logits(logits, "logits")
     shift = np.log(_prior(to_prior, logits.shape[1], "to_prior"))
     return logits + (shift - np.log(_prior(from_prior, logits.shape[1], "from_prior")))
 
@@ -77,105 +77,6 @@ def cut(labels: np.ndarray, counts: np.ndarray, imbalance: float, seed: int = 0)
     kept = np.empty_like(sizes)
     kept[np.argsort(-np.asarray(counts), kind="stable")] = profile if imbalance >= 1 else profile[::-1]
     return np.sort(priors.long_tailed_subset(np.asarray(labels), kept, seed))
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Find the temperature T for which softmax(logits / T) has the least NLL, between .01 and 100.
-
-    In 1 / T the NLL is convex: the zero of its slope is bracketed and found by Newton's steps, or by bisection where
-    these leave the bracket. Fit it on validation data only.
-
-    Args:
-      logits: float[N, K].
-      labels: int[N].
-
-    Returns:
-      T > 0; never one whose NLL is above that of T = 1.
-
-    Source: Guo et al., ICML 2017.
-    """
-    logits = np.asarray(batch.checked_logits(logits, "logits"), np.float64)
-    labels = batch.checked_labels(labels, logits.shape, "labels")
-    own = logits[np.arange(len(labels)), labels].mean()
-
-    def slopes(inverse):
-        """First and second derivative of the NLL by 1 / T."""
-        probabilities = np.exp(normalised(logits * inverse))
-        mean = np.einsum("nk,nk->n", probabilities, logits)
-        return mean.mean() - own, (np.einsum("nk,nk,nk->n", probabilities, logits, logits) - mean**2).mean()
-
-    low, high = (1 / bound for bound in reversed(TEMPERATURES))
-    inverse = 1.0
-    for _ in range(200):
-        slope, curvature = slopes(inverse)
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        newton = inverse - slope / curvature if curvature > 0 else 0.0
-        # The bracket's middle is that of its ends' logarithms.
-        following = newton if low < newton < high else np.sqrt(low * high)
-        if abs(following - inverse) <= 1e-9 * inverse:
-            break
-        inverse = following
-
-    def value(scale):
-        return parts.surprise_of_logits(logits * scale, labels).mean()
-
-    return float(1 / inverse) if value(inverse) < value(1.0) else 1.0
-
-
-class Calibration(NamedTuple):
-    """What `calibrated` does to logits: divide by a temperature, add a bias a class."""
-
-    temperature: float
-    bias: np.ndarray  # float64[K], mean 0
-
-
-def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibration | None = None) -> Calibration:
-    """Fit a temperature and a bias a class by NLL: calibrated probabilities of the labels' own prior.
-
-    The biases are kept small by the pull of one image (of all classes in equal parts), so that a class without
-    validation images gets a finite one.
-
-    Args:
-      logits: float[N, K] of validation data.
-      labels: int[N].
-      start: where to begin; None for a fitted temperature and no bias.
-
-    Returns:
-      The `Calibration`; its NLL with the pull is never above that of `start`.
-
-    Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling).
-    """
-    from scipy.optimize import minimize
-
-    logits = np.asarray(batch.checked_logits(logits, "logits"), np.float64)
-    labels = batch.checked_labels(labels, logits.shape, "labels")
-    size, classes = logits.shape
-    rows = np.arange(size)
-
-    def loss(theta):
-        inverse, bias = np.exp(theta[0]), theta[1:]
-        shifted = normalised(inverse * logits + bias)
-        value = -shifted[rows, labels].sum()
-        probabilities = np.exp(shifted)
-        probabilities[rows, labels] -= 1
-        gradient = np.concatenate([[inverse * (probabilities * logits).sum()], probabilities.sum(axis=0)])
-        # One image of every class in equal parts, at logits 0: convex, and its least at equal biases.
-        prior = normalised(bias[None])[0]
-        value -= prior.mean()
-        gradient[1:] += np.exp(prior) - 1 / classes
-        return value / size, gradient / size
-
-    start = start or Calibration(fit_temperature(logits, labels), np.zeros(classes))
-    first = np.concatenate([[-np.log(start.temperature)], start.bias])
-    bounds = [(-np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0]))] + [(None, None)] * classes
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
-    theta = found.x if found.fun < loss(first)[0] else first
-    return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean())
-
-
-def calibrated(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Apply a `Calibration` to logits float[N, K]; float64[N, K]."""
-    return np.asarray(batch.checked_logits(logits, "logits"), np.float64) / calibration.temperature + calibration.bias
 
 
 class Estimate(NamedTuple):
@@ -221,7 +122,7 @@ def em(
     Source: Saerens, Latinne, Decaestecker, Neural Computation 2002; steps as Varadhan, Roland, Scandinavian Journal of
     Statistics 2008.
     """
-    batch.check_probabilities(probabilities)
+    check_probabilities(probabilities)
     source = _prior(source_prior, probabilities.shape[1], "source_prior")[:, None]
     ratios = probabilities / source.T
     # Only the direction of a row matters: the largest ratio of each is 1, so that none overflows.
@@ -271,7 +172,7 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
       probabilities, source_prior: as for `em`.
       prior: float64[K] that it found.
     """
-    batch.check_probabilities(probabilities)
+    check_probabilities(probabilities)
     source = _prior(source_prior, probabilities.shape[1], "source_prior")
     scores = probabilities / source
     scores /= (scores @ prior)[:, None]
@@ -305,11 +206,11 @@ def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -
     regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
     """
     for given in (probabilities, held):
-        batch.check_probabilities(given)
+        check_probabilities(given)
     size, classes = probabilities.shape
     counts = np.bincount(held_labels, minlength=classes)
     # A class without validation images looks like all of them together.
-    means = np.stack([parts.class_means(column, held_labels, classes) for column in held.T])
+    means = np.stack([per_example.class_means(column, held_labels, classes) for column in held.T])
     means = np.where(counts > 0, means, held.mean(axis=0)[:, None])
     target = probabilities.mean(axis=0)
     apart = held - means.T[held_labels]
@@ -378,7 +279,7 @@ def estimate_prior(
     one_of("method", method, METHODS)
     if samples < 0 or not 0 < level < 1:
         raise UserError(f"{samples} samples at level {level:g}: give 0 samples or more, and a level in 0..1")
-    logits = batch.checked_logits(logits, "logits")
+    logits = checked_logits(logits, "logits")
     size, classes = logits.shape
     warnings = []
     if validation is None:
@@ -393,8 +294,8 @@ def estimate_prior(
         warnings.append("the probabilities were not calibrated first, for there are no validation predictions")
     else:
         held_logits, held_labels = validation
-        held_logits = batch.checked_logits(held_logits, "logits of the validation predictions")
-        held_labels = batch.checked_labels(held_labels, held_logits.shape, "labels of the validation predictions")
+        held_logits = checked_logits(held_logits, "logits of the validation predictions")
+        held_labels = checked_labels(held_labels, held_logits.shape, "labels of the validation predictions")
         if held_logits.shape[1] != classes:
             raise UserError(
                 f"the validation predictions have {held_logits.shape[1]} classes, those to predict {classes}; both "
@@ -470,7 +371,7 @@ def _misfit(
     weight = sizes / (sizes + 2)
     known = sizes > 0
     means = np.full(len(prior), held_confidence.mean())
-    means[known] = parts.class_means(held_confidence, held_labels, len(prior))[known]
+    means[known] = per_example.class_means(held_confidence, held_labels, len(prior))[known]
     means = weight * means + (1 - weight) * held_confidence.mean()
     variances = held_confidence.var() / (sizes + 2)
     expected = prior @ means

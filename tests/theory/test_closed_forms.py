@@ -5,7 +5,7 @@ import pytest
 
 from unimix_jax import priors
 from unimix_jax.errors import UserError
-from unimix_jax.measures import theory
+from unimix_jax.theory import closed_forms, exact
 
 C10 = priors.profile("exp", 5000, 10, 100)
 C100 = priors.profile("exp", 500, 100, 100)
@@ -26,14 +26,14 @@ def integral(function, num_classes):
 @pytest.mark.parametrize(
     ("density", "options", "mass"),
     [
-        pytest.param(theory.natural_density, {}, lambda rho: 1, id="A.4"),
-        pytest.param(theory.sampler_density, {}, lambda rho: 1, id="A.14, inverse"),
-        pytest.param(theory.sampler_density, {"class_exponent": 0}, lambda rho: 1, id="A.14, uniform"),
-        pytest.param(theory.sampler_density, {"class_exponent": 0.5}, lambda rho: 1, id="A.14, square root"),
-        pytest.param(theory.mixup_density, {}, lambda rho: 1, id="A.5"),
-        pytest.param(theory.factor_density, {}, lambda rho: 1 / 2, id="A.8"),
-        pytest.param(theory.unimix_density, {}, theory.unimix_mass, id="A.12, inverse"),
-        pytest.param(theory.unimix_density, {"class_exponent": 1}, lambda rho: 1 / 2, id="A.12, natural"),
+        pytest.param(closed_forms.natural_density, {}, lambda rho: 1, id="A.4"),
+        pytest.param(closed_forms.sampler_density, {}, lambda rho: 1, id="A.14, inverse"),
+        pytest.param(closed_forms.sampler_density, {"class_exponent": 0}, lambda rho: 1, id="A.14, uniform"),
+        pytest.param(closed_forms.sampler_density, {"class_exponent": 0.5}, lambda rho: 1, id="A.14, square root"),
+        pytest.param(closed_forms.mixup_density, {}, lambda rho: 1, id="A.5"),
+        pytest.param(closed_forms.factor_density, {}, lambda rho: 1 / 2, id="A.8"),
+        pytest.param(closed_forms.unimix_density, {}, closed_forms.unimix_mass, id="A.12, inverse"),
+        pytest.param(closed_forms.unimix_density, {"class_exponent": 1}, lambda rho: 1 / 2, id="A.12, natural"),
     ],
 )
 @pytest.mark.parametrize("imbalance", [1, 1 + 1e-12, 1.001, 10, 100, 1e4])
@@ -55,11 +55,13 @@ def test_densities_are_the_printed_equations(rho, tau):
 
     y = np.array([1, 1.01, 2, math.pi, 7.5, 10])
     # Both sides are a dozen roundings from the same real numbers.
-    np.testing.assert_allclose(theory.natural_density(y, **given), printed(y), rtol=1e-12)
-    np.testing.assert_allclose(theory.sampler_density(y, **given, class_exponent=tau), printed(y, tau), rtol=1e-12)
+    np.testing.assert_allclose(closed_forms.natural_density(y, **given), printed(y), rtol=1e-12)
+    np.testing.assert_allclose(
+        closed_forms.sampler_density(y, **given, class_exponent=tau), printed(y, tau), rtol=1e-12
+    )
     for found, t in (
-        (theory.factor_density(y, **given), 1),
-        (theory.unimix_density(y, **given, class_exponent=tau), tau),
+        (closed_forms.factor_density(y, **given), 1),
+        (closed_forms.unimix_density(y, **given, class_exponent=tau), tau),
     ):
         expected = [printed(v) * integral(lambda u, t=t: printed(u, t), v) for v in y]
         np.testing.assert_allclose(found, expected, rtol=1e-11)
@@ -68,7 +70,7 @@ def test_densities_are_the_printed_equations(rho, tau):
 @pytest.mark.parametrize(("num_classes", "imbalance"), [(10, 100), (100, 10), (1000, 3)])
 def test_the_peak_of_the_factor_alone(num_classes, imbalance):
     y = np.linspace(1, num_classes, 100_001)
-    found = y[theory.factor_density(y, num_classes=num_classes, imbalance=imbalance).argmax()]
+    found = y[closed_forms.factor_density(y, num_classes=num_classes, imbalance=imbalance).argmax()]
     expected = 1 + math.log(2) * (num_classes - 1) / math.log(imbalance)
     assert abs(found - expected) <= y[1] - y[0]  # the grid's step
 
@@ -77,7 +79,7 @@ def test_the_peak_of_the_factor_alone(num_classes, imbalance):
     ("imbalance", "expected", "digits"), [(1, 0.5, 1e-15), (10, 0.173, 5e-4), (100, 0.0369, 5e-5), (200, 0.0217, 5e-5)]
 )
 def test_the_mass_of_unimix(imbalance, expected, digits):
-    assert abs(theory.unimix_mass(imbalance) - expected) < digits  # half of the last digit written down
+    assert abs(closed_forms.unimix_mass(imbalance) - expected) < digits  # half of the last digit written down
 
 
 @pytest.mark.parametrize("x", [1e-9, 1e-4, 0.01 - 1e-9, 0.01, 0.02, 1.0, 700.0])
@@ -87,19 +89,19 @@ def test_the_mass_near_balance_and_far_from_it(x):
     u = (np.arange(400)[:, None] + (nodes + 1) / 2) / 400
     integrand = x * np.exp(-x * u) / -math.expm1(-x) * np.expm1(x * u) / math.expm1(x)
     # exp(x) carries up to x roundings; where the series ends, .01, it leaves out 2e-14 and the closed form loses 2e-14.
-    np.testing.assert_allclose(theory.unimix_mass(math.exp(x)), (integrand * weights).sum() / 800, rtol=1e-12)
+    np.testing.assert_allclose(closed_forms.unimix_mass(math.exp(x)), (integrand * weights).sum() / 800, rtol=1e-12)
 
 
 def test_a_balanced_set_has_uniform_and_triangular_densities():
     y = np.linspace(1, 5, 9)
     given = {"num_classes": 5, "imbalance": 1}
-    np.testing.assert_array_equal(theory.natural_density(y, **given), np.full(9, 0.25))
-    np.testing.assert_array_equal(theory.sampler_density(y, **given), np.full(9, 0.25))
-    np.testing.assert_array_equal(theory.mixup_density(y, **given), np.full(9, 0.25))
-    np.testing.assert_array_equal(theory.factor_density(y, **given), (y - 1) / 16)
-    np.testing.assert_array_equal(theory.unimix_density(y, **given), (y - 1) / 16)
+    np.testing.assert_array_equal(closed_forms.natural_density(y, **given), np.full(9, 0.25))
+    np.testing.assert_array_equal(closed_forms.sampler_density(y, **given), np.full(9, 0.25))
+    np.testing.assert_array_equal(closed_forms.mixup_density(y, **given), np.full(9, 0.25))
+    np.testing.assert_array_equal(closed_forms.factor_density(y, **given), (y - 1) / 16)
+    np.testing.assert_array_equal(closed_forms.unimix_density(y, **given), (y - 1) / 16)
     # At imbalance 1 + d the densities differ by at most d of their largest value.
-    near = theory.unimix_density(y, num_classes=5, imbalance=1 + 1e-9)
+    near = closed_forms.unimix_density(y, num_classes=5, imbalance=1 + 1e-9)
     np.testing.assert_allclose(near, (y - 1) / 16, atol=1e-9)
 
 
@@ -107,28 +109,28 @@ def test_a_balanced_set_has_uniform_and_triangular_densities():
 def test_no_imbalance_overflows(imbalance):
     y = np.linspace(1, 10, 7)
     for exponent in (-3, -1, 0, 1, 3):
-        for density in (theory.sampler_density, theory.unimix_density):
+        for density in (closed_forms.sampler_density, closed_forms.unimix_density):
             values = density(y, num_classes=10, imbalance=imbalance, class_exponent=exponent)
             assert np.isfinite(values).all()
             assert (values >= 0).all()
-    assert theory.unimix_mass(imbalance) > 0
+    assert closed_forms.unimix_mass(imbalance) > 0
 
 
 @pytest.mark.parametrize(("num_classes", "imbalance"), [(2, 1), (10, 100), (100, 200), (1000, 1e6)])
 def test_mixup_s_closed_form_is_the_exact_law_of_an_exponential_profile(num_classes, imbalance):
-    profile = theory.exponential_profile(num_classes, imbalance)
+    profile = closed_forms.exponential_profile(num_classes, imbalance)
     assert profile[0] == 1
     assert profile[0] / profile[-1] == pytest.approx(imbalance, rel=1e-12)
     np.testing.assert_allclose(profile[1:] / profile[:-1], imbalance ** (-1 / (num_classes - 1)), rtol=1e-12)
-    density = theory.mixup_density(np.arange(1.0, num_classes + 1), num_classes=num_classes, imbalance=imbalance)
+    density = closed_forms.mixup_density(np.arange(1.0, num_classes + 1), num_classes=num_classes, imbalance=imbalance)
     prior = priors.prior(profile)
-    np.testing.assert_allclose(density / density.sum(), theory.mixed_law(prior, prior, 0.5), rtol=1e-10)
+    np.testing.assert_allclose(density / density.sum(), exact.mixed_class_distribution(prior, prior, 0.5), rtol=1e-10)
 
 
 def test_profiles_of_theory_are_not_cut_to_whole_images():
     # 500 images cut to 2 at imbalance 200 are an imbalance of 250.
     assert priors.profile("exp", 500, 100, 200)[-1] == 2
-    np.testing.assert_allclose(500 * theory.exponential_profile(100, 200)[-1], 2.5, rtol=1e-12)
+    np.testing.assert_allclose(500 * closed_forms.exponential_profile(100, 200)[-1], 2.5, rtol=1e-12)
 
 
 # Per unit of y at the classes 1..10, imbalance 100.
@@ -138,10 +140,10 @@ FIGURE_A1 = [0, 0.053, 0.085, 0.104, 0.116, 0.123, 0.127, 0.129, 0.131, 0.132]  
 
 def test_corollary_3_is_the_gentle_part_of_a_steep_law():
     y, given = np.arange(1.0, 11), {"num_classes": 10, "imbalance": 100}
-    part = theory.unimix_density(y, **given)
+    part = closed_forms.unimix_density(y, **given)
     np.testing.assert_allclose(part / part.sum(), FIGURE_A1, atol=5.1e-4)  # three digits
-    below = np.array([integral(lambda u: theory.natural_density(u, **given), v) for v in y])
-    np.testing.assert_allclose(part + theory.sampler_density(y, **given) * below, MIRRORED, atol=5.1e-4)
+    below = np.array([integral(lambda u: closed_forms.natural_density(u, **given), v) for v in y])
+    np.testing.assert_allclose(part + closed_forms.sampler_density(y, **given) * below, MIRRORED, atol=5.1e-4)
 
 
 @pytest.mark.parametrize("tau", [-1.0, 0.0, 0.5, 1.0])
@@ -150,15 +152,15 @@ def test_the_discrete_law_tends_to_the_closed_forms(tau, imbalance):
     """Many classes, the rarer one dominating: Eq. A.12 and its mirror image are the whole law."""
     classes, rank = 1000, np.arange(1000)
     natural = priors.prior(imbalance ** (-rank / (classes - 1)))
-    found = theory.mixed_law(natural, priors.prior(natural, tau), rarer_dominates(natural))
+    found = exact.mixed_class_distribution(natural, priors.prior(natural, tau), rarer_dominates(natural))
     y, given = rank + 1.0, {"num_classes": classes, "imbalance": imbalance}
     below = (1 - imbalance ** (-rank / (classes - 1))) / (1 - 1 / imbalance)
-    mirror = theory.sampler_density(y, **given, class_exponent=tau) * below
-    expected = theory.unimix_density(y, **given, class_exponent=tau) + mirror
+    mirror = closed_forms.sampler_density(y, **given, class_exponent=tau) * below
+    expected = closed_forms.unimix_density(y, **given, class_exponent=tau) + mirror
     # A sum at steps of 1 for an integral: wrong by half a step of either law, at most ln(imbalance) / 2K each.
     np.testing.assert_allclose(found, expected, atol=2 * math.log(imbalance) / classes * expected.max())
     if tau == 1:
-        np.testing.assert_allclose(expected, 2 * theory.factor_density(y, **given), rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(expected, 2 * closed_forms.factor_density(y, **given), rtol=1e-9, atol=1e-15)
 
 
 # --- The factor
@@ -190,7 +192,7 @@ UNWRAPPED = {
     ],
 )
 def test_how_the_rare_image_is_weighed(wrap, counts, alpha, expected):
-    for function, value in zip((theory.preference, theory.mean_weight), expected, strict=True):
+    for function, value in zip((exact.preference, exact.mean_weight), expected, strict=True):
         assert abs(function(*counts, alpha=alpha, wrap=wrap) - value) < 5.1e-5  # four digits
         assert abs(function(*counts[::-1], alpha=alpha, wrap=wrap) - (1 - value)) < 5.1e-5
 
@@ -208,15 +210,15 @@ def test_the_factor_is_its_definition(wrap, alpha, counts):
     weight = (b + s) % 1 if wrap else np.clip(b + s - 0.5, 0, 1)
     above = (weight > 0.5) + 0.5 * (weight == 0.5)  # at equal counts b of 1e-17 and 1 - 1e-17 both round to 1/2
     # One cell at each end of an interval, of which there are two.
-    assert abs(theory.preference(*counts, alpha=alpha, wrap=wrap) - above.mean()) < 4 / cells
-    assert abs(theory.mean_weight(*counts, alpha=alpha, wrap=wrap) - weight.mean()) < 4 / cells
+    assert abs(exact.preference(*counts, alpha=alpha, wrap=wrap) - above.mean()) < 4 / cells
+    assert abs(exact.mean_weight(*counts, alpha=alpha, wrap=wrap) - weight.mean()) < 4 / cells
 
 
 def test_the_wrapped_factor_is_the_authors(golden):
     file = golden("unimix_factor")
     a, b = file["pairs_n_i_n_j"].T
     for j, alpha in enumerate(file["alphas"]):
-        found, mean = theory.preference(a, b, alpha=alpha), theory.mean_weight(a, b, alpha=alpha)
+        found, mean = exact.preference(a, b, alpha=alpha), exact.mean_weight(a, b, alpha=alpha)
         np.testing.assert_allclose(found, file["p_greater_half_exact"][:, j], atol=1e-12)  # the same integral
         # .005 is 4.5 standard deviations of a frequency over 200,000 draws. float32 rounds 1.6 % of the draws at counts
         # 1:1 and alpha .2 to exactly 1/2, which theirs counts as not above it.
@@ -227,7 +229,7 @@ def test_the_wrapped_factor_is_the_authors(golden):
 
 
 def test_the_wrapped_factor_prefers_most_at_one_to_three():
-    rare = theory.preference(1, [1, 2, 3, 4, 10, 1000, 1e9])
+    rare = exact.preference(1, [1, 2, 3, 4, 10, 1000, 1e9])
     np.testing.assert_allclose(rare[2], 2 / 3, rtol=1e-12)  # 2 I_{1/4}(1/2, 1/2) = (4/pi) arcsin(1/2)
     assert rare.argmax() == 2
     assert abs(rare[-1] - 0.5) < 1e-4  # the square root of 1e-9 is 3e-5
@@ -236,15 +238,15 @@ def test_the_wrapped_factor_prefers_most_at_one_to_three():
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        pytest.param(theory.preference(7, 7, alpha=0.3), 0.5, id="equal counts"),
-        pytest.param(theory.preference(7, 7, alpha=0.3, wrap=False), 0.5, id="equal counts, un-wrapped"),
-        pytest.param(theory.mean_weight(7, 7, alpha=0.3), 0.5, id="equal counts, mean"),
-        pytest.param(theory.mean_weight(7, 7, alpha=0.3, wrap=False), 0.5, id="equal counts, mean, un-wrapped"),
-        pytest.param(theory.preference(C10, 9, alpha=1), np.full(10, 0.5), id="alpha 1"),
-        pytest.param(theory.mean_weight(C10, 9, alpha=1), np.full(10, 0.5), id="alpha 1, mean"),
-        pytest.param(theory.preference(C10, 9, alpha=1, wrap=False), 9 / (C10 + 9), id="alpha 1, un-wrapped"),
-        pytest.param(theory.preference(1, 3, wrap=False), 2 / 3, id="arcsine law: (2/pi) arcsin sqrt(3/4)"),
-        pytest.param(theory.mean_weight(1, 1e15, alpha=2, wrap=False), 29 / 32, id="E min(b + 1/2, 1), b ~ 6b(1-b)"),
+        pytest.param(exact.preference(7, 7, alpha=0.3), 0.5, id="equal counts"),
+        pytest.param(exact.preference(7, 7, alpha=0.3, wrap=False), 0.5, id="equal counts, un-wrapped"),
+        pytest.param(exact.mean_weight(7, 7, alpha=0.3), 0.5, id="equal counts, mean"),
+        pytest.param(exact.mean_weight(7, 7, alpha=0.3, wrap=False), 0.5, id="equal counts, mean, un-wrapped"),
+        pytest.param(exact.preference(C10, 9, alpha=1), np.full(10, 0.5), id="alpha 1"),
+        pytest.param(exact.mean_weight(C10, 9, alpha=1), np.full(10, 0.5), id="alpha 1, mean"),
+        pytest.param(exact.preference(C10, 9, alpha=1, wrap=False), 9 / (C10 + 9), id="alpha 1, un-wrapped"),
+        pytest.param(exact.preference(1, 3, wrap=False), 2 / 3, id="arcsine law: (2/pi) arcsin sqrt(3/4)"),
+        pytest.param(exact.mean_weight(1, 1e15, alpha=2, wrap=False), 29 / 32, id="E min(b + 1/2, 1), b ~ 6b(1-b)"),
     ],
 )
 def test_limits_of_the_factor(found, expected):
@@ -252,7 +254,7 @@ def test_limits_of_the_factor(found, expected):
 
 
 @pytest.mark.parametrize("wrap", [True, False])
-@pytest.mark.parametrize("function", [theory.preference, theory.mean_weight])
+@pytest.mark.parametrize("function", [exact.preference, exact.mean_weight])
 def test_the_two_images_share_the_weight(function, wrap):
     table = function(C100[:, None], C100, alpha=0.4, wrap=wrap)
     assert table.shape == (100, 100)
@@ -271,11 +273,11 @@ def rarer_dominates(counts):
 
 SHARES = {
     "mixup": lambda counts: np.full((len(counts), len(counts)), 0.5),
-    "wrapped .5": lambda counts: theory.preference(counts[:, None], counts),
-    "wrapped .8": lambda counts: theory.preference(counts[:, None], counts, alpha=0.8),
-    "un-wrapped .5": lambda counts: theory.preference(counts[:, None], counts, wrap=False),
+    "wrapped .5": lambda counts: exact.preference(counts[:, None], counts),
+    "wrapped .8": lambda counts: exact.preference(counts[:, None], counts, alpha=0.8),
+    "un-wrapped .5": lambda counts: exact.preference(counts[:, None], counts, wrap=False),
     "constant s": rarer_dominates,
-    "soft": lambda counts: theory.mean_weight(counts[:, None], counts),
+    "soft": lambda counts: exact.mean_weight(counts[:, None], counts),
 }
 
 
@@ -312,7 +314,7 @@ SHARES = {
 )
 def test_thirds_of_the_mixed_labels(counts, partner, factor, thirds, rarer):
     natural, sampled, share = priors.prior(counts), priors.prior(counts, partner), SHARES[factor](counts)
-    law = theory.mixed_law(natural, sampled, share)
+    law = exact.mixed_class_distribution(natural, sampled, share)
     cuts = {10: [3, 7], 100: [33, 66]}[len(counts)]  # the authors', for 100 classes not those of priors.groups
     for part, expected in zip(np.split(law, cuts), thirds, strict=True):
         assert expected is None or abs(part.sum() - expected) < 5.1e-4  # three digits
@@ -323,10 +325,12 @@ def test_thirds_of_the_mixed_labels(counts, partner, factor, thirds, rarer):
 
 
 @pytest.mark.parametrize("counts", [C10, C100], ids=["10 classes", "100 classes"])
-@pytest.mark.parametrize(("array", "function"), [("dominant", theory.preference), ("soft", theory.mean_weight)])
+@pytest.mark.parametrize(("array", "function"), [("dominant", exact.preference), ("soft", exact.mean_weight)])
 def test_mixed_labels_of_the_authors_factor(golden, counts, array, function):
     file = golden("unimix_sampler")
-    found = theory.mixed_law(priors.prior(counts), priors.prior(counts, -1), function(counts[:, None], counts))
+    found = exact.mixed_class_distribution(
+        priors.prior(counts), priors.prior(counts, -1), function(counts[:, None], counts)
+    )
     expected = file[f"mixed_{array}_c{len(counts)}_paper"]
     # Five standard deviations of a frequency over their draws; soft masses vary less.
     allowed = 5 * np.sqrt(found / file[f"mixed_draws_c{len(counts)}_paper"])
@@ -339,7 +343,7 @@ def test_a_mixed_law_is_its_definition_and_a_law(seed):
     classes = int(random.integers(1, 9))
     first, partner = random.dirichlet(np.full(classes, 0.5), 2)
     share = random.random((classes, classes))
-    found, expected = theory.mixed_law(first, partner, share), np.zeros(classes)
+    found, expected = exact.mixed_class_distribution(first, partner, share), np.zeros(classes)
     for a in range(classes):
         for b in range(classes):
             expected[a] += first[a] * partner[b] * share[a, b]
@@ -359,7 +363,7 @@ def test_a_mixed_law_is_its_definition_and_a_law(seed):
 )
 def test_mixed_laws_by_hand(share, expected):
     # Rounding.
-    np.testing.assert_allclose(theory.mixed_law([0.8, 0.2], [0.3, 0.7], share), expected, rtol=1e-12)
+    np.testing.assert_allclose(exact.mixed_class_distribution([0.8, 0.2], [0.3, 0.7], share), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("wrap", [True, False])
@@ -370,9 +374,9 @@ def test_drawn_pairs_follow_the_exact_law(wrap):
     s = C10[label_b] / (C10[label_a] + C10[label_b])
     b = random.beta(0.5, 0.5, draws)
     weight = (b + s) % 1 if wrap else np.clip(b + s - 0.5, 0, 1)
-    for soft, function in ((False, theory.preference), (True, theory.mean_weight)):
-        found = theory.empirical_law(label_a, label_b, weight, 10, soft)
-        expected = theory.mixed_law(natural, inverse, function(C10[:, None], C10, wrap=wrap))
+    for soft, function in ((False, exact.preference), (True, exact.mean_weight)):
+        found = exact.empirical_class_distribution(label_a, label_b, weight, 10, soft)
+        expected = exact.mixed_class_distribution(natural, inverse, function(C10[:, None], C10, wrap=wrap))
         # Five standard deviations of a frequency; soft masses vary less.
         np.testing.assert_array_less(np.abs(found - expected), 5 * np.sqrt(expected / draws))
         np.testing.assert_allclose(found.sum(), 1, rtol=1e-12)
@@ -384,7 +388,7 @@ def test_drawn_pairs_by_hand(soft, expected, kind):
     # Dominant: class 0, class 2, half each of 0 and 1, class 1.
     label_a, label_b = np.array([0, 1, 0, 1], kind), np.array([1, 2, 1, 2], kind)
     weight = np.array([0.9, 0.2, 0.5, 0.6])
-    found = theory.empirical_law(label_a, label_b, weight, 4, soft)
+    found = exact.empirical_class_distribution(label_a, label_b, weight, 4, soft)
     np.testing.assert_allclose(found, np.array(expected) / 4, rtol=1e-12)  # rounding
 
 
@@ -410,35 +414,35 @@ TEN = {"num_classes": 10, "imbalance": 100}
 def test_densities_refuse_what_is_out_of_range(name, changed, message):
     given = {"y": 1} | TEN | changed
     with pytest.raises(UserError, match=message):
-        getattr(theory, name)(given.pop("y"), **given)
+        getattr(closed_forms, name)(given.pop("y"), **given)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: theory.unimix_mass(0.5), "imbalance is 0.5"),
-        (lambda: theory.sampler_density(1, **TEN, class_exponent=math.inf), "class_exponent is inf"),
-        (lambda: theory.unimix_density(1, **TEN, class_exponent=math.nan), "class_exponent is nan"),
-        (lambda: theory.preference(1, 2, alpha=0), "alpha is 0"),
-        (lambda: theory.preference([1, 0], 2), "count is 0"),
-        (lambda: theory.mean_weight(1, -2), "count is -2"),
-        (lambda: theory.mean_weight(1, math.nan), "count is nan"),
-        (lambda: theory.mean_weight(1, 2, alpha=math.nan), "alpha is nan"),
-        (lambda: theory.mixed_law([0.5, 0.4], [0.5, 0.5], 0.5), "^prior must be"),
-        (lambda: theory.mixed_law([0.5, 0.5], [1.5, -0.5], 0.5), "partner_prior must be"),
-        (lambda: theory.mixed_law(0.5, [0.5, 0.5], 0.5), "^prior must be"),
-        (lambda: theory.mixed_law([0.5, 0.5], [1.0], 0.5), r"partner_prior \(1,\)"),
-        (lambda: theory.mixed_law([0.5, 0.5], [0.5, 0.5], [0.5, 0.5]), r"share \(2,\)"),
-        (lambda: theory.mixed_law([0.5, 0.5], [0.5, 0.5], 1.1), r"lie in 0\.\.1"),
-        (lambda: theory.mixed_law([0.5, 0.5], [0.5, 0.5], math.nan), r"lie in 0\.\.1"),
-        (lambda: theory.empirical_law([0], [2], [0.5], 2), "label 2 occurs"),
-        (lambda: theory.empirical_law([-1], [1], [0.5], 2), "label -1 occurs"),
-        (lambda: theory.empirical_law([0], [1], [1.5], 2), r"lie in 0\.\.1"),
-        (lambda: theory.empirical_law([0], [1], [math.nan], 2), r"lie in 0\.\.1"),
-        (lambda: theory.empirical_law([0, 1], [1], [0.5], 2), r"int64\[2\] and int64\[1\]"),
-        (lambda: theory.empirical_law([0, 1], [1, 1], 0.5, 2), r"weights \[\]"),
-        (lambda: theory.empirical_law([0.0], [1], [0.5], 2), r"float64\[1\]"),
-        (lambda: theory.empirical_law(np.zeros(0, int), np.zeros(0, int), [], 2), "N > 0"),
+        (lambda: closed_forms.unimix_mass(0.5), "imbalance is 0.5"),
+        (lambda: closed_forms.sampler_density(1, **TEN, class_exponent=math.inf), "class_exponent is inf"),
+        (lambda: closed_forms.unimix_density(1, **TEN, class_exponent=math.nan), "class_exponent is nan"),
+        (lambda: exact.preference(1, 2, alpha=0), "alpha is 0"),
+        (lambda: exact.preference([1, 0], 2), "count is 0"),
+        (lambda: exact.mean_weight(1, -2), "count is -2"),
+        (lambda: exact.mean_weight(1, math.nan), "count is nan"),
+        (lambda: exact.mean_weight(1, 2, alpha=math.nan), "alpha is nan"),
+        (lambda: exact.mixed_class_distribution([0.5, 0.4], [0.5, 0.5], 0.5), "^prior must be"),
+        (lambda: exact.mixed_class_distribution([0.5, 0.5], [1.5, -0.5], 0.5), "partner_prior must be"),
+        (lambda: exact.mixed_class_distribution(0.5, [0.5, 0.5], 0.5), "^prior must be"),
+        (lambda: exact.mixed_class_distribution([0.5, 0.5], [1.0], 0.5), r"partner_prior \(1,\)"),
+        (lambda: exact.mixed_class_distribution([0.5, 0.5], [0.5, 0.5], [0.5, 0.5]), r"share \(2,\)"),
+        (lambda: exact.mixed_class_distribution([0.5, 0.5], [0.5, 0.5], 1.1), r"lie in 0\.\.1"),
+        (lambda: exact.mixed_class_distribution([0.5, 0.5], [0.5, 0.5], math.nan), r"lie in 0\.\.1"),
+        (lambda: exact.empirical_class_distribution([0], [2], [0.5], 2), "label 2 occurs"),
+        (lambda: exact.empirical_class_distribution([-1], [1], [0.5], 2), "label -1 occurs"),
+        (lambda: exact.empirical_class_distribution([0], [1], [1.5], 2), r"lie in 0\.\.1"),
+        (lambda: exact.empirical_class_distribution([0], [1], [math.nan], 2), r"lie in 0\.\.1"),
+        (lambda: exact.empirical_class_distribution([0, 1], [1], [0.5], 2), r"int64\[2\] and int64\[1\]"),
+        (lambda: exact.empirical_class_distribution([0, 1], [1, 1], 0.5, 2), r"weights \[\]"),
+        (lambda: exact.empirical_class_distribution([0.0], [1], [0.5], 2), r"float64\[1\]"),
+        (lambda: exact.empirical_class_distribution(np.zeros(0, int), np.zeros(0, int), [], 2), "N > 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

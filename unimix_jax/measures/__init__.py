@@ -1,1 +1,0 @@
-"""Numbers from predictions, whoever made them. numpy only."""

@@ -1,0 +1,1 @@
+"""Reports on predictions: evaluation, tables, plots, HTML and Markdown files."""
