@@ -66,10 +66,10 @@ def panels(
         return {"title": title, "closed": closed, "exact": exact, "drawn": drawn}
 
     label_a, natural, sampled = (drawn_classes(power, step) for step, power in enumerate((1.0, 1.0, class_exponent)))
-    preference = preference(counts[:, None], counts, alpha=alpha, wrap=wrap)
+    share_of_first = preference(counts[:, None], counts, alpha=alpha, wrap=wrap)
     shares = np.asarray(jax.jit(jax.vmap(lambda key: mixing.beta(key, 1.0)))(keys))
-    factor = mixed_class_distribution(prior, prior, preference)
-    unimix = mixed_class_distribution(prior, priors.prior(counts, class_exponent), preference)
+    factor = mixed_class_distribution(prior, prior, share_of_first)
+    unimix = mixed_class_distribution(prior, priors.prior(counts, class_exponent), share_of_first)
     inverse = {"class_exponent": class_exponent}
     only = "UniMix's factor, natural partners"
     return [
