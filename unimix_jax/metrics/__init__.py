@@ -1,38 +1,29 @@
 """Metrics of predictions: accuracy, calibration errors, calibration, label shift and bootstrap intervals. No jax.
 
 A metric is called as metric(probabilities, labels, ...) and returns a float, such as `ece` and `accuracy`; `summary`
-returns all of them for `Predictions`. See `measures`.
+returns all of them for `Predictions`.
 """
 
+from unimix_jax.metrics.classwise import THRESHOLD, WEIGHTINGS, ace, class_ece, classwise_errors, sce, tace
 from unimix_jax.metrics.measures import (
-    BINS,
-    MEASURES,
-    THRESHOLD,
-    WEIGHTINGS,
     Bins,
     accuracy,
-    ace,
     balanced_accuracy,
     brier,
-    choose_groups,
     class_accuracy,
-    class_ece,
     ece,
     geometric_mean,
     group_accuracy,
     mce,
-    measured,
     nll,
     nll_of_logits,
     reliability,
-    sce,
     smooth_ece,
-    summary,
-    tace,
     top_accuracy,
 )
-from unimix_jax.metrics.per_example import softmax
+from unimix_jax.metrics.per_example import BINS, softmax
 from unimix_jax.metrics.predictions import Predictions
+from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured, summary
 
 __all__ = [
     "BINS",
@@ -48,6 +39,7 @@ __all__ = [
     "choose_groups",
     "class_accuracy",
     "class_ece",
+    "classwise_errors",
     "ece",
     "geometric_mean",
     "group_accuracy",

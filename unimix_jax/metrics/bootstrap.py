@@ -1,4 +1,4 @@
-"""Bootstrap intervals of measures: how far a number could be another with other images of the same kind. numpy."""
+"""Intervals of measures, mostly by the bootstrap: how much a value depends on the sample of test images."""
 
 import statistics
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from collections.abc import Callable
 import numpy as np
 
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.metrics import measures as metrics
 from unimix_jax.metrics import per_example
-from unimix_jax.metrics.measures import CLASSWISE
+from unimix_jax.metrics.per_example import BINS
 from unimix_jax.metrics.predictions import Predictions, checked_predictions
+from unimix_jax.metrics.summaries import CLASSWISE, MEASURES, choose_groups, measured
 
 SAMPLES = 1000
 LEVEL = 0.95
 # Each sample of the class-wise measures costs a whole measurement.
-DEFAULT = tuple(name for name in metrics.MEASURES if name not in CLASSWISE)
+DEFAULT = tuple(name for name in MEASURES if name not in CLASSWISE)
 CALIBRATION = ("ece", "smooth_ece", "mce")  # errors that chance makes larger, whose intervals allow for it
 _SCALES = np.linspace(0, 2, 9)  # of the gaps between accuracy and confidence that are tried out
 
@@ -26,7 +26,7 @@ def bootstrap(
     samples: int = SAMPLES,
     level: float = LEVEL,
     seed: int = 0,
-    bins: int = metrics.BINS,
+    bins: int = BINS,
     by: str = "auto",
 ) -> dict[str, tuple[float, float]]:
     """Interval of each measure: where its value on endless examples of the same kind lies.
@@ -41,7 +41,7 @@ def bootstrap(
 
     Args:
       predictions: logits and labels; with counts that differ, also the groups of `metrics.summary`.
-      names: of `metrics.MEASURES`; by default all but the class-wise SCE, ACE and TACE, whose samples are slow.
+      names: of `MEASURES`; by default all but the class-wise SCE, ACE and TACE, whose samples are slow.
       samples: how many times.
       level: of the interval.
       seed: of the draws.
@@ -57,7 +57,7 @@ def bootstrap(
     if samples < 2 or not 0 < level < 1:
         raise UserError(f"a bootstrap of {samples} samples at level {level:g}: give at least 2, and a level in 0..1")
     labels, num_classes = predictions.labels, predictions.logits.shape[1]
-    names = tuple(one_of("measure", name, metrics.MEASURES) for name in names)
+    names = tuple(one_of("measure", name, MEASURES) for name in names)
     measures = _measures(predictions, tuple(name for name in names if name not in CALIBRATION), bins, by)
     random = np.random.Generator(np.random.Philox(key=seed))
     everything = np.arange(len(labels))
@@ -80,13 +80,17 @@ def bootstrap(
     return result
 
 
-def expected_if_calibrated(
-    predictions: Predictions, *, samples: int = 200, seed: int = 0, bins: int = metrics.BINS
-) -> dict:
-    """ECE, smooth ECE and MCE that a perfectly calibrated model with these confidences shows on average.
+def expected_if_calibrated(predictions: Predictions, *, samples: int = 200, seed: int = 0, bins: int = BINS) -> dict:
+    """Return the mean ECE, smooth ECE and MCE of a perfectly calibrated model with these confidences.
 
-    None of the three is 0 for it: bins of few images differ from their confidence by chance. Hits are drawn from the
-    confidences.
+    None of the three is 0: in bins of few images the accuracy differs from the confidence by chance. Hits are drawn
+    with the confidences as probabilities.
+
+    Args:
+      predictions: with logits.
+      samples: number of draws.
+      seed: of the draws.
+      bins: of ECE and MCE.
 
     Returns:
       {"ece": ..., "smooth_ece": ..., "mce": ...}.
@@ -144,7 +148,7 @@ def _calibration_intervals(
 
 
 def _of_top_label(bins: int) -> dict[str, Callable]:
-    """The measures of `CALIBRATION`, of confidences and hits."""
+    """Return the calibration errors as functions of confidences and hits."""
     return {
         "ece": lambda confidence, hits: per_example.ece_of(confidence, hits, bins),
         "smooth_ece": per_example.smooth_ece_of,
@@ -155,7 +159,7 @@ def _of_top_label(bins: int) -> dict[str, Callable]:
 def _measures(
     predictions: Predictions, names: tuple[str, ...], bins: int, by: str
 ) -> dict[str, Callable[[np.ndarray], float]]:
-    """Each measure as a function of the positions of examples; what does not change is worked out once."""
+    """Return each measure as a function of the positions of examples; values of examples are computed once."""
     probabilities, labels = per_example.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
     _, hits = per_example.top_label(probabilities, labels)
@@ -167,7 +171,7 @@ def _measures(
         return per_example.class_means(hits[index], labels[index], num_classes)
 
     def whole(name):
-        return lambda index: metrics.measured((name,), probabilities[index], labels[index], bins)[name]
+        return lambda index: measured((name,), probabilities[index], labels[index], bins)[name]
 
     def group(members):
         return lambda index: per_example.mean_of(recalls(index), members)
@@ -182,6 +186,6 @@ def _measures(
         "geometric_mean": lambda: lambda index: per_example.geometric(recalls(index)),
     }
     measures = {name: known[name]() if name in known else whole(name) for name in names}
-    if chosen := metrics.choose_groups(predictions.counts, by):
+    if chosen := choose_groups(predictions.counts, by):
         measures |= {name: group(members) for name, members in chosen[1].items()}
     return measures

@@ -28,7 +28,7 @@ _FEW = 10  # validation images of a class, below which an estimate from them is 
 
 
 def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray) -> np.ndarray:
-    """Turn logits that stand for one prior of the labels into logits that stand for another.
+    """Return logits for another prior of the labels.
 
     Args:
       logits: float[N, K]; softmax(logits) estimates the posterior under `from_prior`.
@@ -39,9 +39,12 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
       float64[N, K]: logits + log(to) - log(from).
 
     Raises:
-      UserError: a prior of another length, or one that is not positive.
+      UserError: a prior has another length, or is not positive.
 
     Source: Bayes' rule; Eq. B.17 of the paper's supplement.
+
+    >>> shift_prior(np.array([[0.0, 1.0]]), [0.5, 0.5], [0.2, 0.8]).round(3).tolist()
+    [[-0.916, 1.47]]
     """
     logits = checked_logits(logits, "logits")
     shift = np.log(_prior(to_prior, logits.shape[1], "to_prior"))
@@ -80,13 +83,13 @@ def cut(labels: np.ndarray, counts: np.ndarray, imbalance: float, seed: int = 0)
 
 
 class Estimate(NamedTuple):
-    """A prior estimated from unlabelled predictions."""
+    """A prior that was estimated from predictions without labels."""
 
     prior: np.ndarray  # float64[K], positive, sums to 1
     low: np.ndarray  # float64[K], of a bootstrap interval
     high: np.ndarray  # float64[K]
     method: str  # "em" or "bbse"
-    warnings: tuple[str, ...]  # why the estimate should not be trusted; () if nothing speaks against it
+    warnings: tuple[str, ...]  # reasons not to trust the estimate
 
 
 def em(
@@ -98,11 +101,11 @@ def em(
     steps: int = _STEPS,
     tolerance: float = 1e-6,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate the prior of unlabelled data by expectation-maximisation: its maximum likelihood.
+    """Estimate the prior of unlabelled data by expectation-maximisation, which finds its maximum likelihood.
 
-    The likelihood sum_n log sum_c q_c p_nc / source_c is concave in q and never falls from step to step. Of each two
-    steps the common direction is followed farther (SQUAREM), where that raises the likelihood: where classes are alike,
-    plain steps are so short that they would seem to have settled.
+    The likelihood sum_n log sum_c q_c p_nc / source_c is concave in q and never falls from step to step. After each
+    two steps their common direction is followed further (SQUAREM) if this raises the likelihood: for classes that
+    look alike, plain steps become so short that they would seem to have converged.
 
     Args:
       probabilities: float64[N, K], calibrated for `source_prior`.
@@ -113,14 +116,17 @@ def em(
       tolerance: see `steps`.
 
     Returns:
-      float64[K], or [K, S] with weights; and the mean log-likelihood of each step, float64[steps taken (, S)],
-      each less the constant of the shares of `source_prior`.
+      float64[K], or [K, S] with weights; and the mean log-likelihood of each step, float64[steps taken (, S)], without
+      the constant of the shares of `source_prior`.
 
     Raises:
-      UserError: no probabilities, or a prior that is none.
+      UserError: an array does not hold probabilities, or not a prior.
 
     Source: Saerens, Latinne, Decaestecker, Neural Computation 2002; steps as Varadhan, Roland, Scandinavian Journal of
     Statistics 2008.
+
+    >>> em(np.array([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.1, 0.9]]), np.array([0.5, 0.5]))[0].round(2).tolist()
+    [0.8, 0.2]
     """
     check_probabilities(probabilities)
     source = _prior(source_prior, probabilities.shape[1], "source_prior")[:, None]
@@ -164,13 +170,17 @@ def em(
 
 
 def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Covariance of the shares that `em` finds, from the curvature of the likelihood: float64[K, K].
+    """Return the covariance of the shares that `em` estimates, from the curvature of the likelihood.
 
-    It is large in directions that the predictions do not tell apart, where a bootstrap of `em` stays at its start.
+    It is large in directions that the predictions do not distinguish, where a bootstrap of `em` stays at its start.
 
     Args:
-      probabilities, source_prior: as for `em`.
-      prior: float64[K] that it found.
+      probabilities: see `em`.
+      source_prior: see `em`.
+      prior: float64[K], the estimate of `em`.
+
+    Returns:
+      float64[K, K].
     """
     check_probabilities(probabilities)
     source = _prior(source_prior, probabilities.shape[1], "source_prior")
@@ -185,11 +195,12 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
 def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the prior of unlabelled data from the mean probabilities of each class's validation images.
 
-    With column j of M the mean probabilities of the validation images of class j (the soft confusion matrix) and m
-    those of the test images, label shift says M q = m for the shares q. The shares are the non-negative ones of highest
-    posterior: the error of m - M q is Gaussian with the covariance that so many test images, and the q_j^2 of so many
-    validation images of each class j, leave; each q_j is Gaussian around its share of the validation images, with a
-    standard deviation of that or of 3/K, whichever is more. What has few validation images is pulled the most.
+    Column j of M holds the mean probabilities of the validation images of class j (the soft confusion matrix), and
+    m the mean probabilities of the test images. Label shift implies M q = m for the shares q. The estimate is the
+    non-negative q of highest posterior: the error of m - M q is Gaussian, with the covariance of the mean of the
+    test images plus q_j^2 times that of the mean of the validation images of each class j; each q_j is Gaussian
+    around its share of the validation images, with the larger of that share and 3/K as standard deviation. A class
+    with few validation images is pulled the most.
 
     Args:
       probabilities: float64[N, K] of the test images.
@@ -200,13 +211,13 @@ def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -
       The prior float64[K], sums to 1, and the posterior's standard deviation of each share, float64[K].
 
     Raises:
-      UserError: no probabilities.
+      UserError: an array does not hold probabilities.
 
     Source: Lipton, Wang, Smola, ICML 2018, with the soft confusion matrix of Alexandari et al., ICML 2020;
     regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
     """
-    for given in (probabilities, held):
-        check_probabilities(given)
+    check_probabilities(probabilities)
+    check_probabilities(held)
     size, classes = probabilities.shape
     counts = np.bincount(held_labels, minlength=classes)
     # A class without validation images looks like all of them together.
@@ -232,14 +243,14 @@ def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -
 
 
 def _not_negative(system: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a linear system; solutions below 0 are set to 0 and the others solved for again, until none is."""
+    """Solve a linear system; set solutions below 0 to 0 and solve for the others again, until none is below 0."""
     free = np.full(len(right), True)
     while True:
-        found = np.zeros(len(right))
-        found[free] = np.linalg.solve(system[np.ix_(free, free)], right[free])
-        if found.min() >= 0:
-            return found
-        free &= found > 0
+        solution = np.zeros(len(right))
+        solution[free] = np.linalg.solve(system[np.ix_(free, free)], right[free])
+        if solution.min() >= 0:
+            return solution
+        free &= solution > 0
 
 
 def estimate_prior(
@@ -259,17 +270,17 @@ def estimate_prior(
       logits: float[N, K] of the data to predict.
       validation: logits float[V, K] and labels int[V] of the same model, for the calibration and BBSE; its prior
         may be any.
-      logits_prior: float[K], what softmax(logits) stands for; EM falls back to it without validation data.
+      logits_prior: float[K], the prior that softmax(logits) stands for; EM uses it if there is no validation data.
       method: "em" or "bbse".
-      calibration: of `fit_bias_corrected` on the validation data, if it is already there.
-      samples: of the bootstrap; 0 for no interval (nan). Both test and validation images are drawn again; the
-        calibration is fitted anew for every tenth sample. An interval reaches at least as far as the standard errors
-        of the method itself do, which see what no resampling moves. BBSE's are these alone.
+      calibration: of `fit_bias_corrected` on the validation data, if it was fitted before.
+      samples: of the bootstrap; 0 for no interval (nan). Both test and validation images are resampled; the
+        calibration is fitted again for every tenth sample. An interval is at least as wide as the standard errors of
+        the method, which include directions that resampling does not move. BBSE uses these alone.
       level: of the interval.
       seed: of the draws.
 
     Returns:
-      An `Estimate`, with warnings in plain words.
+      The `Estimate` and its warnings.
 
     Raises:
       UserError: neither validation data nor a prior that the logits stand for; BBSE without validation data.
@@ -360,10 +371,10 @@ def estimate_prior(
 def _misfit(
     prior: np.ndarray, covariance: np.ndarray, held: np.ndarray, held_labels: np.ndarray, probabilities: np.ndarray
 ) -> list[str]:
-    """Say if test images are less or more certain than label shift explains.
+    """Return a warning if test images are less or more certain than label shift explains, otherwise [].
 
-    Under label shift the mean of anything that is computed of an image is that of the validation images, class by
-    class, weighted by the new prior. Here it is the confidence.
+    Under label shift the mean of any function of an image equals its mean over the validation images of each class,
+    weighted by the new prior. The function here is the confidence.
     """
     confidence, held_confidence = probabilities.max(axis=1), held.max(axis=1)
     sizes = np.bincount(held_labels, minlength=len(prior))

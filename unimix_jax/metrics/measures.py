@@ -1,69 +1,129 @@
-"""Measures of probabilities against labels: numpy, float64, whoever made the predictions.
+"""Measures of probabilities against labels, in numpy and float64.
 
-A measure is `(probabilities, labels, ...) -> float`, in fractions of 1 or in nats; `MEASURES` is the list.
-Probabilities are float[N, K], K > 1, whose rows sum to 1 within 1e-5 and whose entries lie in 0..1 within 1e-6;
-labels int[N], N > 0. Whatever the type of the input, sums are in float64; no measure copies the whole array.
+A measure is `(probabilities, labels, ...) -> float`, in fractions of 1 or in nats; `MEASURES` lists them.
+Probabilities are float[N, K], K > 1; their rows sum to 1 within 1e-5, and their entries lie in 0..1 within 1e-6. Labels
+are int[N], N > 0. Sums are in float64 for every type of input, and no measure copies the whole array.
 
-Top-label measures (accuracy, ECE, MCE, smooth ECE) look at the most probable class and its probability, the
-confidence; class-wise ones (class ECE, SCE, ACE, TACE) at the probability of every class.
+Top-label measures (accuracy, ECE, MCE, smooth ECE) use the most probable class and its probability, the confidence.
+Class-wise measures (class ECE, SCE, ACE, TACE) use the probability of every class.
 """
 
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import priors
-from unimix_jax.errors import UserError, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
-from unimix_jax.metrics.predictions import Predictions, checked_predictions
-
-THRESHOLD = 1e-3  # of TACE
-WEIGHTINGS = ("count", "range")
-_COLUMNS = 32  # classes at once
-
-
-# --- Right or wrong
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose most probable class is the label (the first one of ties)."""
+    """Return the share of examples whose most probable class, the first one of ties, is the label.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+
+    Returns:
+      A share in 0..1.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> accuracy(probabilities, labels)
+    0.75
+    """
     _, hits = per_example.top_label(probabilities, labels)
     return float(hits.mean())
 
 
 def top_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
-    """Share of examples whose label is among the k most probable classes (of ties the first ones)."""
+    """Return the share of examples whose label is among the k most probable classes, the first ones of ties.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+      k: number of classes.
+
+    Returns:
+      A share in 0..1.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> top_accuracy(probabilities, labels, k=2)
+    1.0
+    """
     return float(per_example.top_hits(probabilities, labels, k).mean())
 
 
 def class_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Accuracy on the examples of each class (its recall), float64[K]; nan for a class without examples."""
+    """Return the accuracy on the examples of each class, which is its recall.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+
+    Returns:
+      float64[K]; nan for a class without examples.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> class_accuracy(probabilities, labels).round(3).tolist()
+    [1.0, 0.667]
+    """
     _, hits = per_example.top_label(probabilities, labels)
     return per_example.class_means(hits, labels, np.shape(probabilities)[1])
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of the accuracies of the classes that have examples."""
+    """Return the mean of the accuracies of the classes that have examples.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+
+    Returns:
+      A share in 0..1.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> round(balanced_accuracy(probabilities, labels), 3)
+    0.833
+    """
     return float(np.nanmean(class_accuracy(probabilities, labels)))
 
 
 def geometric_mean(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Geometric mean of the accuracies of the classes that have examples; 0 if one of them is never right."""
+    """Return the geometric mean of the accuracies of the classes that have examples.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+
+    Returns:
+      A share in 0..1; 0 if one of these classes has accuracy 0.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> round(geometric_mean(probabilities, labels), 3)
+    0.816
+    """
     return per_example.geometric(class_accuracy(probabilities, labels))
 
 
 def group_accuracy(probabilities: np.ndarray, labels: np.ndarray, members: np.ndarray) -> float:
-    """Mean of the accuracies of the classes in a group, bool[K]; nan for a group without examples."""
+    """Return the mean of the accuracies of the classes in a group.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+      members: bool[K], the classes of the group.
+
+    Returns:
+      A share in 0..1; nan for a group without examples.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> group_accuracy(probabilities, labels, np.array([True, False]))
+    1.0
+    """
     return per_example.mean_of(class_accuracy(probabilities, labels), members)
 
 
-# --- Confidence of the most probable class
-
-
 class Bins(NamedTuple):
-    """Examples by their confidence: what a reliability diagram shows."""
+    """Examples in bins of confidence, which a reliability diagram shows."""
 
     edges: np.ndarray  # float64[bins + 1]
     count: np.ndarray  # int64[bins]
@@ -74,306 +134,146 @@ class Bins(NamedTuple):
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Bins:
     """Put the examples into equally wide bins (a, b] of confidence.
 
-    A confidence of exactly 0 counts in the first bin, one above 1 by rounding in the last.
+    A confidence of exactly 0 counts in the first bin, a confidence above 1 by rounding in the last.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+      bins: their number.
+
+    Returns:
+      The `Bins`.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> reliability(probabilities, labels, bins=4).count.tolist()
+    [0, 0, 2, 2]
     """
     confidence, hits = per_example.top_label(probabilities, labels)
-    place = per_example.bin_of(confidence, bins)
-    count = np.bincount(place, minlength=bins)
+    bin_index = per_example.bin_of(confidence, bins)
+    count = np.bincount(bin_index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, weights=values, minlength=bins) / count for values in (confidence, hits)]
+        means = [np.bincount(bin_index, weights=values, minlength=bins) / count for values in (confidence, hits)]
     return Bins(np.linspace(0, 1, bins + 1), count, *means)
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
+    """Return the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
 
-    Bins are those of `reliability`.
+    The bins are those of `reliability`.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+      bins: their number.
+
+    Returns:
+      An error in 0..1.
 
     Source: Eq. D.2 of the paper's supplement; Naeini et al., AAAI 2015.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> round(ece(probabilities, labels), 3)
+    0.3
     """
     return per_example.ece_of(*per_example.top_label(probabilities, labels), bins)
 
 
 def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Maximum calibration error: the largest |accuracy - confidence| over the bins of `ece`.
+    """Return the maximum calibration error: the largest |accuracy - confidence| over the bins of `ece`.
 
-    It hangs on the emptiest bins; empty ones count 0.
+    It depends on the bins with the fewest examples; empty bins count 0.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+      bins: their number.
+
+    Returns:
+      An error in 0..1.
 
     Source: Eq. D.3 of the paper's supplement.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> round(mce(probabilities, labels), 3)
+    0.6
     """
     return per_example.mce_of(*per_example.top_label(probabilities, labels), bins)
 
 
 def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Smooth calibration error of the confidence: no bins, and so no jump where a confidence crosses an edge.
+    """Return the smooth calibration error of the confidence, which has no bins and no jumps at their edges.
 
-    With hits h and confidences f, r(t) = mean of kernel(t, f) * (h - f) over the examples, the kernel Gaussian of
-    width s, reflected at 0 and 1; the error is the width s at which the integral of |r| is s itself.
+    With hits h and confidences f, r(t) = mean of kernel(t, f) * (h - f) over the examples; the kernel is Gaussian with
+    width s and reflected at 0 and 1. The error is the width s at which the integral of |r| equals s.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+
+    Returns:
+      An error in 0..1.
 
     Source: Blasiok, Nakkiran, "Smooth ECE", ICLR 2024.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> round(smooth_ece(probabilities, labels), 3)
+    0.132
     """
     return per_example.smooth_ece_of(*per_example.top_label(probabilities, labels))
 
 
-# --- Probabilities of all classes
-
-
-def class_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Calibration error of each class's probability, float64[K], over all examples.
-
-    For class c: equally wide bins (a, b] of p_c, |share of label c - mean p_c| weighted by the bin's examples.
-    A class without examples counts too: it must be given no probability.
-
-    Source: one term of Eq. D.5 of the paper's supplement; class-wise ECE of Kull et al., NeurIPS 2019.
-    """
-    probabilities, labels = per_example.checked(probabilities, labels)
-    ranges = _class_ranges(probabilities, labels, [_equal_widths(bins)])
-    return np.array([np.abs(gaps).sum() for ((gaps, _),) in ranges]) / len(labels)
-
-
-def sce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Static calibration error: the mean of `class_ece` over the classes (also called class-wise ECE).
-
-    Source: Eq. D.5 of the paper's supplement; Nixon et al., CVPR workshops 2019.
-    """
-    return float(class_ece(probabilities, labels, bins).mean())
-
-
-def ace(probabilities: np.ndarray, labels: np.ndarray, ranges: int = BINS, weighting: str = "count") -> float:
-    """Adaptive calibration error: `tace` with threshold 0."""
-    return tace(probabilities, labels, ranges, 0.0, weighting)
-
-
-def tace(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    ranges: int = BINS,
-    threshold: float = THRESHOLD,
-    weighting: str = "count",
-) -> float:
-    """Thresholded adaptive calibration error: ranges of equal count instead of bins of equal width.
-
-    For class c: the probabilities p_c of at least `threshold`, sorted, are cut into ranges of equal count, the first
-    ones longer by one where it does not come out even; |share of label c - mean p_c| of each range; mean over the
-    classes. A class with no such probability counts 0. Where a cut goes through equal probabilities, the labels c among
-    them are shared out to both sides in the proportion of their numbers, so that the order of the examples does not
-    matter.
-
-    Args:
-      probabilities, labels: see the module.
-      ranges: R per class.
-      threshold: the smallest probability that counts.
-      weighting: of a range. "count": its share of all N examples, as in the paper's Table D1 (there TACE is now
-        above, now below ACE; Eq. D.4 to the letter gives 3 to 20 times ACE for 100 classes). "range": 1/R, Eq. D.4 to
-        the letter. For ACE the two differ by rounding of the counts only.
-
-    Source: Eq. D.4 of the paper's supplement; Nixon et al., CVPR workshops 2019.
-    """
-    probabilities, labels = per_example.checked(probabilities, labels)
-    one_of("weighting of ranges", weighting, WEIGHTINGS)
-    total = 0.0
-    for ((gaps, sizes),) in _class_ranges(probabilities, labels, [_equal_counts(ranges, threshold)]):
-        weights = 1 / len(labels) if weighting == "count" else 1 / (ranges * np.maximum(sizes, 1))
-        total += (np.abs(gaps) * weights).sum()
-    return float(total / probabilities.shape[1])
-
-
 def brier(probabilities: np.ndarray, labels: np.ndarray, normalize: bool = False) -> float:
-    """Brier score: squared distance of the probabilities from the one-hot label, mean over the examples.
+    """Return the Brier score: the mean squared distance of the probabilities from the one-hot label.
 
-    The sum over classes, range 0..2, is what the paper's Table D1 shows; its Eq. D.6 divides by the number of
-    classes as well.
+    The sum over classes, in 0..2, is the scale of the paper's Table D1; its Eq. D.6 also divides by the number of
+    classes.
 
     Args:
-      probabilities, labels: see the module.
-      normalize: divide by K.
+      probabilities: float[N, K].
+      labels: int[N].
+      normalize: whether to divide by K.
+
+    Returns:
+      A score in 0..2, or in 0..2/K if it is normalised.
 
     Source: Brier, 1950; Eq. D.6 of the paper's supplement.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> brier(probabilities, labels)
+    0.25
     """
     value = float(per_example.squared_distance(probabilities, labels).mean())
     return value / np.shape(probabilities)[1] if normalize else value
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood in nats; a probability of 0 counts as the smallest positive float."""
+    """Return the mean negative log-likelihood in nats; a probability of 0 counts as the smallest positive float.
+
+    Args:
+      probabilities: float[N, K].
+      labels: int[N].
+
+    Returns:
+      Nats, at least 0.
+
+    >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
+    >>> round(nll(probabilities, labels), 3)
+    0.4
+    """
     return float(per_example.surprise(probabilities, labels).mean())
 
 
 def nll_of_logits(logits: np.ndarray, labels: np.ndarray) -> float:
-    """`nll` of parts.softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
-    return float(per_example.surprise_of_logits(logits, labels).mean())
-
-
-MEASURES: dict[str, Callable[..., float]] = {
-    "accuracy": accuracy,
-    "top5": top_accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "geometric_mean": geometric_mean,
-    "ece": ece,
-    "smooth_ece": smooth_ece,
-    "mce": mce,
-    "sce": sce,
-    "ace": ace,
-    "tace": tace,
-    "brier": brier,
-    "nll": nll,
-}
-CLASSWISE = ("sce", "ace", "tace")  # those that look at the probability of every class
-
-
-def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict:
-    """Return measures of `MEASURES` by name, with a number of bins or ranges where they have some.
-
-    With SCE, ACE or TACE comes `class_ece`, float64[K]; all of them look at the sorted columns once, together.
-
-    Raises:
-      UserError: an unknown name, or arrays that are no predictions.
-    """
-    values = {}
-    for name in names:
-        options = {"bins": bins} if name in ("ece", "mce") else {}
-        if one_of("measure", name, MEASURES) not in CLASSWISE:
-            values[name] = MEASURES[name](probabilities, labels, **options)
-    if set(names) & set(CLASSWISE):
-        probabilities, labels = per_example.checked(probabilities, labels)
-        edges = [_equal_widths(bins), _equal_counts(bins, 0.0), _equal_counts(bins, THRESHOLD)]
-        ranges = _class_ranges(probabilities, labels, edges)
-        gaps = np.array([[np.abs(gaps).sum() for gaps, _ in of_class] for of_class in ranges]) / len(labels)
-        values |= {name: float(gaps[:, i].mean()) for i, name in enumerate(CLASSWISE) if name in names}
-        values["class_ece"] = gaps[:, 0]
-    return values
-
-
-def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS, by: str = "auto") -> dict:
-    """Measure predictions: what `metrics.json` holds of one split.
+    """Return `nll` of softmax(logits), which is exact even if a probability would round to 0.
 
     Args:
-      predictions: logits and labels; with counts that differ, of three classes or more, also the groups of classes.
-      names: which of `MEASURES`; top5 is left out where there are no more than five classes.
-      bins: of the measures that have bins or ranges.
-      by: how to group classes: "shots", "thirds", or "auto": by shots, or by thirds where the shot rule leaves a
-        group empty.
+      logits: float[N, K].
+      labels: int[N].
 
     Returns:
-      The measures, images, bins, class_accuracy and class_ece (lists), and with counts many, medium, few, groups
-      ("shots" or "thirds"). What cannot be had (a class or group without images) is None. other_prior: a sentence,
-      where the logits stand for a prior that the labels do not have.
+      Nats, at least 0.
 
-    Raises:
-      UserError: no labels, or arrays that are no predictions.
+    >>> nll_of_logits(np.array([[0.0, 2000.0]]), np.array([0]))
+    2000.0
     """
-    predictions = checked_predictions(predictions)
-    if predictions.labels is None:
-        raise UserError("these predictions have no labels, so they cannot be measured")
-    probabilities, labels = per_example.softmax(predictions.logits), predictions.labels
-    num_classes = probabilities.shape[1]
-    shown = tuple(name for name in names if name != "nll" and (name != "top5" or num_classes > 5))
-    values = measured(shown, probabilities, labels, bins)
-    if "nll" in names:
-        values["nll"] = nll_of_logits(predictions.logits, labels)
-    values |= {"images": len(labels), "bins": bins}
-    accuracies = class_accuracy(probabilities, labels)
-    values["class_accuracy"] = [_none_if_nan(v) for v in accuracies]
-    if "class_ece" in values:
-        values["class_ece"] = values["class_ece"].tolist()
-    if chosen := choose_groups(predictions.counts, by):
-        values["groups"], groups = chosen
-        values |= {group: _none_if_nan(per_example.mean_of(accuracies, members)) for group, members in groups.items()}
-    if sentence := _other_prior(predictions):
-        values["other_prior"] = sentence
-    return values
-
-
-def _other_prior(predictions: Predictions) -> str:
-    """Say if the logits stand for other shares of the classes than the labels have, by more than by chance."""
-    prior = predictions.logits_prior
-    if prior is None:
-        return ""
-    share = np.bincount(predictions.labels, minlength=len(prior)) / len(predictions.labels)
-    distance = np.abs(prior - share).sum() / 2
-    # The mean distance of the shares of so many labels drawn by the prior.
-    chance = np.sqrt(2 / np.pi * prior * (1 - prior) / len(predictions.labels)).sum() / 2
-    if distance <= 2 * chance + 0.02:
-        return ""
-    which, counts = "a test prior chosen for training", predictions.counts
-    if np.ptp(prior) < 1e-6:
-        which = "a uniform prior"
-    elif counts is not None and np.abs(priors.prior(counts) - prior).max() < 1e-6:
-        which = "the training images' prior"
-    most = int(np.abs(prior - share).argmax())
-    name = predictions.class_names[most] if predictions.class_names else most
-    return (
-        f"the logits stand for {which}, and these images have another one: {100 * distance:.0f} % of the shares "
-        f"differ, most in class {name}, {100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are "
-        "those of the logits as they are, and --test_prior of evaluate corrects them"
-    )
-
-
-def choose_groups(counts: np.ndarray | None, by: str = "auto") -> tuple[str, dict[str, np.ndarray]] | None:
-    """Return ("shots" or "thirds", groups); None where there are none: fewer than three classes, or equal counts.
-
-    "auto" is shots, or thirds where that rule leaves a group empty.
-    """
-    if counts is None or len(counts) < 3 or np.min(counts) == np.max(counts):
-        return None
-    if by != "auto":
-        return by, priors.groups(counts, by)
-    by_shots = priors.groups(counts, "shots")
-    if all(members.any() for members in by_shots.values()):
-        return "shots", by_shots
-    return "thirds", priors.groups(counts, "thirds")
-
-
-def _equal_widths(bins: int) -> Callable:
-    """Edges of equally wide bins (a, b] in sorted probabilities: (sorted float64[N]) -> int[bins + 1]."""
-    inner = np.linspace(0, 1, per_example.at_least_one(bins) + 1)[1:-1]
-    return lambda values: np.concatenate([[0], np.searchsorted(values, inner, side="right"), [len(values)]])
-
-
-def _equal_counts(ranges: int, threshold: float) -> Callable:
-    """Edges of ranges of equal count in the sorted probabilities from `threshold` on."""
-    per_example.at_least_one(ranges, "ranges")
-
-    def edges(values):
-        first = np.searchsorted(values, threshold, side="left")
-        kept, rest = divmod(len(values) - first, ranges)
-        lengths = np.full(ranges, kept) + (np.arange(ranges) < rest)
-        return first + np.concatenate([[0], np.cumsum(lengths)])
-
-    return edges
-
-
-def _class_ranges(probabilities, labels, edges: list[Callable]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Of each class, for each way to cut: sum of (label is c) less sum of p_c in each range, and the ranges' sizes.
-
-    Args:
-      probabilities, labels: checked.
-      edges: functions sorted float64[N] -> int[R + 1], where ranges begin and end, the last one at N.
-    """
-    order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=probabilities.shape[1]))
-    for c in range(probabilities.shape[1]):
-        if c % _COLUMNS == 0:
-            block = np.ascontiguousarray(probabilities[:, c : c + _COLUMNS].T, np.float64)
-        column = block[c % _COLUMNS]
-        values = np.sort(column)
-        own = np.sort(column[order[ends[c - 1] if c else 0 : ends[c]]])
-        yield [_range_gaps(values, own, borders(values)) for borders in edges]
-
-
-def _range_gaps(values: np.ndarray, own: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of members less sum of values in each range, and the ranges' sizes; own: the members' sorted values."""
-    sizes = np.diff(borders)
-    held, sums = sizes > 0, np.zeros(len(sizes))  # ranges that hold something end where the next of them begins
-    if held.any():
-        sums[held] = np.add.reduceat(values, borders[:-1][held])
-    # Members before each border; of values that are tied across it the part that lies before it.
-    at = values[np.minimum(borders, len(values) - 1)]
-    first, last = (np.searchsorted(values, at, side=side) for side in ("left", "right"))
-    below, upto = (np.searchsorted(own, at, side=side) for side in ("left", "right"))
-    before = below + (borders - first) / (last - first) * (upto - below)
-    return np.diff(before) - sums, sizes
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(per_example.surprise_of_logits(logits, labels).mean())

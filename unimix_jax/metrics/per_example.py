@@ -1,6 +1,6 @@
-"""Parts of measures, a value an example, a class or a bin: what measures, intervals and pictures are made of. numpy.
+"""Values of each example, class or bin, from which measures, intervals and pictures are computed.
 
-Probabilities and labels as in `metrics`; what takes confidences and hits takes those of `top_label`.
+Probabilities and labels are as in `measures`; confidences and hits are those of `top_label`.
 """
 
 import numpy as np
@@ -15,11 +15,21 @@ from unimix_jax.metrics.predictions import (
 )
 
 BINS = 15
-_ROWS = 4096  # examples at once where a block of them is copied
+_ROWS = 4096  # examples in a block, where blocks are copied
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits float[N, K] into probabilities float64[N, K]; what looks like probabilities already is refused."""
+    """Return the softmax of logits; refuse an array that looks like probabilities.
+
+    Args:
+      logits: float[N, K].
+
+    Returns:
+      float64[N, K].
+
+    >>> softmax(np.array([[0.0, 0.0, -np.inf]])).tolist()
+    [[0.5, 0.5, 0.0]]
+    """
     values = np.array(logits, np.float64)
     refuse_probabilities(values, "logits")
     values -= values.max(axis=1, keepdims=True)
@@ -29,7 +39,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def normalised(scores: np.ndarray) -> np.ndarray:
-    """Shift each row of float[N, K] such that its exponentials sum to 1, whatever it holds: float64[N, K]."""
+    """Return the log-softmax float64[N, K] of scores float[N, K], which may be any finite numbers."""
     values = np.array(scores, np.float64)
     values -= values.max(axis=1, keepdims=True)
     values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
@@ -44,7 +54,7 @@ def top_label(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
 
 
 def top_hits(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> np.ndarray:
-    """Whether the label is among the k most probable classes, bool[N]."""
+    """Return whether the label is among the k most probable classes, bool[N]."""
     probabilities, labels = checked(probabilities, labels)
     at_least_one(k, "k")
     rank = np.empty(len(labels), np.int64)
@@ -57,20 +67,20 @@ def top_hits(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> np.nd
 
 
 def squared_distance(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Squared distance of each row from its one-hot label, float64[N]."""
+    """Return the squared distance of each row from its one-hot label, float64[N]."""
     probabilities, labels = checked(probabilities, labels)
     squares = np.einsum("nk,nk->n", probabilities, probabilities, dtype=np.float64)
     return squares - 2 * of_label(probabilities, labels) + 1
 
 
 def surprise(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log of each label's probability in nats, float64[N]."""
+    """Return -log of each label's probability in nats, float64[N]."""
     probabilities, labels = checked(probabilities, labels)
     return -np.log(np.maximum(of_label(probabilities, labels), np.finfo(np.float64).tiny))
 
 
 def surprise_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`surprise` of softmax(logits), exact where a probability would round to 0; logits float[N, K]."""
+    """Return `surprise` of softmax(logits), float64[N], exact even if a probability would round to 0."""
     logits = checked_logits(logits, "logits")
     labels = checked_labels(labels, logits.shape, "labels")
     values = np.empty(len(labels))
@@ -81,7 +91,7 @@ def surprise_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Mean of values[N] over the examples of each class, float64[K]; nan for a class without examples."""
+    """Return the mean of values[N] over the examples of each class, float64[K]; nan for a class without examples."""
     sizes = np.bincount(labels, minlength=num_classes)
     with np.errstate(invalid="ignore"):
         return np.bincount(labels, weights=values, minlength=num_classes) / sizes
@@ -94,42 +104,42 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def mean_of(values: np.ndarray, members: np.ndarray) -> float:
-    """Mean of the values of a group that are not nan; nan if there are none."""
+    """Return the mean of the values of a group that are not nan; nan if there are none."""
     values = values[members & ~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")
 
 
 def geometric(values: np.ndarray) -> float:
-    """Geometric mean of the values that are not nan."""
+    """Return the geometric mean of the values that are not nan."""
     with np.errstate(divide="ignore"):
         return float(np.exp(np.log(values[~np.isnan(values)]).mean()))
 
 
 def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin (a, b] of each confidence, int[N]; what lies at or below 0 is in the first, above 1 in the last."""
+    """Return the bin (a, b] of each confidence, int[N]; 0 counts in the first bin, more than 1 in the last."""
     edges = np.linspace(0, 1, at_least_one(bins) + 1)
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
 
 
 def ece_of(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> float:
-    """`ece` from confidences and hits."""
+    """Return `measures.ece` from confidences and hits."""
     return float(np.abs(_gaps(bin_of(confidence, bins), confidence, hits, bins)).sum() / len(hits))
 
 
 def mce_of(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS) -> float:
-    """`mce` from confidences and hits."""
-    place = bin_of(confidence, bins)
-    sizes = np.maximum(np.bincount(place, minlength=bins), 1)
-    return float((np.abs(_gaps(place, confidence, hits, bins)) / sizes).max())
+    """Return `measures.mce` from confidences and hits."""
+    bin_index = bin_of(confidence, bins)
+    sizes = np.maximum(np.bincount(bin_index, minlength=bins), 1)
+    return float((np.abs(_gaps(bin_index, confidence, hits, bins)) / sizes).max())
 
 
 def smooth_ece_of(confidence: np.ndarray, hits: np.ndarray) -> float:
-    """`smooth_ece` from confidences and hits, on a grid of 1,024 cells: within 1e-4 of the integral."""
+    """Return `measures.smooth_ece` from confidences and hits, on a grid of 1,024 cells, within 1e-4 of the integral."""
     cells = 1024
     # Each residual is shared between the two nearest cell centres; those outside of the last centres go there whole.
-    place = np.clip(np.asarray(confidence, np.float64) * cells - 0.5, 0, cells - 1)
-    left = np.minimum(place.astype(np.int64), cells - 2)
-    share, residual = place - left, hits - confidence
+    bin_index = np.clip(np.asarray(confidence, np.float64) * cells - 0.5, 0, cells - 1)
+    left = np.minimum(bin_index.astype(np.int64), cells - 2)
+    share, residual = bin_index - left, hits - confidence
     density = np.bincount(left, weights=(1 - share) * residual, minlength=cells)
     density += np.bincount(left + 1, weights=share * residual, minlength=cells)
     # On the even extension, a Gaussian reflected at both ends is a product in Fourier space.
@@ -146,25 +156,25 @@ def smooth_ece_of(confidence: np.ndarray, hits: np.ndarray) -> float:
     return (low + high) / 2
 
 
-def _gaps(place: np.ndarray, confidence: np.ndarray, hits: np.ndarray, bins: int) -> np.ndarray:
-    """Sum of hits less sum of confidences in each bin, float64[bins]."""
-    return np.bincount(place, weights=hits - confidence, minlength=bins)
+def _gaps(bin_index: np.ndarray, confidence: np.ndarray, hits: np.ndarray, bins: int) -> np.ndarray:
+    """Return the sum of hits minus the sum of confidences of each bin, float64[bins]."""
+    return np.bincount(bin_index, weights=hits - confidence, minlength=bins)
 
 
 def of_label(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of each example's label, float64[N]."""
+    """Return the probability of each example's label, float64[N]."""
     return probabilities[np.arange(len(labels)), labels].astype(np.float64)
 
 
 def at_least_one(number: int, what: str = "bins") -> int:
-    """Return a number of bins; below 1 a UserError."""
+    """Return a number of bins; raise a UserError if it is below 1."""
     if number < 1:
         raise UserError(f"{what} is {number}; there must be at least 1")
     return number
 
 
 def checked(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities float[N, K] and labels int64[N] that are such; see the checks of `batch`."""
+    """Return probabilities float[N, K] and labels int64[N] after the checks of `predictions`."""
     probabilities = checked_scores(probabilities, "probabilities")
     labels = checked_labels(labels, probabilities.shape, "labels")
     check_probabilities(probabilities)

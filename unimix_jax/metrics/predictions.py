@@ -26,15 +26,21 @@ class Predictions(NamedTuple):
 
     @classmethod
     def from_probabilities(cls, probabilities, labels=None, **others) -> "Predictions":
-        """Make predictions of probabilities: their logits are the logarithms.
+        """Make predictions from probabilities, whose logarithms become the logits.
 
         Args:
           probabilities: float[N, K], rows that sum to 1 within 1e-5; 0 counts as the smallest positive float64.
           labels: int[N], or None.
-          others: further fields by name.
+          **others: further fields by name.
+
+        Returns:
+          The predictions.
 
         Raises:
-          UserError: they are no probabilities.
+          UserError: the array does not hold probabilities.
+
+        >>> Predictions.from_probabilities([[0.5, 0.5]], [1]).logits.round(3).tolist()
+        [[-0.693, -0.693]]
         """
         return cls(logits_of_probabilities(probabilities, "probabilities"), labels, **others)
 

@@ -1,4 +1,4 @@
-"""What the training's sampler and factor do to the classes of mixed images, beside what theory says of them."""
+"""Class distributions of mixed images: pairs drawn with the training's sampler and factor, beside the theory."""
 
 import jax
 import numpy as np
@@ -9,11 +9,11 @@ from unimix_jax.methods import mixing
 from unimix_jax.theory import closed_forms
 from unimix_jax.theory.exact import MOST_CLASSES, empirical_class_distribution, mixed_class_distribution, preference
 
-_PAIRS = 100_000  # drawn for each law
+_PAIRS = 100_000  # drawn for each distribution
 
 
 def factor_of(config: dict) -> dict:
-    """Return alpha, class_exponent and wrap of the first UniMix stage of a run's config; the paper's if it has none."""
+    """Return alpha, class_exponent and wrap of the first UniMix stage of a config, or the paper's if there is none."""
     factor = {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}
     for stage in config.get("method", {}).get("stages", {}).values():
         mixer, partners = stage.get("mixer", {}), stage.get("partners", {})
@@ -30,7 +30,8 @@ def panels(
     Args:
       counts: int[K] or float[K], training images per class or numbers in proportion to them, in any order; classes
         without images are left out.
-      alpha, wrap: of `mixing.unimix_factor`.
+      alpha: of `mixing.unimix_factor`.
+      wrap: of `mixing.unimix_factor`.
       class_exponent: of `sampling.partners_by_class`.
       seed: of the draws.
 

@@ -1,4 +1,4 @@
-"""Everything that predictions allow: measures, temperature, test priors, and what is missing for the rest. numpy."""
+"""Evaluation of predictions: measures, temperature, test priors, and which inputs are missing for more."""
 
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ _FEW_VALIDATION, _FEW_TEST = 100, 50  # images, below which a temperature, a cut
 
 
 class ModelOutputs(NamedTuple):
-    """What there is to evaluate, of one model."""
+    """The outputs of one model that are evaluated."""
 
-    name: str  # what a report calls it
+    name: str  # of the model in a report
     test: Predictions
     validation: Predictions | None = None
     # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), changed and gone (names of results).
@@ -26,7 +26,7 @@ class ModelOutputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How to evaluate."""
+    """Options of an evaluation."""
 
     bins: int = metrics.BINS
     by: str = "auto"  # shots, thirds, or auto
@@ -37,7 +37,7 @@ class Options(NamedTuple):
 
 
 def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # noqa: B008, an immutable tuple
-    """Work out all that the predictions allow.
+    """Compute everything that the predictions allow.
 
     Args:
       outputs: at least test logits. Labels give the measures, counts the groups and cut test sets, validation
@@ -108,7 +108,7 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
 
 
 def _changed(about: dict) -> list[str]:
-    """What of a run's results is no longer as the run wrote it."""
+    """Return a sentence for each result of a run that was changed or removed after the run."""
     changed = [
         f"{name} was changed after the run was finished: the run did not write it so"
         for name in about.get("changed", ())
@@ -117,7 +117,7 @@ def _changed(about: dict) -> list[str]:
 
 
 def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list[str]:
-    """What a reader should know before believing the numbers."""
+    """Return sentences that a reader should know before trusting the numbers."""
     lines = []
     for split, predictions in (("test", test), ("validation", held)):
         if predictions is not None:
@@ -140,13 +140,13 @@ def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list
 
 
 def _estimate_samples(asked: int, images: int, classes: int) -> int:
-    """How many samples an estimate's interval has: 200, fewer where each takes long, none where 20 take minutes."""
+    """Return the number of samples of an estimate's interval: 200, fewer if each takes long, 0 if 20 take minutes."""
     cost = images * classes + classes**3 // 100  # of EM, which looks at all logits, and of BBSE's linear systems
     return 0 if cost > _MANY else min(asked, 200, max(20, 200 * _QUICK // cost))
 
 
 def _zeros(split: str, predictions: Predictions) -> list[str]:
-    """Say how many probabilities are 0, which no logarithm has, and how many of them are a label's."""
+    """Return a sentence about probabilities of 0, which have no logarithm, and about those of labels; [] if none."""
     # float32 keeps the logarithm of the smallest positive float to 6e-5.
     zero = np.abs(per_example.normalised(predictions.logits) - LOG_ZERO) < 1e-3
     if not zero.any():
@@ -177,7 +177,7 @@ def _standing(test: Predictions, validation: Predictions | None, calibration) ->
 
 
 def _corrected(name: str, test: Predictions, result: dict, standing, options: Options) -> dict:
-    """The measures of test predictions corrected for the prior that the user names."""
+    """Return the measures of test predictions corrected for the prior that the user names."""
     if options.test_prior == "estimate":
         prior = np.array(result["estimates"]["em"]["prior"]) if standing is not None else None
     else:
@@ -230,7 +230,7 @@ def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -
 
 
 def _missing(outputs: ModelOutputs, test: Predictions, validation: Predictions | None, options: Options) -> list[str]:
-    """A sentence for each thing that these arrays do not allow, and what would give it."""
+    """Return a sentence for each part that these arrays do not allow, with the input that would allow it."""
     lines = []
     if test.labels is None:
         lines.append("all measures and most pictures: they need an array 'labels' in the predictions")

@@ -1,4 +1,4 @@
-"""What is evaluated comes from files, and reports go to files. Touches files."""
+"""The files of an evaluation: read runs and predictions, write reports."""
 
 import csv
 import io
@@ -26,7 +26,10 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
 
     Args:
       directory: a run directory.
-      name: what a report calls it; None for the directory's own.
+      name: of the run in the report; None for the name of the directory.
+
+    Returns:
+      The outputs of the run.
 
     Raises:
       UserError: no run directory, or a run that has not been finished.
@@ -63,7 +66,7 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
 
 
 def _check_stages(config: dict) -> None:
-    """Fail where a config's stages are not what a run writes: the report draws the laws of their factor."""
+    """Raise a ValueError if the stages of a config are not what a run writes: the report uses their factor."""
     for stage in config.get("method", {}).get("stages", {}).values():
         mixer, partners = stage.get("mixer", {}), stage.get("partners", {})
         if (mixer.get("name"), partners.get("name")) != ("unimix", "by_class"):
@@ -82,13 +85,16 @@ def read_files(
     counts: str | os.PathLike | None = None,
     name: str | None = None,
 ) -> ModelOutputs:
-    """Read anyone's predictions.
+    """Read predictions from an .npz file of any origin.
 
     Args:
       predictions: an .npz with `logits` or `probabilities`, and what else `batch.Predictions` holds.
       validation: the same for validation images of the same model, with `labels`.
       counts: see `read_counts`; they win over an array `counts`.
-      name: what a report calls them; None for the file's own.
+      name: of the model in the report; None for the name of the file.
+
+    Returns:
+      The outputs of the model.
 
     Raises:
       UserError: a file that is not there, not whole, or does not hold what it should.
@@ -111,13 +117,16 @@ def read_all(
     validations: Sequence[str] = (),
     counts: str | os.PathLike | None = None,
 ) -> list[ModelOutputs]:
-    """Read runs and files, each under a name of its own: that of its folder or file, or the path where two have one.
+    """Read runs and files, each with a unique name: that of its folder or file, or the path if two would be equal.
 
     Args:
       workdirs: run directories.
       predictions: see `read_files`.
       validations: one for each of `predictions`, or none.
       counts: for all of `predictions`.
+
+    Returns:
+      The outputs of each model.
 
     Raises:
       UserError: nothing to read, the same twice, or what `read_run` and `read_files` refuse.
@@ -145,7 +154,10 @@ def read_all(
 
 
 def read_counts(path: str | os.PathLike) -> np.ndarray:
-    """Read the training images of each class: an .npz with an array `counts`, or text with a number a class.
+    """Read the number of training images of each class from an .npz file with an array `counts`, or from text.
+
+    Args:
+      path: of the file; text holds a number for each class.
 
     Returns:
       int64[K].
@@ -169,19 +181,25 @@ def read_counts(path: str | os.PathLike) -> np.ndarray:
 
 
 class Output(NamedTuple):
-    """Where a report goes: FILE.html, .md, .csv and .json beside it, and a folder of pictures."""
+    """The files of a report: FILE.html, .md, .csv and .json beside it, and a folder of pictures."""
 
     html: pathlib.Path
     figures: pathlib.Path
 
     @property
     def others(self) -> dict[str, pathlib.Path]:
-        """The files beside the HTML, by their kind."""
+        """The files beside the HTML file by their kind."""
         return {kind: self.html.with_suffix(f".{kind}") for kind in ("md", "csv", "json")}
 
 
 def output(path: str | os.PathLike) -> Output:
-    """Return where a report goes: report.html in a folder, or the .html file that is named.
+    """Return the files of a report: report.html in a folder, or the named .html file.
+
+    Args:
+      path: of the folder or of the .html file.
+
+    Returns:
+      The paths.
 
     Raises:
       UserError: it would overwrite what is no report, or nothing can be written there.
@@ -220,7 +238,7 @@ def write(
     results: list[dict],
     kinds: tuple[str, ...] = ("png", "pdf"),
 ) -> None:
-    """Write a report: every file whole; the HTML, which marks the rest as a report's, first, the .json last.
+    """Write a report, each file whole: first the HTML, which marks the others as parts of a report, last the .json.
 
     Where there is no HTML yet, one that says so stands there before anything else is made: a process killed in
     between leaves nothing that is not known as a report's. What an earlier report left there and this one has not is
@@ -228,7 +246,8 @@ def write(
 
     Args:
       place: of `output`.
-      title, about: see `html.html_document`.
+      title: see `html.html_document`.
+      about: see `html.html_document`.
       sections: of `report.of_one` or `of_many`.
       results: of `evaluation.evaluate`; what the .json and .csv hold.
       kinds: of picture files; "png", which the HTML shows, must be one of them.

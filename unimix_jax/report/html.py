@@ -1,7 +1,7 @@
-"""A report as one HTML file that needs nothing else, and as Markdown. Text in, text out; no files.
+"""A report as one self-contained HTML file, and as Markdown.
 
-Whatever comes from a user (names of classes and runs, paths, values of a config) is escaped: markup, and characters
-that have no shape of their own.
+Texts of a user (names of classes and runs, paths, values of a config) are escaped: markup, and characters that are
+invisible.
 """
 
 import base64
@@ -13,7 +13,7 @@ from unimix_jax.errors import printable
 from unimix_jax.report.sections import Picture, Section
 from unimix_jax.report.tables import Table, markdown_table
 
-GENERATOR = "unimix_jax report"  # what marks an HTML file as one that may be written again
+GENERATOR = "unimix_jax report"  # marks an HTML file as a report, which may be overwritten
 
 _CSS = """
 :root { color-scheme: light; --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #0072b2; }
@@ -45,13 +45,16 @@ figure img { max-width: 100%; height: auto; display: block; }
 
 
 def html_document(title: str, about: str, sections: list[Section], images: dict[str, bytes]) -> str:
-    """Return a report as one HTML file: style and pictures are in it, nothing is fetched.
+    """Return a report as one HTML file that contains its style and pictures and fetches nothing.
 
     Args:
       title: of the report.
       about: a line below it.
       sections: of `report.of_one` or `of_many`.
       images: PNG files of the pictures, by name.
+
+    Returns:
+      The HTML text.
     """
     ids = [f"part-{i}" for i in range(1, len(sections) + 1)]
     links = "".join(f'<a href="#{i}">{_escaped(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
@@ -123,17 +126,17 @@ def _picture(picture: Picture, content: bytes) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Keep a user's text from being read as HTML."""
+    """Escape a user's text for HTML."""
     return html.escape(printable(text))
 
 
 def _inline(text: str) -> str:
-    """Keep a user's text from being read as Markdown or HTML, wherever it stands in a line but at its beginning."""
+    """Escape a user's text for Markdown and HTML, for any place in a line but its beginning."""
     text = html.escape(" ".join(printable(text).split()), quote=False)
     text = re.sub(r"([\\`*_\[\]~$#@])", r"\\\1", text)
     return re.sub(r"(www)(\.)|(:)(//)", r"\1\3\\\2\4", text, flags=re.IGNORECASE)  # no link without its own markup
 
 
 def _line(text: str) -> str:
-    """The same where the text begins a line: it must begin no list, rule or heading."""
+    """Escape a user's text like `_inline`, also for the beginning of a line: it must not start a list or heading."""
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", _inline(text))

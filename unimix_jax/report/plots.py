@@ -1,6 +1,7 @@
-"""Pictures from arrays: each function returns a matplotlib figure in one style. numpy; matplotlib is imported late.
+"""Plots from arrays: each function returns a matplotlib figure in one style.
 
-Colours are those of Okabe and Ito, and cividis for areas: told apart by colour-blind readers and in grey.
+The colours are those of Okabe and Ito, and cividis for areas: colour-blind readers, and readers of grey prints, can
+tell them apart.
 """
 
 import functools
@@ -37,7 +38,7 @@ _LABELLED = 30  # classes whose names are written out at most
 
 
 def _in_style(draw):
-    """Let a function draw in the style of this room, whatever the user's own settings are."""
+    """Let a function draw in the style of this module, independent of the user's own settings."""
 
     @functools.wraps(draw)
     def styled(*arguments, **options):
@@ -116,7 +117,7 @@ def reliability(panels: dict[str, metrics.Bins]):
 
 @_in_style
 def density(confidence: np.ndarray, hits: np.ndarray, *, batch: int = 100, draws: int = 2000, seed: int = 0):
-    """Joint density of the mean accuracy and mean confidence of mini-batches (the paper's Fig. D2).
+    """Draw the joint density of the mean accuracy and mean confidence of mini-batches (the paper's Fig. D2).
 
     Args:
       confidence: float[N].
@@ -155,7 +156,7 @@ def density(confidence: np.ndarray, hits: np.ndarray, *, batch: int = 100, draws
 
 @_in_style
 def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *, log: bool = False):
-    """Confusion matrix, classes sorted by training images (the paper's Fig. D4 to D7).
+    """Draw the confusion matrix, with classes sorted by training images (the paper's Fig. D4 to D7).
 
     Args:
       matrix: int[K, K], examples of each (label, predicted class).
@@ -189,7 +190,7 @@ def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *
 
 @_in_style
 def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str] | None = None):
-    """Accuracy of each class against its training images.
+    """Draw the accuracy of each class against its training images.
 
     Args:
       runs: name -> (counts int[K], class accuracy float[K], nan for a class without test images).
@@ -223,7 +224,7 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
 
 @_in_style
 def training_curves(runs: dict[str, list[dict]]):
-    """Loss, accuracy and ECE over the epochs, of the lines of metrics.jsonl.
+    """Draw loss, accuracy and ECE over the epochs, from the lines of metrics.jsonl.
 
     Args:
       runs: name -> lines; lines with a `split` are evaluations, drawn with marks. Of several runs each has a colour.
@@ -258,7 +259,7 @@ def training_curves(runs: dict[str, list[dict]]):
 
 @_in_style
 def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]):
-    """Test error of many runs side by side, with intervals (the paper's Fig. D1).
+    """Draw the test errors of several runs with intervals (the paper's Fig. D1).
 
     Args:
       runs: name -> (accuracy, its interval or None).
@@ -281,7 +282,7 @@ def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]):
 
 @_in_style
 def class_distributions(panels: list[dict]):
-    """The class distributions of Corollaries 1 to 3 (the paper's Fig. A1), a panel each.
+    """Draw the class distributions of Corollaries 1 to 3 (the paper's Fig. A1), one panel each.
 
     Args:
       panels: dicts of title; closed (label, y float[M], values float[M], on the scale of a law over the classes);
@@ -311,14 +312,14 @@ def class_distributions(panels: list[dict]):
 
 
 def _series(lines: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of the lines that have a number under `key`."""
+    """Return the epochs and values of the lines that have a number under `key`."""
     found = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
     x, y = np.array(found, np.float64).reshape(-1, 2).T
     return x, y
 
 
 def _styled(runs: dict):
-    """Items of a dict, each with a colour and a marker: the pair differs for the first 36 of them."""
+    """Yield the items of a dict with a colour and a marker, whose pair is unique for the first 36 items."""
     for i, item in enumerate(runs.items()):
         yield item, CYCLE[i % len(CYCLE)], "os^Dvx"[(i + i // len(CYCLE)) % 6]
 
@@ -331,7 +332,7 @@ def _smoothed(values: np.ndarray, width: float) -> np.ndarray:
 
 
 def _short(name: str, length: int = 14) -> str:
-    """Cut a user's name in its middle, and keep its signs from being read as mathematics or as hidden."""
+    """Shorten a user's name in its middle, and escape characters that matplotlib would interpret."""
     name = "".join(c if c.isprintable() else " " for c in name)
     half = (length - 1) // 2
     name = name if len(name) <= length else f"{name[: length - 1 - half]}…{name[-half:]}"
@@ -339,7 +340,7 @@ def _short(name: str, length: int = 14) -> str:
 
 
 def _fitting(name: str, inches: float, points: float, bold: bool = False) -> str:
-    """Cut a user's name in its middle until it is no wider than so many inches."""
+    """Shorten a user's name in its middle until it is no wider than a number of inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -370,7 +371,7 @@ def _ticks(number: int):
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options):
-    """A figure in inches and its axes; it belongs to no window and no global state."""
+    """Return a figure, whose size is in inches, and its axes; it has no window and no global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a report says: sections of sentences, tables and pictures, made of results. No files; see `page` for HTML."""
+"""The sections of a report: sentences, tables and pictures, made from results. `html` lays them out."""
 
 import re
 from typing import NamedTuple
@@ -34,7 +34,7 @@ PICTURES = (
 
 
 class Picture(NamedTuple):
-    """A figure and what is to be said of it."""
+    """A figure and its caption."""
 
     name: str  # of its files, one of PICTURES
     caption: str
@@ -85,7 +85,7 @@ def of_one(outputs: ModelOutputs, result: dict, laws: tuple[list[dict], dict] | 
 
 
 def facts(outputs: ModelOutputs) -> list[Table]:
-    """Return the tables of what a run directory says of its run; they fail where its records are no run's."""
+    """Return the tables of facts about a run; they raise an error if the records are not those of a run."""
     about = outputs.about
     best = (about["metrics"] or {}).get("best")
     if not all(isinstance(line["epoch"], int | float) for line in about["lines"]):
@@ -134,7 +134,7 @@ def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Sectio
 
 
 def remarks(results: list[dict], kind: str) -> list[str]:
-    """Return the `warnings` or the `missing` of models, with their names in front where they are several.
+    """Return the `warnings` or the `missing` of models, with the names of the models if there are several.
 
     What is said of all of them is said once.
     """
@@ -190,7 +190,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.A
 
 
 def _cell(text: str) -> str:
-    """Keep a name in a CSV file from being computed, and from moving a terminal that shows it."""
+    """Escape a name for a CSV file, so that no spreadsheet computes it and no terminal is controlled by it."""
     text = printable(text)
     return text if _NUMBER.fullmatch(text) else _FORMULA.sub(lambda found: f"{found[0]}'", text)
 
@@ -238,7 +238,7 @@ def laws_section(laws: list[dict], factor: dict) -> Section:
 
 
 def _measures_text(result: dict) -> tuple[str, ...]:
-    """What a reader of the measures must know: bins, intervals, temperature, groups."""
+    """Return sentences on the measures that a reader must know: bins, intervals, temperature, groups."""
     options, lines = result["options"], []
     lines.append(
         f"Calibration errors have {result['test']['bins']} bins or ranges; ACE and TACE weight ranges by count, TACE "

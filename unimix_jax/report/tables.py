@@ -1,4 +1,4 @@
-"""The tables of a report: rows of texts, from results. No files."""
+"""The tables of a report on one model: rows of texts, made from results."""
 
 import json
 from typing import NamedTuple
@@ -62,9 +62,9 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 
 def closing_table(values: dict) -> str:
-    """Lay out what metrics.json holds: accuracy by group and calibration in per cent, a column a split.
+    """Return the content of metrics.json as text: accuracy by group and calibration in per cent, by split.
 
-    Splits are measured at the last step; the best evaluation, if there were any, is a column of its own.
+    The splits are measured at the last step; the best evaluation during training has its own column.
     """
     splits = [name for name in ("test", "validation") if name in values]
     columns = [(name, values[name]) for name in splits]
@@ -89,7 +89,7 @@ def closing_table(values: dict) -> str:
 
 
 def measures_table(result: dict) -> Table:
-    """Every measure of one model: test with intervals, at the fitted temperature, corrected, validation."""
+    """Return every measure of one model: test with intervals, at the fitted temperature, corrected, validation."""
     columns = [("test", result["test"])]
     if "test_at_temperature" in result:
         columns.append((f"test, T = {result['temperature']:.3f}", result["test_at_temperature"]))
@@ -121,7 +121,7 @@ def measures_table(result: dict) -> Table:
 
 
 def best_table(best: dict) -> Table:
-    """The best evaluation on the way, as metrics.json holds it, and that it was chosen with hindsight."""
+    """Return the best evaluation during training, from metrics.json, with a note that it was chosen afterwards."""
     words = f"best of {best['evaluations']} evaluations on {best['split']}"
     rows = [["", "epoch", "accuracy, %", "ECE, %"]]
     rows.append([words, f"{best['epoch']:g}", _number(best["accuracy"], 100), _number(best["ece"], 100, 2)])
@@ -131,7 +131,7 @@ def best_table(best: dict) -> Table:
 
 
 def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...] = SIDE_BY_SIDE) -> Table:
-    """Measures of several models, a row each."""
+    """Return the measures of several models, one row each."""
     columns = [m for m in MEASURES if m[0] in keys and any(v.get(m[0]) is not None for _, v in found)]
     rows = [["run", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns), "groups by", "images"]]
     for name, values in found:
@@ -148,7 +148,7 @@ def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...
 
 
 def intervals_side_by_side(found: list[tuple[str, dict]]) -> list[Table]:
-    """The 95 % intervals of several models' measures, a row each; none where there are none."""
+    """Return the 95 % intervals of the measures of several models, one row each; [] if there are none."""
     columns = [m for m in MEASURES if any(m[0] in values.get("intervals", {}) for _, values in found)]
     if not columns:
         return []
@@ -161,7 +161,7 @@ def intervals_side_by_side(found: list[tuple[str, dict]]) -> list[Table]:
 
 
 def estimates_side_by_side(results: list[dict]) -> list[Table]:
-    """The estimated shares of groups of classes, of several models."""
+    """Return the estimated shares of groups of classes of several models."""
     columns = ("true", "EM", "BBSE")
     found = [
         [f"{result['name']}: {group}", *(_number(shares.get(column), 100) for column in columns)]
@@ -175,7 +175,7 @@ def estimates_side_by_side(results: list[dict]) -> list[Table]:
 
 
 def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
-    """Mean and standard deviation of the runs that differ in nothing but the seed."""
+    """Return mean and standard deviation of the runs that differ only in their seed."""
     alike: dict[str, list[tuple[str, dict]]] = {}
     for outputs, result in measured:
         if outputs.about:
@@ -197,7 +197,7 @@ def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
 
 
 def cut_tables(result: dict) -> list[Table]:
-    """Accuracy and ECE on test sets cut to other imbalances, of one model."""
+    """Return accuracy and ECE of one model on subsets of the test set with other imbalances."""
     if "cut_tests" not in result:
         return []
     variants = list(result["cut_tests"][0]["variants"])
@@ -218,7 +218,7 @@ def cut_tables(result: dict) -> list[Table]:
 
 
 def cut_tables_side_by_side(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
-    """Accuracy of several models on test sets cut to other imbalances, a table for each way to correct logits."""
+    """Return accuracies of several models on test subsets of other imbalances, one table for each correction."""
     tables, cut = [], [(r["name"], r["cut_tests"]) for _, r in measured if "cut_tests" in r]
     corrected = [
         f"{r['name']}: the logits are {r['corrected_logits']}." for _, r in measured if "corrected_logits" in r
@@ -234,7 +234,7 @@ def cut_tables_side_by_side(measured: list[tuple[ModelOutputs, dict]]) -> list[T
 
 
 def estimates_table(result: dict) -> list[Table]:
-    """The estimated shares of groups of classes beside the true ones; none without an estimate or groups."""
+    """Return the estimated and true shares of groups of classes; [] without an estimate or groups."""
     found = _group_shares(result)
     if not found:
         return []
@@ -247,7 +247,7 @@ def estimates_table(result: dict) -> list[Table]:
 
 
 def _group_shares(result: dict) -> dict[str, dict[str, float]]:
-    """Shares of the test images by group of classes: true, EM, BBSE, as they are known; {} without an estimate."""
+    """Return shares of the test images by group of classes: true, EM, BBSE if known; {} without an estimate."""
     chosen = metrics.choose_groups(result.get("counts"), result["options"]["by"])
     if not result["estimates"] or chosen is None:
         return {}
@@ -262,7 +262,7 @@ def _group_shares(result: dict) -> dict[str, dict[str, float]]:
 
 
 def classes_table(result: dict) -> Table:
-    """A row a class: training images, accuracy, calibration error, true and estimated shares."""
+    """Return a row for each class: training images, accuracy, calibration error, true and estimated shares."""
     test, counts, share = result.get("test", {}), result.get("counts"), result.get("test_share")
     columns: list[tuple[str, list[str]]] = []
     if counts:
@@ -286,7 +286,7 @@ def classes_table(result: dict) -> Table:
 
 
 def run_tables(outputs: ModelOutputs) -> tuple[Table, ...]:
-    """What was run, in words, and every field of its config."""
+    """Return the facts about a run, and every field of its config."""
     about = outputs.about
     rows = [["what", "value"], *([k, v] for k, v in run_facts(about).items())]
     config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(rundir.flat(about["config"]).items()))]
@@ -294,7 +294,7 @@ def run_tables(outputs: ModelOutputs) -> tuple[Table, ...]:
 
 
 def runs_tables(ran: list[ModelOutputs]) -> tuple[Table, ...]:
-    """What is the same in all runs, said once, and what differs: a row a run."""
+    """Return the facts that all runs share in one table, and those that differ with a row for each run."""
     facts = [run_facts(outputs.about) for outputs in ran]
     known = list(dict.fromkeys(key for fact in facts for key in fact if key != "command"))
     alike = [key for key in known if len({fact.get(key) for fact in facts}) == 1]
@@ -313,7 +313,7 @@ def runs_tables(ran: list[ModelOutputs]) -> tuple[Table, ...]:
 
 
 def run_facts(about: dict) -> dict[str, str]:
-    """Return what a run directory says of its run, in words: method, data, length, seed, versions, time."""
+    """Return the facts about a run in words: method, data, length, seed, versions, time."""
     config, run = about["config"], about["run"] or {}
     data, start = run.get("data", {}), (run.get("starts") or [{}])[-1]
     train, environment = data.get("train", {}), start.get("environment", {})
@@ -359,7 +359,7 @@ def _number(value: float | None, factor: float = 1, decimals: int = 1) -> str:
 
 
 def _first(words: str) -> str:
-    """The short form of a measure's words, for the head of a column."""
+    """Return the short title of a measure for the head of a column."""
     return words.split(" (")[0].split(",")[0]
 
 

@@ -1,13 +1,13 @@
-"""The laws of labels behind UniMix: closed forms of the paper's Corollaries 1 to 3, exact and drawn laws of pairs.
+"""Closed forms of the class distributions of the paper's Corollaries 1 to 3.
 
-The closed forms are over a continuous class y in [1, K], 1 the most frequent, whose prior falls exponentially by the
-factor `imbalance` from 1 to K; `exponential_profile` is the same at the integers. Some are laws (integral 1), some only
-a mass (a part of a law; integral below 1). At the integers they do not sum to their integrals, so divide by the sum
-before putting one beside a law of K classes.
+They are functions of a continuous class y in [1, K], where 1 is the most frequent one, and the prior falls
+exponentially by the factor `imbalance` from 1 to K; `exponential_profile` is this prior at the integers. Some are
+densities (integral 1), some only a mass (part of a density, integral below 1). Their values at the integers do not sum
+to their integrals: divide by the sum to compare one with a distribution over K classes.
 
-The closed form of mixup is the prior. Those of Corollaries 2 and 3 give every mixed image to its rarer class, as a
-constant weight s = count_b / (count_a + count_b) does. The factor that is used gives it there less often: `preference`
-and `mixed_law` say how often, exactly.
+The closed form of mixup is the prior. Those of Corollaries 2 and 3 give every mixed image to its rarer class, which is
+right for a constant weight s = count_b / (count_a + count_b). The factor that is used gives it there less often; see
+`exact.preference` and `exact.mixed_class_distribution`.
 """
 
 import math
@@ -18,9 +18,9 @@ from unimix_jax.errors import UserError
 
 
 def exponential_profile(num_classes: int, imbalance: float) -> np.ndarray:
-    """Sizes of the classes relative to the largest, for the profile that the closed forms are made for.
+    """Return the sizes of the classes relative to the largest one, for the profile of the closed forms.
 
-    Unlike `priors.profile` these are no whole images, so that the imbalance is the one asked for.
+    Unlike those of `priors.profile` they are not whole numbers of images, so that the imbalance is exact.
 
     Args:
       num_classes: K >= 2.
@@ -34,15 +34,12 @@ def exponential_profile(num_classes: int, imbalance: float) -> np.ndarray:
 
     Source: Eq. A.2 of the paper's supplement.
     """
-    place = _place(np.arange(1.0, num_classes + 1), num_classes, imbalance)
-    return np.exp(-_steepness(imbalance, 1.0) * place)
-
-
-# --- Closed forms, over y
+    position = _position(np.arange(1.0, num_classes + 1), num_classes, imbalance)
+    return np.exp(-_steepness(imbalance, 1.0) * position)
 
 
 def natural_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.ndarray:
-    """Density of the class of a training image.
+    """Return the density of the class of a training image.
 
     Args:
       y: float[...], each in [1, K].
@@ -50,7 +47,7 @@ def natural_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.
       imbalance: rho, largest class / smallest, at least 1; at 1 the density is uniform.
 
     Returns:
-      float64[...], a law: integral 1 over [1, K].
+      float64[...], with integral 1 over [1, K].
 
     Raises:
       UserError: a y, K or imbalance out of range.
@@ -61,34 +58,38 @@ def natural_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.
 
 
 def sampler_density(y: np.ndarray, *, num_classes: int, imbalance: float, class_exponent: float = -1.0) -> np.ndarray:
-    """Density of a partner's class, in proportion to the natural density to the power of `class_exponent`.
+    """Return the density of a partner's class, proportional to the natural density to the power `class_exponent`.
 
     Args:
-      y, num_classes, imbalance: see `natural_density`.
-      class_exponent: 1 the natural law, 0 uniform, -1 (the paper's) inverse.
+      y: see `natural_density`.
+      num_classes: see `natural_density`.
+      imbalance: see `natural_density`.
+      class_exponent: 1 for the natural distribution, 0 for the uniform one, -1 (the paper's) for the inverse one.
 
     Returns:
-      float64[...], a law: integral 1 over [1, K].
+      float64[...], with integral 1 over [1, K].
 
     Raises:
       UserError: a y, K or imbalance out of range, or an exponent that is not finite.
 
     Source: Eq. A.14 of the paper's supplement, there with tau for the exponent.
     """
-    place = _place(y, num_classes, imbalance)
-    return _tilted_density(place, _steepness(imbalance, class_exponent)) / (num_classes - 1)
+    position = _position(y, num_classes, imbalance)
+    return _tilted_density(position, _steepness(imbalance, class_exponent)) / (num_classes - 1)
 
 
 def mixup_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.ndarray:
-    """Density of the dominant class of an image that mixup mixed: that of the training images.
+    """Return the density of the dominant class of an image that mixup mixed, which is that of the training images.
 
-    Both images are natural ones, and either has the larger weight in half of the pairs, whatever their classes.
+    Both images are drawn from the training images, and each has the larger weight in half of the pairs of any classes.
 
     Args:
-      y, num_classes, imbalance: see `natural_density`.
+      y: see `natural_density`.
+      num_classes: see `natural_density`.
+      imbalance: see `natural_density`.
 
     Returns:
-      float64[...], a law: integral 1 over [1, K].
+      float64[...], with integral 1 over [1, K].
 
     Raises:
       UserError: a y, K or imbalance out of range.
@@ -99,16 +100,18 @@ def mixup_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.nd
 
 
 def factor_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.ndarray:
-    """Density of the first image's class over the pairs of natural images in which it is the rarer one.
+    """Return the density of the first image's class over the pairs of training images in which it is the rarer one.
 
-    It belongs to UniMix's factor without UniMix's sampler.
+    It describes UniMix's factor without UniMix's sampler.
 
     Args:
-      y, num_classes, imbalance: see `natural_density`.
+      y: see `natural_density`.
+      num_classes: see `natural_density`.
+      imbalance: see `natural_density`.
 
     Returns:
-      float64[...], a mass: integral 1/2. The pairs whose partner is the rarer one have the same density, so the law
-      under a constant weight s is twice this.
+      float64[...], with integral 1/2. The pairs whose partner is the rarer one have the same density, so that
+      the density under a constant weight s is twice this.
 
     Raises:
       UserError: a y, K or imbalance out of range.
@@ -119,30 +122,32 @@ def factor_density(y: np.ndarray, *, num_classes: int, imbalance: float) -> np.n
 
 
 def unimix_density(y: np.ndarray, *, num_classes: int, imbalance: float, class_exponent: float = -1.0) -> np.ndarray:
-    """Density of the first image's class over the pairs of it and a sampled partner in which it is the rarer one.
+    """Return the density of the first image's class over its pairs with sampled partners in which it is the rarer one.
 
-    The pairs whose partner is the rarer one, for exponents below 1 the most, are left out. They have the density
-    `sampler_density(y)` times the integral of `natural_density` up to y, and with them it is a law.
+    The pairs whose partner is the rarer one, the majority for exponents below 1, are left out. They have the density
+    `sampler_density(y)` times the integral of `natural_density` up to y; both together have the integral 1.
 
     Args:
-      y, num_classes, imbalance: see `natural_density`.
+      y: see `natural_density`.
+      num_classes: see `natural_density`.
+      imbalance: see `natural_density`.
       class_exponent: see `sampler_density`.
 
     Returns:
-      float64[...], a mass: the integral is `unimix_mass(imbalance)` for exponent -1 and 1/2 for exponent 1.
+      float64[...]; the integral is `unimix_mass(imbalance)` for exponent -1 and 1/2 for exponent 1.
 
     Raises:
       UserError: a y, K or imbalance out of range, or an exponent that is not finite.
 
     Source: Corollary 3, Eq. A.12 of the paper's supplement.
     """
-    place = _place(y, num_classes, imbalance)
-    below = _tilted_below(place, _steepness(imbalance, class_exponent))
-    return _tilted_density(place, _steepness(imbalance, 1.0)) / (num_classes - 1) * below
+    position = _position(y, num_classes, imbalance)
+    below = _tilted_below(position, _steepness(imbalance, class_exponent))
+    return _tilted_density(position, _steepness(imbalance, 1.0)) / (num_classes - 1) * below
 
 
 def unimix_mass(imbalance: float) -> float:
-    """Integral of `unimix_density` with exponent -1, whatever K.
+    """Return the integral of `unimix_density` with exponent -1, for any K.
 
     It is the share of the pairs in which the natural image is rarer than its inversely sampled partner: .173 for an
     imbalance of 10, .037 for 100.
@@ -165,17 +170,8 @@ def unimix_mass(imbalance: float) -> float:
     return (x + math.expm1(-x)) / (-math.expm1(-x) * math.expm1(x))
 
 
-# --- The UniMix factor
-
-
-# --- Laws of mixed labels
-
-
-# --- Parts
-
-
-def _place(y, num_classes: int, imbalance: float) -> np.ndarray:
-    """Where y lies between the first class, 0, and the last, 1; refuses what is out of range."""
+def _position(y, num_classes: int, imbalance: float) -> np.ndarray:
+    """Return the position of y between the first class, 0, and the last, 1; refuse values out of range."""
     if not num_classes >= 2:
         raise UserError(f"num_classes is {num_classes}; a density over the classes needs at least 2")
     _steepness(imbalance, 1.0)
@@ -187,7 +183,7 @@ def _place(y, num_classes: int, imbalance: float) -> np.ndarray:
 
 
 def _steepness(imbalance: float, class_exponent: float) -> float:
-    """By how many factors of e the density falls from the first class to the last; below 0 it rises."""
+    """Return by how many factors of e the density falls from the first class to the last; below 0 it rises."""
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise UserError(
             f"imbalance is {imbalance:g}; it is the largest class divided by the smallest and must be at least 1"
@@ -197,17 +193,17 @@ def _steepness(imbalance: float, class_exponent: float) -> float:
     return class_exponent * math.log(imbalance)
 
 
-def _tilted_density(place: np.ndarray, steepness: float) -> np.ndarray:
-    """Density on [0, 1] in proportion to exp(-steepness * place)."""
+def _tilted_density(position: np.ndarray, steepness: float) -> np.ndarray:
+    """Return the density on [0, 1] that is proportional to exp(-steepness * position)."""
     if steepness < 0:  # turned round, so that nothing overflows
-        return _tilted_density(1 - place, -steepness)
-    return np.exp(-steepness * place) * (steepness / -math.expm1(-steepness) if steepness else 1.0)
+        return _tilted_density(1 - position, -steepness)
+    return np.exp(-steepness * position) * (steepness / -math.expm1(-steepness) if steepness else 1.0)
 
 
-def _tilted_below(place: np.ndarray, steepness: float) -> np.ndarray:
-    """Integral of `_tilted_density` from 0 to `place`."""
+def _tilted_below(position: np.ndarray, steepness: float) -> np.ndarray:
+    """Return the integral of `_tilted_density` from 0 to a position."""
     if not steepness:
-        return place
+        return position
     fall = abs(steepness)
-    below = np.expm1(-fall * place) / math.expm1(-fall)
-    return below if steepness > 0 else np.exp(-fall * (1 - place)) * below
+    below = np.expm1(-fall * position) / math.expm1(-fall)
+    return below if steepness > 0 else np.exp(-fall * (1 - position)) * below

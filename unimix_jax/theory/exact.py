@@ -7,23 +7,24 @@ import numpy as np
 from unimix_jax import priors
 from unimix_jax.errors import UserError
 
-MOST_CLASSES = 1000  # of class laws: the exact one looks at every pair of classes
+MOST_CLASSES = 1000  # of class distributions: the exact one looks at every pair of classes
 
 
 def preference(count_a: np.ndarray, count_b: np.ndarray, *, alpha: float = 0.5, wrap: bool = True) -> np.ndarray:
-    """Probability that the UniMix factor gives image a more than half of the weight.
+    """Return the probability that the UniMix factor gives image a more than half of the weight.
 
     The wrapped factor prefers a rare image a most at counts of 1:3, with 2/3 for alpha .5, and falls back to 1/2 as
-    they grow apart; the un-wrapped one goes to 1. At alpha 1 the wrapped one is 1/2 whatever the counts.
+    they grow apart; the un-wrapped factor's goes to 1. At alpha 1 the wrapped factor's is 1/2 for all counts.
 
     Args:
-      count_a, count_b: training images of the two classes, > 0; arrays broadcast, so counts[:, None] and
-        counts[None, :] give every pair of classes.
+      count_a: training images of the first class, > 0; arrays broadcast, so that counts[:, None] and counts[None, :]
+        give every pair of classes.
+      count_b: training images of the second class, > 0.
       alpha: > 0, of the factor's Beta(alpha, alpha).
       wrap: (b + s) mod 1, the authors' factor; False: clip(b + s - 1/2, 0, 1), ours.
 
     Returns:
-      float64[...]; those of (a, b) and (b, a) add up to 1.
+      float64[...]; the values of (a, b) and (b, a) add up to 1.
 
     Raises:
       UserError: a count or alpha that is not positive.
@@ -42,16 +43,19 @@ def preference(count_a: np.ndarray, count_b: np.ndarray, *, alpha: float = 0.5, 
 
 
 def mean_weight(count_a: np.ndarray, count_b: np.ndarray, *, alpha: float = 0.5, wrap: bool = True) -> np.ndarray:
-    """Mean of the weight that the UniMix factor gives image a.
+    """Return the mean weight that the UniMix factor gives image a.
 
-    The paper's proof takes s for it. The wrapped factor's is .554 at s = .99 (alpha .5); the un-wrapped one's is s but
-    for what is clipped.
+    The paper's proof takes s for it. The wrapped factor's is .554 at s = .99 (alpha .5); the un-wrapped factor's is s,
+    except for clipping.
 
     Args:
-      count_a, count_b, alpha, wrap: see `preference`.
+      count_a: see `preference`.
+      count_b: see `preference`.
+      alpha: see `preference`.
+      wrap: see `preference`.
 
     Returns:
-      float64[...]; those of (a, b) and (b, a) add up to 1.
+      float64[...]; the values of (a, b) and (b, a) add up to 1.
 
     Raises:
       UserError: a count or alpha that is not positive.
@@ -71,19 +75,19 @@ def mean_weight(count_a: np.ndarray, count_b: np.ndarray, *, alpha: float = 0.5,
 
 
 def mixed_class_distribution(prior: np.ndarray, partner_prior: np.ndarray, share: np.ndarray | float) -> np.ndarray:
-    """Law of the labels of mixed images whose two classes are drawn independently.
+    """Return the distribution of the labels of mixed images whose two classes are drawn independently.
 
     Args:
-      prior: float[K], law of the first image's class, a.
-      partner_prior: float[K], law of its partner's class, b.
+      prior: float[K], distribution of the first image's class, a.
+      partner_prior: float[K], distribution of its partner's class, b.
       share: float[K, K] by (a, b), or one number: with the probability that a dominates (`preference`; 1/2 for mixup)
-        the law of the dominant label, with the mean weight of a (`mean_weight`) the law of the label mass.
+        the distribution of the dominant label, with the mean weight of a (`mean_weight`) that of the label mass.
 
     Returns:
-      float64[K], a law: sums to 1.
+      float64[K], sums to 1.
 
     Raises:
-      UserError: shapes that do not fit, laws that do not sum to 1 (within 1e-5), a share outside of 0..1.
+      UserError: shapes that do not fit, priors that do not sum to 1 (within 1e-5), a share outside of 0..1.
 
     Source: ours. For the share 1(a is rarer than b) and many classes it tends to Eq. A.12 of the paper's supplement
       plus the pairs which that leaves out (`unimix_density`).
@@ -104,16 +108,18 @@ def mixed_class_distribution(prior: np.ndarray, partner_prior: np.ndarray, share
 def empirical_class_distribution(
     label_a: np.ndarray, label_b: np.ndarray, weight: np.ndarray, num_classes: int, soft: bool = False
 ) -> np.ndarray:
-    """Law of the labels of mixed images that were drawn: what `mixed_law` is the expectation of.
+    """Return the distribution of the labels of a sample of mixed images; its mean is `mixed_class_distribution`.
 
     Args:
-      label_a, label_b: int[N], N > 0.
+      label_a: int[N], N > 0.
+      label_b: int[N].
       weight: float[N] in 0..1, of label_a.
       num_classes: K.
-      soft: count the weights themselves; False: the dominant label, half a count each where the weight is 1/2.
+      soft: whether to add up the weights; otherwise the dominant labels are counted, with half a count for each of
+        two labels of weight 1/2.
 
     Returns:
-      float64[K], a law: sums to 1. The standard error of an entry p is sqrt(p (1 - p) / N), soft at most that.
+      float64[K], sums to 1. The standard error of an entry p is sqrt(p (1 - p) / N), soft at most that.
 
     Raises:
       UserError: arrays that do not fit together, no pairs, a label outside of 0..K-1, a weight outside of 0..1.
@@ -130,12 +136,12 @@ def empirical_class_distribution(
     if not ((weight >= 0) & (weight <= 1)).all():
         raise UserError("the weights of pairs hold what is no share; they must lie in 0..1")
     of_a = weight if soft else (weight > 0.5) + 0.5 * (weight == 0.5)
-    law = np.bincount(label_a, of_a, num_classes) + np.bincount(label_b, 1 - of_a, num_classes)
-    return law / len(label_a)
+    totals = np.bincount(label_a, of_a, num_classes) + np.bincount(label_b, 1 - of_a, num_classes)
+    return totals / len(label_a)
 
 
 def _shares(count_a, count_b, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of each class in the images of both, (1 - s, s), float64[...]."""
+    """Return the shares of both classes in their images, (1 - s, s), float64[...]."""
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"alpha is {alpha:g}; the factor's Beta(alpha, alpha) needs a positive number")
     count_a, count_b = np.asarray(count_a, np.float64), np.asarray(count_b, np.float64)
@@ -148,7 +154,7 @@ def _shares(count_a, count_b, alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distribution(values, name: str) -> np.ndarray:
-    """A probability per class as float64[K]; refuses what is none."""
+    """Return one probability per class as float64[K]; refuse anything else."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not (values >= 0).all() or not abs(values.sum() - 1) < 1e-5:
         raise UserError(f"{name} must be one probability per class [K], none below 0, that sum to 1")
