@@ -16,7 +16,7 @@ import numpy as np
 
 from unimix_jax import errors, settings, workdir
 from unimix_jax.measures import tables
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 from unimix_jax.training import loop, parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

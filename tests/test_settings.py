@@ -4,7 +4,7 @@ import pytest
 
 from unimix_jax import settings
 from unimix_jax.errors import UserError
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 
 DIGITS = "--config=configs/digits_lt.py"
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from unimix_jax import doors
 from unimix_jax.errors import UserError, did_you_mean, one_of
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 
 USAGE = """\
 Train a model on long-tailed images and measure its calibration.

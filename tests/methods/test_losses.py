@@ -7,9 +7,10 @@ import pytest
 
 from unimix_jax import priors
 from unimix_jax.errors import UserError
-from unimix_jax.methods import losses, method, mixing
+from unimix_jax.methods import build as method
+from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.mixing import Mixed
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 
 from .. import quick
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from unimix_jax import settings, workdir
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.measures import files, tables
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, parallel, prediction, steps
 

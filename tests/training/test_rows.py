@@ -16,7 +16,7 @@ import pytest
 from unimix_jax import settings, workdir
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, optim, parallel, steps
 

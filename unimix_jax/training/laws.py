@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from unimix_jax import priors
-from unimix_jax.data import sampling
+from unimix_jax.data import pairs, sampling
 from unimix_jax.measures import theory
 from unimix_jax.methods import mixing
 
@@ -30,7 +30,7 @@ def class_laws(
       counts: int[K] or float[K], training images per class or numbers in proportion to them, in any order; classes
         without images are left out.
       alpha, wrap: of `mixing.unimix_factor`.
-      class_exponent: of `sampling.partners_by_class`.
+      class_exponent: of `pairs.partners_by_class`.
       seed: of the draws.
 
     Returns:
@@ -49,7 +49,7 @@ def class_laws(
     keys = jax.random.split(jax.random.key(seed), _PAIRS)
 
     def drawn_classes(exponent, step):
-        return sampling.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
+        return pairs.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
 
     draw_factors = jax.jit(jax.vmap(lambda key, a, b: mixing.unimix_factor(key, a, b, alpha=alpha, wrap=wrap)))
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from unimix_jax import priors, timings, workdir
 from unimix_jax.batch import Batch, Picks, Predictions
-from unimix_jax.data import loading, sampling, sources
+from unimix_jax.data import loading, pairs, sampling, sources
 from unimix_jax.data.splits import Splits
 from unimix_jax.errors import Failure, Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
-from unimix_jax.methods import method as methods
+from unimix_jax.methods import build as methods
 from unimix_jax.models import assembly, layers, resnet, weights
 from unimix_jax.training import checkpoints, optim, parallel, prediction, progress, record, steps
 
@@ -188,7 +188,7 @@ def prepare(
         name=config.method.name,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
-        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
+        rules={"order": sampling.ORDERS, "partners": pairs.PARTNERS},
         test_prior=priors.read_test_prior(config.test_prior, counts),
         logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
@@ -523,8 +523,8 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
     table = functools.cache(functools.partial(_neighbours, this))
     for stage in this.method.stages:
         partners = stage.partners
-        if _function(partners) is sampling.nearest:
-            count = partners.keywords.get("neighbours", sampling.NEIGHBOURS)
+        if _function(partners) is pairs.nearest:
+            count = partners.keywords.get("neighbours", pairs.NEIGHBOURS)
             partners = functools.partial(partners, table=table(count))
         picks_at = functools.partial(
             sampling.picks,
@@ -549,7 +549,7 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
 
 def _read(this: Run, partners: Callable | None, picks_at: Callable, todo: range) -> Iterator[Batch]:
     """Read the batches of some steps of a stage from files, and note what could not be read."""
-    outside = partners is not None and _function(partners) not in sampling.SAME_BATCH
+    outside = partners is not None and _function(partners) not in pairs.SAME_BATCH
     views, seed = this.config.batch_size * (2 if outside else 1), this.config.seed
     made = loading.batches(this.splits.train, this.sets, picks_at, todo, views=views, seed=seed, reading=this.reading)
     for batch, unreadable in made:
@@ -563,7 +563,7 @@ def _neighbours(this: Run, count: int) -> np.ndarray:
     if images is None:
         _log.info("comparing the %d training images with those of their class", len(this.splits.train.labels))
         images = loading.thumbnails(this.splits.train, this.reading)
-    return sampling.neighbour_table(images, this.sets, count)
+    return pairs.neighbour_table(images, this.sets, count)
 
 
 def _resident(this: Run) -> tuple:

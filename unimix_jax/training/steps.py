@@ -11,7 +11,7 @@ import optax
 from unimix_jax.batch import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
-from unimix_jax.methods.method import Stage
+from unimix_jax.methods.build import Stage
 from unimix_jax.training import augment, keys
 
 

@@ -79,7 +79,7 @@ _MISLAS_BY_DATA = _SMOOTHED_BY_DATA | {  # on photographs it mixes less
     for data in ("imagenet_lt", "inat2018", "places_lt")
 }
 
-ROWS = {
+RECIPES = {
     "erm": {
         "about": "cross entropy on images as they come",
         "head": "linear",

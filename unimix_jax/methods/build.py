@@ -13,7 +13,7 @@ from unimix_jax import priors
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods import losses, mixing, posthoc
 from unimix_jax.methods.mixing import Mixed
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES as ROWS
 
 
 def _public_functions(module, returns: Any = None) -> dict[str, Callable]:

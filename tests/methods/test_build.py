@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from unimix_jax import settings
-from unimix_jax.data import sampling
+from unimix_jax.data import pairs, sampling
 from unimix_jax.errors import UserError
-from unimix_jax.methods import losses, method, mixing
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods import build as method
+from unimix_jax.methods import losses, mixing
+from unimix_jax.methods.recipes import RECIPES as ROWS
 
 COUNTS = np.array([60, 30, 10])
 PRIOR = COUNTS / 100
 TEST_PRIOR = np.array([0.2, 0.3, 0.5])
 UNIFORM = np.full(3, 1 / 3)
-RULES = {"order": sampling.ORDERS, "partners": sampling.PARTNERS}
+RULES = {"order": sampling.ORDERS, "partners": pairs.PARTNERS}
 
 
 def build(name="unimix_bayias", change=None, epochs=200, steps_per_epoch=97):
@@ -145,7 +146,7 @@ def test_any_loss_goes_with_any_mixer_weight_and_order():
     assert (mixed.reduction, mixed.order.func, mixed.partners.func) == (
         "count",
         sampling.balanced,
-        sampling.permutation,
+        pairs.permutation,
     )
     assert build(change=change).logits_prior is None
 
@@ -330,7 +331,7 @@ def names_in_rows(kind):
         ("loss", method.LOSSES),
         ("mixer", {"none", *method.MIXERS}),
         ("posthoc", {"none", *method.POSTHOCS}),
-        ("partners", {"none", *sampling.PARTNERS}),
+        ("partners", {"none", *pairs.PARTNERS}),
         ("order", sampling.ORDERS),
     ],
 )
