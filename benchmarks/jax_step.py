@@ -21,7 +21,6 @@ def main():
 
     from unimix_jax import priors, settings
     from unimix_jax.batch import Batch
-    from unimix_jax.data import pairs, sampling
     from unimix_jax.methods import build as methods
     from unimix_jax.models import resnet
     from unimix_jax.training import optim, parallel, steps
@@ -37,7 +36,6 @@ def main():
         name="unimix_bayias",
         epochs=200,
         steps_per_epoch=97,
-        rules={"order": sampling.ORDERS, "partners": pairs.PARTNERS},
         test_prior=priors.read_test_prior("uniform", counts),
     ).stages[0]
     kernels = parallel.kernels(devices, "auto") if case.variant == "auto" else case.variant

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unimix_jax"
 ROOMS = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
-GROUND = {"errors", "storage", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
+GROUND = {"errors", "registry", "storage", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
 DOORS = {"main", "evaluate"}
 WINGS = {"data", "models", "methods", "measures"}
 LATE = {

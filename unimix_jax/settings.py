@@ -156,8 +156,8 @@ def use_method(config, name: str, data: str = "", recipe: str = "") -> None:
     # go on from it.
     first = min(row["stages"], key=lambda stage: row["stages"][stage].get("begin", 0.0))
     defaults, changes = ROWS["erm"]["stages"]["plain"], row["stages"][first]
-    trains = {**defaults["trains"], **changes.get("trains", {})}
-    shown["stages"] = {**row["stages"], first: {**defaults, **changes, "trains": trains}}
+    factors = {**defaults["lr_multipliers"], **changes.get("lr_multipliers", {})}
+    shown["stages"] = {**row["stages"], first: {**defaults, **changes, "lr_multipliers": factors}}
     config.method = ConfigDict(copy.deepcopy(shown))
     config.update(copy.deepcopy(row.get("config", {})))
 
@@ -431,7 +431,7 @@ def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
 def _make_room(argv: list[str], config) -> None:
     """Add options of a method that the command line gives and its row does not show.
 
-    A later stage shows only what it changes, and another function has other options; `method.build` refuses what
+    A later stage shows only what it changes, and another function has other options; `build.build` refuses what
     its function does not take.
     """
     for argument in argv:

@@ -79,11 +79,11 @@ def test_picks_number_the_views_of_the_global_batch():
     assert plain.partner is None
 
 
-def test_the_balanced_order_draws_every_class_alike():
+def test_the_class_balanced_sampler_draws_every_class_alike():
     sets = sampling.sorted_by_class(LABELS)
-    index = sampling.balanced(sets, seed=0, step=0, batch_size=30_000)
+    index = sampling.class_balanced(sets, seed=0, step=0, batch_size=30_000)
     np.testing.assert_allclose(np.bincount(LABELS[index]) / 30_000, 1 / 3, atol=5 * np.sqrt(2 / 9 / 30_000))
-    assert (index != sampling.balanced(sets, seed=0, step=1, batch_size=30_000)).any()
+    assert (index != sampling.class_balanced(sets, seed=0, step=1, batch_size=30_000)).any()
 
 
 def test_a_permutation_pairs_each_image_of_the_batch_once_with_the_view_of_its_slot():

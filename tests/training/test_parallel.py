@@ -10,7 +10,6 @@ import pytest
 
 from unimix_jax import settings
 from unimix_jax.batch import Batch
-from unimix_jax.data import pairs, sampling
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as method
 from unimix_jax.methods.recipes import RECIPES as ROWS
@@ -35,7 +34,6 @@ def stages(name):
         name=name,
         epochs=10,
         steps_per_epoch=1,
-        rules={"order": sampling.ORDERS, "partners": pairs.PARTNERS},
         test_prior=np.full(3, 1 / 3),
     ).stages
 

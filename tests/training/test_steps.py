@@ -132,7 +132,7 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
     for k in (1, 2):
         classifier, scale = file[f"lr_{k}"]
         trains = (("backbone", 0.0), ("classifier", float(classifier / scale)), ("scale", 1.0))
-        this = stage(loss, trains=trains, batch_norm="frozen")
+        this = stage(loss, lr_multipliers=trains, batch_norm="frozen")
         step = functools.partial(steps.train_step, stage=this, network=Head(), recipe=recipe)
         state, sums = jax.jit(step)(state, batch, numbers(scale))
         np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file[f"loss_{k}"], rtol=1e-5)
@@ -162,13 +162,13 @@ def tiny_step(**more):
 
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     trains = (("backbone", 0.0), ("classifier", 1.0), ("scale", 0.0))
-    before, after, _ = tiny_step(trains=trains)
+    before, after, _ = tiny_step(lr_multipliers=trains)
     for path, old in jax.tree_util.tree_flatten_with_path(before.params)[0]:
         new = functools.reduce(lambda group, key: group[key.key], path, after.params)
         assert (np.asarray(old) == np.asarray(new)).all() == (steps.group_of(path) != "classifier"), path
     changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before.batch_stats, after.batch_stats)
     assert all(jax.tree.leaves(changed))  # its statistics move on
-    before, after, _ = tiny_step(trains=trains, batch_norm="frozen")
+    before, after, _ = tiny_step(lr_multipliers=trains, batch_norm="frozen")
     jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
 
 

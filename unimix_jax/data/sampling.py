@@ -1,6 +1,7 @@
 """The examples of each step: pure functions of (seed, step). numpy only.
 
-A checkpoint therefore holds no iterator: resuming is starting at step n.
+A checkpoint therefore holds no iterator: resuming is starting at step n. A sampler takes
+(sets, seed, step, batch_size) and its options, and returns positions int64[batch_size].
 """
 
 import functools
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import priors
+from unimix_jax import priors, registry
 from unimix_jax.batch import Picks
 from unimix_jax.data.rng import Stream, generator
 
@@ -23,7 +24,11 @@ class ByClass(NamedTuple):
 
 
 def sorted_by_class(labels: np.ndarray) -> ByClass:
-    """Sort the positions of int[N] labels by class, once for a run."""
+    """Sort positions by class, once for a run.
+
+    Args:
+      labels: int[N].
+    """
     counts = np.bincount(labels).astype(np.int64)
     return ByClass(labels, np.argsort(labels, kind="stable"), np.cumsum(counts) - counts, counts)
 
@@ -43,25 +48,47 @@ def natural_order(size: int, *, seed: int, step: int, batch_size: int) -> np.nda
 
     Args:
       size: N examples.
-      seed, step: what the choice is a function of.
+      seed: of the run.
+      step: from 0.
       batch_size: B, of the whole (global) batch; may exceed N.
 
     Returns:
       int64[B].
     """
-    epoch, place = divmod(step, steps_per_epoch(size, batch_size))
-    return _permutation(size, seed, epoch)[np.arange(place * batch_size, (place + 1) * batch_size) % size]
+    epoch, batch = divmod(step, steps_per_epoch(size, batch_size))
+    return _permutation(size, seed, epoch)[np.arange(batch * batch_size, (batch + 1) * batch_size) % size]
 
 
-def natural(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The order rule of most rows: `natural_order` over the whole set."""
+@registry.Sampler(law="natural")
+def instance_balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Choose every example once an epoch, so that classes come as often as they have images; see `natural_order`.
+
+    Args:
+      sets: `sorted_by_class` of the training labels.
+      seed: of the run.
+      step: from 0.
+      batch_size: B, of the whole (global) batch.
+
+    Returns:
+      int64[B].
+    """
     return natural_order(len(sets.order), seed=seed, step=step, batch_size=batch_size)
 
 
-def balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Draw a class uniformly, then one of its images, with replacement; int64[batch_size].
+@registry.Sampler(law="balanced")
+def class_balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Draw a class uniformly, then one of its images, with replacement.
 
-    In law what class-aware samplers give that cycle through the classes.
+    The class-aware samplers that cycle through the classes have the same law.
+
+    Args:
+      sets: `sorted_by_class` of the training labels.
+      seed: of the run.
+      step: from 0.
+      batch_size: B, of the whole (global) batch.
+
+    Returns:
+      int64[B].
 
     Source: dvlab-research/MiSLAS, datasets/sampler.py; facebookresearch/classifier-balancing.
     """
@@ -69,29 +96,34 @@ def balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndar
 
 
 def draw_by_class(sets: ByClass, exponent: float, random: np.random.Generator, size: int) -> np.ndarray:
-    """Draw `size` images: a class by prior**exponent, then one of its images; int64[size]."""
+    """Draw images with replacement: a class by prior**exponent, then one of its images.
+
+    Args:
+      sets: `sorted_by_class` of the labels.
+      exponent: 1 natural, 0 class-balanced, -1 inverse.
+      random: the generator; two numbers are drawn for each image.
+      size: number of images.
+
+    Returns:
+      int64[size].
+    """
     edges = np.cumsum(priors.prior(sets.counts, exponent))
     classes = np.searchsorted(edges / edges[-1], random.random(size), side="right")
     within = (random.random(size) * sets.counts[classes]).astype(np.int64)
     return sets.order[sets.first[classes] + within]
 
 
-# Partner rules: (sets, index int64[B], seed, step, options) -> the partners' positions int64[B] and views int32[B].
-# A partner from the same batch has the view of the slot it stands in, and so the same augmentation.
-
-
-ORDERS = {"natural": natural, "balanced": balanced}  # the rules that a row can name
-
-
-def picks(sets: ByClass, *, seed: int, step: int, batch_size: int, order=natural, partners=None) -> Picks:
+def picks(sets: ByClass, *, seed: int, step: int, batch_size: int, order=instance_balanced, partners=None) -> Picks:
     """Put a step together: its examples, and a partner for each where images are mixed.
 
     Args:
       sets: `sorted_by_class` of the training labels.
-      seed, step, batch_size: see `natural_order`.
-      order: an order rule.
-      partners: a partner rule with its options bound, such as
-        `functools.partial(by_class, class_exponent=-1)`; None without mixing.
+      seed: of the run.
+      step: from 0.
+      batch_size: B, of the whole (global) batch.
+      order: a sampler.
+      partners: a pair sampler with its options bound, such as
+        `functools.partial(pairs.by_class, class_exponent=-1)`; None without mixing.
     """
     index = order(sets, seed=seed, step=step, batch_size=batch_size)
     chosen = Picks(index, np.arange(batch_size, dtype=np.int32))

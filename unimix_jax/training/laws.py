@@ -15,7 +15,7 @@ def factor_of(config: dict) -> dict:
     """Return alpha, class_exponent and wrap of the first UniMix stage of a run's config; the paper's if it has none."""
     factor = {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}
     for stage in config.get("method", {}).get("stages", {}).values():
-        mixer, partners = stage.get("mixer", {}), stage.get("partners", {})
+        mixer, partners = stage.get("mixer", {}), stage.get("pair_sampler", stage.get("partners", {}))
         if (mixer.get("name"), partners.get("name")) == ("unimix", "by_class"):
             return factor | {k: options[k] for options in (mixer, partners) for k in factor if k in options}
     return factor

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import logging
 import os
 import pathlib
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax import priors, timings, workdir
+from unimix_jax import priors, registry, timings, workdir
 from unimix_jax.batch import Batch, Picks, Predictions
 from unimix_jax.data import loading, pairs, sampling, sources
 from unimix_jax.data.splits import Splits
@@ -188,7 +187,6 @@ def prepare(
         name=config.method.name,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
-        rules={"order": sampling.ORDERS, "partners": pairs.PARTNERS},
         test_prior=priors.read_test_prior(config.test_prior, counts),
         logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
@@ -266,15 +264,15 @@ def _with_inner_mixing(
                     f"{where} mixes inside of the network, where a part of the batch does not see its partners: set "
                     "config.accumulate to 1"
                 )
-            if "table" in inspect.signature(stage.partners).parameters:  # of neighbours, wherever they are
-                raise UserError(_OUTSIDE.format(where))
+            if registry.traits("pair_sampler", stage.pair_sampler).in_batch is False:
+                raise UserError(methods.outside_of_batch(where))
             picks_at = functools.partial(
                 sampling.picks,
                 sets,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                order=stage.order,
-                partners=stage.partners,
+                order=stage.sampler,
+                partners=stage.pair_sampler,
             )
             _picks_in_batch(picks_at, where, step=stage.first)
             stage = stage._replace(mixes_inside=True)
@@ -282,18 +280,12 @@ def _with_inner_mixing(
     return method._replace(stages=tuple(stages))
 
 
-_OUTSIDE = (
-    "{} mixes inside of the network, where only partners of the same batch are found: partners must be permutation, "
-    "in_batch, or a rule that returns for each partner, as its view, the place in the batch where it stands"
-)
-
-
 def _picks_in_batch(picks_at: Callable, where: str, *, step: int) -> Picks:
     """Return the picks of a step whose partners must stand in the batch, where their views say."""
     picks = picks_at(step=step)
     slots, size = np.asarray(picks.partner_view), len(picks.index)
     if not ((slots >= 0) & (slots < size)).all() or (picks.index[slots] != picks.partner).any():
-        raise UserError(_OUTSIDE.format(where))
+        raise UserError(methods.outside_of_batch(where))
     return picks
 
 
@@ -304,10 +296,6 @@ def _reading(data) -> loading.Reading:
 
 def _has_checkpoints(directory: pathlib.Path | None) -> bool:
     return directory is not None and any((directory / workdir.CHECKPOINTS).glob("[0-9]*"))
-
-
-def _function(bound: Callable | None) -> Callable | None:
-    return getattr(bound, "func", bound)
 
 
 def starting_state(this: Run, manager) -> steps.TrainState:
@@ -522,16 +510,15 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
     config, train = this.config, this.splits.train
     table = functools.cache(functools.partial(_neighbours, this))
     for stage in this.method.stages:
-        partners = stage.partners
-        if _function(partners) is pairs.nearest:
-            count = partners.keywords.get("neighbours", pairs.NEIGHBOURS)
-            partners = functools.partial(partners, table=table(count))
+        partners = stage.pair_sampler
+        if stage.neighbours:
+            partners = functools.partial(partners, table=table(stage.neighbours))
         picks_at = functools.partial(
             sampling.picks,
             this.sets,
             seed=config.seed,
             batch_size=config.batch_size,
-            order=stage.order,
+            order=stage.sampler,
             partners=partners,
         )
         if stage.mixes_inside:
@@ -549,7 +536,7 @@ def _batches(this: Run, first: int) -> Iterator[tuple[methods.Stage, Any]]:
 
 def _read(this: Run, partners: Callable | None, picks_at: Callable, todo: range) -> Iterator[Batch]:
     """Read the batches of some steps of a stage from files, and note what could not be read."""
-    outside = partners is not None and _function(partners) not in pairs.SAME_BATCH
+    outside = partners is not None and not registry.traits("pair_sampler", partners).in_batch
     views, seed = this.config.batch_size * (2 if outside else 1), this.config.seed
     made = loading.batches(this.splits.train, this.sets, picks_at, todo, views=views, seed=seed, reading=this.reading)
     for batch, unreadable in made:

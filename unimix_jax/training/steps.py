@@ -140,7 +140,7 @@ def train_step(
       mixing, a hit is a prediction of the label with the larger weight.
     """
     everything = mixed_batch(batch, numbers.seed, state.step, stage, recipe)
-    factors = dict(stage.trains)
+    factors = dict(stage.lr_multipliers)
 
     def frozen(path) -> bool:
         return factors.get(group_of(path), 1) == 0

@@ -16,7 +16,7 @@ import pytest
 from unimix_jax import settings, workdir
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
-from unimix_jax.methods.recipes import RECIPES as ROWS
+from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import resnet
 from unimix_jax.training import loop, optim, parallel, steps
 
@@ -64,7 +64,7 @@ def two_steps(name, stage_index, devices):
 
 STAGES = [
     pytest.param(name, index, id=f"{name}-{stage}")
-    for name, row in ROWS.items()
+    for name, row in RECIPES.items()
     for index, stage in enumerate(row["stages"])
 ]
 
@@ -76,7 +76,7 @@ def test_two_steps_of_each_stage_are_the_same_on_one_and_on_eight_devices(name, 
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
     assert np.isfinite(largest)
     assert largest > 1e-4
-    factors = dict(prepared(name, 1).method.stages[index].trains)
+    factors = dict(prepared(name, 1).method.stages[index].lr_multipliers)
     for path, change in jax.tree_util.tree_flatten_with_path(one[0])[0]:
         # To the bit where the factor is 0, and really moved elsewhere.
         assert np.any(change) == (factors[steps.group_of(path)] > 0), jax.tree_util.keystr(path)
@@ -158,7 +158,7 @@ def mine(monkeypatch):
 
 def mixed_by(mixer, partners, *more):
     argv = ["main", "--config=digits_lt.py:method=mixup", "--config.network=stem", "--config.parallel.devices=1"]
-    argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("partners", partners))]
+    argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("pair_sampler", partners))]
     return loop.prepare(settings.parse([*argv, *more]).config, None)
 
 
@@ -175,7 +175,7 @@ def mixed_by(mixer, partners, *more):
     ],
 )
 def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, partners):
-    with pytest.raises(UserError, match="stage 'mixed' of method 'mixup' mixes inside .*partners must be permutation"):
+    with pytest.raises(UserError, match="stage 'mixed' of method 'mixup' mixes inside .*pair_sampler must be permutation"):
         mixed_by(mixer, partners)
 
 
