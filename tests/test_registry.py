@@ -1,4 +1,6 @@
 import inspect
+import pathlib
+import re
 import sys
 import types
 
@@ -247,3 +249,16 @@ def test_old_names_are_names_of_today():
 )
 def test_another_function_drops_the_options_of_the_one_before(before, changes, expected):
     assert registry.inherit(before, changes) == expected
+
+
+def test_the_document_s_loss_states_its_traits():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "own_loss.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if "registry.Loss" in block]
+    names = {}
+    exec(compile(code, "docs/own_loss.md", "exec"), names)
+    stated = registry.traits("loss", names["rare_first"])
+    assert (stated.natural_prior, stated.balanced_prior) == ("train", "none")
+    decorators = re.findall(r"`registry\.(\w+)` \|", text)
+    assert {getattr(registry, name) for name in decorators} == {
+        kind.traits for kind in registry.KINDS.values() if kind.traits is not registry.Loss
+    }

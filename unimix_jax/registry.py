@@ -36,23 +36,41 @@ def _short(number: float) -> str:
 
 
 def within(low: float, high: float) -> Bound:
-    """Return the bound of a number in low..high, both allowed."""
+    """Return the bound of a number between two others.
+
+    Args:
+      low: the smallest value that is allowed.
+      high: the largest one.
+    """
     return Bound(lambda v: low <= v <= high, f"in {_short(low)}..{_short(high)}")
 
 
 def at_least(low: float, below: float = math.inf) -> Bound:
-    """Return the bound of a number that is at least `low`, and below another where one is given."""
+    """Return the bound of a number that is not too small.
+
+    Args:
+      low: the smallest value that is allowed.
+      below: the smallest value above it that is not.
+    """
     words = f"at least {low:g}" + ("" if below == math.inf else f" and below {below:g}")
     return Bound(lambda v: low <= v < below, words)
 
 
 def above(low: float) -> Bound:
-    """Return the bound of a number above `low`."""
+    """Return the bound of a finite number above another one.
+
+    Args:
+      low: the largest value that is not allowed.
+    """
     return Bound(lambda v: low < v < math.inf, f"above {low:g}")
 
 
 def choice(*values: Any) -> Bound:
-    """Return the bound of one of some values."""
+    """Return the bound of one of some values.
+
+    Args:
+      *values: all that are allowed.
+    """
     return Bound(lambda v: v in values, " or ".join(map(str, values)))
 
 
@@ -77,6 +95,12 @@ class Traits:
 
     def __call__(self, entry: Callable) -> Callable:
         """State the traits of an entry.
+
+        Args:
+          entry: a function or a class.
+
+        Returns:
+          The entry itself.
 
         Raises:
           ValueError: a bound is given for an option that the function does not take.
@@ -204,6 +228,9 @@ def entries(kind: str) -> dict[str, Callable]:
 
     Args:
       kind: a key of `KINDS`.
+
+    Returns:
+      {name: function or class}.
     """
     module = importlib.import_module(KINDS[kind].module)
     stated = {
@@ -251,6 +278,9 @@ def traits(kind: str, function: Callable) -> Traits:
     Args:
       kind: a key of `KINDS`.
       function: of `resolve` or `bind`.
+
+    Returns:
+      An instance of the kind's class of traits.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -263,14 +293,27 @@ def traits(kind: str, function: Callable) -> Traits:
 
 
 def option(function: functools.partial, name: str) -> Any:
-    """Return the value of an option of a bound function: the one bound, else its default."""
+    """Return the value of an option of a bound function: the one bound, else its default.
+
+    Args:
+      function: of `bind`.
+      name: of the option.
+
+    Raises:
+      KeyError: the function has no such option.
+    """
     if name in function.keywords:
         return function.keywords[name]
     return inspect.signature(function.func).parameters[name].default
 
 
 def prior_holds(stated: Loss | Posthoc, function: functools.partial) -> bool:
-    """Return whether the options of a bound function are those at which its stated prior holds."""
+    """Return whether the options of a bound function are those at which its stated prior holds.
+
+    Args:
+      stated: its traits.
+      function: of `bind`.
+    """
     return all(option(function, name) == value for name, value in stated.prior_holds_at.items())
 
 

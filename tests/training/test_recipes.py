@@ -1,4 +1,4 @@
-"""Every row takes two steps on the digits in each of its stages, and gives the same updates on eight devices.
+"""Every recipe takes two steps on the digits in each of its stages, and gives the same updates on eight devices.
 
 On the stem of a network alone: what rows differ in is before and behind it.
 """
@@ -152,7 +152,10 @@ def mine(monkeypatch):
     def later_outside(sets, index, *, seed, step):
         return (neighbour if step < 3 else anywhere)(sets, index, seed=seed, step=step)
 
-    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside):
+    def next_nearest(sets, index, *, table, neighbours=2, seed, step):
+        return table[index, neighbours - 1], np.arange(len(index), dtype=np.int32)
+
+    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside, next_nearest):
         setattr(module, function.__name__, function)
 
 
@@ -175,7 +178,8 @@ def mixed_by(mixer, partners, *more):
     ],
 )
 def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, partners):
-    with pytest.raises(UserError, match="stage 'mixed' of method 'mixup' mixes inside .*pair_sampler must be permutation"):
+    message = "stage 'mixed' of method 'mixup' mixes inside .*pair_sampler must be permutation, in_batch, or"
+    with pytest.raises(UserError, match=message):
         mixed_by(mixer, partners)
 
 
@@ -191,6 +195,14 @@ def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
     for partners in ("by_class", "mine:anywhere"):
         this = mixed_by("mine:blended", partners, "--config.accumulate=2")
         assert not any(stage.mixes_inside for stage in this.method.stages)
+
+
+def test_a_pair_sampler_of_a_user_is_given_the_table_that_it_asks_for(mine):
+    this = mixed_by("mine:blended", "mine:next_nearest")
+    _, batch = next(loop._batches(this, 0))
+    np.testing.assert_array_equal(batch.partner_label, batch.label)
+    with pytest.raises(UserError, match="mixes inside of the network"):
+        mixed_by("mine:hidden", "mine:next_nearest")
 
 
 def test_partners_that_leave_the_batch_later_are_refused_then(mine):

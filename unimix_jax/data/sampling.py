@@ -27,14 +27,22 @@ def sorted_by_class(labels: np.ndarray) -> ByClass:
     """Sort positions by class, once for a run.
 
     Args:
-      labels: int[N].
+      labels: int[N], 0 <= label.
+
+    Returns:
+      The positions class by class, with K the largest label + 1.
     """
     counts = np.bincount(labels).astype(np.int64)
     return ByClass(labels, np.argsort(labels, kind="stable"), np.cumsum(counts) - counts, counts)
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Return ceil(size / batch_size): the last, partial batch of an epoch counts."""
+    """Return the number of steps of an epoch: the last, partial batch counts.
+
+    Args:
+      size: N examples.
+      batch_size: B, of the whole (global) batch.
+    """
     return -(-size // batch_size)
 
 
@@ -124,6 +132,9 @@ def picks(sets: ByClass, *, seed: int, step: int, batch_size: int, order=instanc
       order: a sampler.
       partners: a pair sampler with its options bound, such as
         `functools.partial(pairs.by_class, class_exponent=-1)`; None without mixing.
+
+    Returns:
+      The positions and views of the step's images, and of their partners.
     """
     index = order(sets, seed=seed, step=step, batch_size=batch_size)
     chosen = Picks(index, np.arange(batch_size, dtype=np.int32))
