@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from unimix_jax import errors, settings, storage
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.report import tables
 from unimix_jax.training import runtime
 
@@ -49,7 +49,7 @@ def markdown(values: dict[str, np.ndarray]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--methods", default=",".join(ROWS))
+    parser.add_argument("--methods", default=",".join(RECIPES))
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "digits_table")
     given = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
         print(f"{time.monotonic() - started:6.0f} s  {name:<26}{values[name].mean(axis=0).round(1)}", flush=True)
     table = markdown(values)
     print(table)
-    if (given.methods, given.seeds, given.epochs) == (",".join(ROWS), SEEDS, None):
+    if (given.methods, given.seeds, given.epochs) == (",".join(RECIPES), SEEDS, None):
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         before, after = readme.split(BEGIN)[0], readme.split(END)[1]
         storage.write_whole(ROOT / "README.md", f"{before}{BEGIN}\n{table}\n{END}{after}")

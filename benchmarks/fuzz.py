@@ -192,7 +192,11 @@ def _read_arrays(folder: pathlib.Path):
 
 
 def _write_run(folder: pathlib.Path) -> None:
-    stage = {"loss": {"name": "bayias"}, "mixer": {"name": "unimix", "alpha": 0.5}, "partners": {"name": "by_class"}}
+    stage = {
+        "loss": {"name": "bayias"},
+        "mixer": {"name": "unimix", "alpha": 0.5},
+        "pair_sampler": {"name": "by_class"},
+    }
     config = {"seed": 0, "epochs": 2, "batch_size": 8, "network": "resnet8", "test_prior": "uniform", "init": ""}
     config |= {"method": {"name": "erm", "stages": {"mixed": stage}}, "data": {"source": "digits", "imbalance": 40.0}}
     storage.write_json(folder / "config.json", config | {"optim": {"learning_rate": 0.1}})

@@ -21,8 +21,7 @@ def main():
 
     from unimix_jax import priors, settings
     from unimix_jax.batch import Batch
-    from unimix_jax.data import sampling
-    from unimix_jax.methods import method as methods
+    from unimix_jax.methods import build as methods
     from unimix_jax.models import resnet
     from unimix_jax.training import optim, runtime
     from unimix_jax.training.devices import AXIS, distribute, kernels, local_devices, replicate, shard
@@ -39,7 +38,6 @@ def main():
         name="unimix_bayias",
         epochs=200,
         steps_per_epoch=97,
-        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=priors.read_test_prior("uniform", counts),
     ).stages[0]
     kernels = kernels(devices, "auto") if case.variant == "auto" else case.variant

@@ -157,13 +157,13 @@ def arrays(rounds: int) -> dict:
 
 def sampler(rounds: int) -> dict:
     """Time the choice of a step's images and partners at iNaturalist's size."""
-    from unimix_jax.data import sampling
+    from unimix_jax.data import pairs, sampling
 
     weights = np.geomspace(500, 1, 8142)
     counts = np.maximum(2, (weights / weights.sum() * 437_513).astype(int))
     counts[0] += 437_513 - counts.sum()
     sets = sampling.sorted_by_class(np.repeat(np.arange(8142), counts))
-    partners = functools.partial(sampling.by_class, class_exponent=-1.0)
+    partners = functools.partial(pairs.by_class, class_exponent=-1.0)
     times = []
     for i in range(rounds):
         begun = time.perf_counter()

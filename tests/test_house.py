@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unimix_jax"
 ROOMS = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
-GROUND = {"errors", "storage", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
+GROUND = {"errors", "registry", "storage", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
 DOORS = {"main", "evaluate"}
 WINGS = {"data", "models", "methods", "measures"}
 LATE = {
@@ -82,13 +82,13 @@ def test_imports_run_downwards():
             if here == "training":
                 assert there in WINGS, f"{room} imports {module}"
             elif here == "settings":
-                assert module.startswith("unimix_jax.methods.rows."), f"{room} imports {module}"
+                assert module.startswith("unimix_jax.methods.recipes."), f"{room} imports {module}"
             else:
                 assert here in DOORS, f"{room} imports {module}"
 
 
 def test_rows_are_pure_data():
-    assert list(imports("methods/rows.py")) == []
+    assert list(imports("methods/recipes.py")) == []
 
 
 @pytest.mark.parametrize("room", ROOMS)

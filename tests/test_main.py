@@ -81,7 +81,9 @@ def given(tmp_path):
         pytest.param([DIGITS, "--config.method.name=erm"], "after the colon", id="method by override"),
         pytest.param([DIGITS, "--config.method.stages.mixed.mixer.alpha=0"], "in .01..100", id="alpha 0"),
         pytest.param([DIGITS, "--config.method.stages.mixed.mixer.alpha=nan"], "must be finite", id="alpha nan"),
-        pytest.param([DIGITS, "--config.method.stages.mixed.partners.class_exponent=-99"], "in -10..10", id="exponent"),
+        pytest.param(
+            [DIGITS, "--config.method.stages.mixed.pair_sampler.class_exponent=-99"], "in -10..10", id="exponent"
+        ),
         pytest.param([DIGITS, "--config.method.head=round"], "unknown head", id="unknown head"),
         pytest.param([DIGITS, "--config.data.source=cifar10"], "has no field 'dir'", id="source without its fields"),
         pytest.param([DIGITS, "--config.method.stages.plain.loss=focal"], "write loss.name", id="a loss without name"),

@@ -4,7 +4,7 @@ import pytest
 
 from unimix_jax import settings
 from unimix_jax.errors import UserError
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES
 
 DIGITS = "--config=configs/digits_lt.py"
 
@@ -29,14 +29,14 @@ def test_every_leaf_of_a_row_can_be_overridden():
     ).config
     assert config.method.stages.mixed.mixer.alpha == 0.8
     assert config.method.stages.plain.begin == 0.9
-    assert ROWS["unimix_bayias"]["stages"]["mixed"]["mixer"]["alpha"] == 0.5
+    assert RECIPES["unimix_bayias"]["stages"]["mixed"]["mixer"]["alpha"] == 0.5
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_first_stage_of_every_row_shows_every_option(name):
     stages = parse(f"{DIGITS}:method={name}").config.method.stages
     first = min(stages, key=lambda stage: stages[stage].get("begin", 0.0))
-    assert set(stages[first]) == set(ROWS["erm"]["stages"]["plain"])
+    assert set(stages[first]) == set(RECIPES["erm"]["stages"]["plain"])
 
 
 def test_any_loss_goes_with_any_mixer_from_the_command_line():
@@ -53,14 +53,14 @@ def test_another_function_comes_with_its_options_from_the_command_line():
         "--config.method.stages.plain.class_weight.name=effective_number_weights",
         "--config.method.stages.plain.class_weight.beta=.99",
         "--config.method.stages.retrained.batch_norm=frozen",
-        "--config.method.stages.retrained.trains.classifier=.5",
+        "--config.method.stages.retrained.lr_multipliers.classifier=.5",
         "--config.method.posthoc.name=tau_norm",
         "--config.method.posthoc.scan=false",
     ).config
     assert config.method.stages.plain.loss.to_dict() == {"name": "focal", "gamma": 2.0}
     assert config.method.stages.plain.class_weight.beta == 0.99
     assert config.method.stages.retrained.batch_norm == "frozen"
-    assert config.method.stages.retrained.trains.to_dict() == {"backbone": 0.0, "classifier": 0.5}
+    assert config.method.stages.retrained.lr_multipliers.to_dict() == {"backbone": 0.0, "classifier": 0.5}
     assert config.method.posthoc.to_dict() == {"name": "tau_norm", "scan": False}
     posthoc = parse(DIGITS + ":method=logit_adjustment_posthoc", "--config.method.posthoc.name=tau_norm").config
     assert posthoc.method.posthoc.to_dict() == {"name": "tau_norm"}
@@ -74,10 +74,10 @@ def test_there_is_no_room_for_what_is_no_option(field):
 
 def test_naming_another_function_drops_the_options_of_the_one_before():
     config = parse(
-        DIGITS, "--config.method.stages.mixed.mixer.name=none", "--config.method.stages.mixed.partners.name=none"
+        DIGITS, "--config.method.stages.mixed.mixer.name=none", "--config.method.stages.mixed.pair_sampler.name=none"
     ).config
     assert config.method.stages.mixed.mixer.to_dict() == {"name": "none"}
-    assert config.method.stages.mixed.partners.to_dict() == {"name": "none"}
+    assert config.method.stages.mixed.pair_sampler.to_dict() == {"name": "none"}
 
 
 @pytest.mark.parametrize("name", settings.shipped_configs())
@@ -85,12 +85,12 @@ def test_every_shipped_config_parses(name):
     assert parse(f"--config={name}").name == name.removesuffix(".py")
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_row_fits_every_shipped_config(name):
     for file in settings.shipped_configs():
         config = parse(f"--config={file}:method={name}").config
         assert config.method.name == name
-        assert set(config.method.stages) == set(ROWS[name]["stages"])
+        assert set(config.method.stages) == set(RECIPES[name]["stages"])
 
 
 def test_a_row_says_other_things_for_other_data():
@@ -102,7 +102,11 @@ def test_a_row_says_other_things_for_other_data():
     assert smoothed("dataset=cifar10,imbalance=200").loss.head == 0.3
     assert smoothed("dataset=cifar100,imbalance=50").batch_norm == "train"
     assert smoothed("dataset=cifar100,imbalance=100").loss.tail == 0.1
-    assert smoothed("dataset=cifar100,imbalance=100").trains.to_dict() == {"backbone": 0, "classifier": 0.2, "scale": 1}
+    assert smoothed("dataset=cifar100,imbalance=100").lr_multipliers.to_dict() == {
+        "backbone": 0,
+        "classifier": 0.2,
+        "scale": 1,
+    }
 
 
 def test_a_row_changes_fields_of_the_run_and_the_command_line_wins():
@@ -114,7 +118,7 @@ def test_a_row_changes_fields_of_the_run_and_the_command_line_wins():
 
 def test_methods_are_listed_a_line_each():
     lines = settings.parse(["main", "--methods"]).splitlines()
-    assert [line.split()[0] for line in lines] == list(ROWS)
+    assert [line.split()[0] for line in lines] == list(RECIPES)
 
 
 def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
@@ -248,4 +252,4 @@ def test_other_rows_keep_their_alpha_and_the_command_line_wins():
     assert alpha("unimix_bayias_code") == 0.8
     assert alpha("unimix", "--config.method.stages.mixed.mixer.alpha=.3") == 0.3
     smoothed = parse("--config=imagenet_lt.py:method=unimix_bayias_las").config.method.stages.smoothed
-    assert smoothed.trains.classifier == 0.05
+    assert smoothed.lr_multipliers.classifier == 0.05

@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.storage import MIB, read_text
 
@@ -29,6 +30,10 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
     Raises:
       UserError: a label lies outside of 0..K-1.
+
+    Example:
+      >>> class_counts(np.array([0, 0, 2]), 3)
+      array([2, 0, 1])
     """
     labels = np.asarray(labels)
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
@@ -60,6 +65,10 @@ def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.nda
 
     Source: kaidic/LDAM-DRW, imbalance_cifar.py (exp, and step for even K); the rank-size form of
     Pareto's law is ours.
+
+    Example:
+      >>> profile("exp", 5000, 3, imbalance=100)
+      array([5000,  500,   50])
     """
     one_of("profile (config.data.profile)", kind, PROFILES)
     if not (math.isfinite(imbalance) and imbalance >= 1):
@@ -97,6 +106,12 @@ def long_tailed_subset(labels: np.ndarray, counts: np.ndarray, seed: int = 0) ->
       UserError: a class has fewer images than asked for.
 
     Source: kaidic/LDAM-DRW and XuZhengzhuo/Prior-LT, imbalance_cifar.py.
+
+    Example: a smaller subset is a part of a larger one.
+      >>> labels = np.repeat([0, 1], 50)
+      >>> small, large = (set(long_tailed_subset(labels, [n, 5]).tolist()) for n in (20, 40))
+      >>> len(small), len(large), small < large
+      (25, 45, True)
     """
     random = np.random.RandomState(seed)
     chosen = []
@@ -118,6 +133,10 @@ def prior(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
 
     Returns:
       float64[K], sums to 1.
+
+    Example: 90 and 10 images, and the inverse.
+      >>> prior([90, 10]), prior([90, 10], -1)
+      (array([0.9, 0.1]), array([0.1, 0.9]))
     """
     counts = np.asarray(counts, np.float64)
     powers = np.zeros_like(counts)
@@ -125,6 +144,7 @@ def prior(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
     return powers / powers.sum()
 
 
+@registry.ClassWeight(options={"beta": registry.at_least(0, below=1)})
 def effective_number_weights(counts: np.ndarray, *, beta: float = 0.9999) -> np.ndarray:
     """Weigh classes by the inverse of their effective number of images, (1 - beta**n) / (1 - beta).
 
@@ -136,14 +156,30 @@ def effective_number_weights(counts: np.ndarray, *, beta: float = 0.9999) -> np.
       float64[K], sums to K.
 
     Source: Eq. B.13 of the paper's supplement, normalised as in kaidic/LDAM-DRW, cifar_train.py.
+
+    Example: between ones and the inverse of the counts.
+      >>> effective_number_weights([90, 10], beta=0.9).round(3)
+      array([0.789, 1.211])
     """
     counts = np.asarray(counts, np.float64)
     weights = (1 - beta) / -np.expm1(counts * np.log(beta)) if beta > 0 else np.ones_like(counts)
     return weights * (len(counts) / weights.sum())
 
 
+@registry.ClassWeight(no_recipe="the limit of effective_number_weights, for methods of a user")
 def inverse_weights(counts: np.ndarray) -> np.ndarray:
-    """Weigh classes by the inverse of their counts (none 0); float64[K], sums to K."""
+    """Weigh classes by the inverse of their counts.
+
+    Args:
+      counts: int[K], none 0.
+
+    Returns:
+      float64[K], sums to K.
+
+    Example:
+      >>> inverse_weights([90, 10])
+      array([0.2, 1.8])
+    """
     return prior(counts, -1) * len(counts)
 
 
@@ -161,6 +197,10 @@ def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
       {"many": bool[K], "medium": bool[K], "few": bool[K]}.
 
     Source: facebookresearch/classifier-balancing, utils.py (shots); XuZhengzhuo/Prior-LT, config/ (thirds).
+
+    Example: 500, 60 and 5 images.
+      >>> {name: members.tolist() for name, members in groups([500, 60, 5]).items()}
+      {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
     """
     one_of("grouping of classes", by, GROUPS)
     counts = np.asarray(counts)
@@ -187,6 +227,10 @@ def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
 
     Raises:
       UserError: none of these, or a prior with another number of classes or a zero.
+
+    Example:
+      >>> read_test_prior("imbalance:9", np.array([500, 20]))
+      array([0.9, 0.1])
     """
     counts = np.asarray(counts)
     if text == "uniform":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from unimix_jax import cli
 from unimix_jax.errors import UserError, did_you_mean, one_of
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES
 
 USAGE = """\
 Train a model on long-tailed images and measure its calibration.
@@ -136,7 +136,7 @@ def use_method(config, name: str, data: str = "", recipe: str = "") -> None:
 
     Args:
       config: of `default`.
-      name: a key of `ROWS`.
+      name: a key of `RECIPES`.
       data: the data set's key in `by_data`; "" for the name of the source.
       recipe: of the config file, where it has several; a row may say other things for one of them.
 
@@ -145,19 +145,19 @@ def use_method(config, name: str, data: str = "", recipe: str = "") -> None:
     """
     from ml_collections import ConfigDict
 
-    row = ROWS[one_of("method", name, ROWS)]
+    row = RECIPES[one_of("method", name, RECIPES)]
     by_data = row.get("by_data", {})
     data = data or config.data.source
     for key in (data, f"{data}_{config.data.imbalance:g}", f"{data}_{recipe}"):
         row = _merged(row, by_data.get(key, {}))
-    shown = {"name": name, "head": ROWS["erm"]["head"], "posthoc": ROWS["erm"]["posthoc"]}
+    shown = {"name": name, "head": RECIPES["erm"]["head"], "posthoc": RECIPES["erm"]["posthoc"]}
     shown |= {key: row[key] for key in ("head", "posthoc") if key in row}
     # The first stage is shown with all it takes from erm, so that every option can be overridden there; the others
     # go on from it.
     first = min(row["stages"], key=lambda stage: row["stages"][stage].get("begin", 0.0))
-    defaults, changes = ROWS["erm"]["stages"]["plain"], row["stages"][first]
-    trains = {**defaults["trains"], **changes.get("trains", {})}
-    shown["stages"] = {**row["stages"], first: {**defaults, **changes, "trains": trains}}
+    defaults, changes = RECIPES["erm"]["stages"]["plain"], row["stages"][first]
+    factors = {**defaults["lr_multipliers"], **changes.get("lr_multipliers", {})}
+    shown["stages"] = {**row["stages"], first: {**defaults, **changes, "lr_multipliers": factors}}
     config.method = ConfigDict(copy.deepcopy(shown))
     config.update(copy.deepcopy(row.get("config", {})))
 
@@ -207,7 +207,7 @@ def parse(argv: list[str]) -> Command | str:
     if cli.asks_for_help(argv):
         return USAGE.format(configs=", ".join(shipped_configs()))
     if "--methods" in argv[1:]:
-        return "\n".join(f"{name:<26}{row['about']}" for name, row in ROWS.items())
+        return "\n".join(f"{name:<26}{row['about']}" for name, row in RECIPES.items())
     from absl import flags
     from ml_collections import config_flags
 
@@ -415,7 +415,7 @@ def _get_config(path: pathlib.Path, text: str | None):
 
 def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
     """Where the command line names another function, drop what the row says of the one it had."""
-    row = ROWS.get(config.method.get("name"), {})
+    row = RECIPES.get(config.method.get("name"), {})
     groups = [("method", config.method, row)]
     groups += [(f"method.stages.{s}", v, row.get("stages", {}).get(s, {})) for s, v in config.method.stages.items()]
     for path, entries, said in groups:
@@ -431,7 +431,7 @@ def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
 def _make_room(argv: list[str], config) -> None:
     """Add options of a method that the command line gives and its row does not show.
 
-    A later stage shows only what it changes, and another function has other options; `method.build` refuses what
+    A later stage shows only what it changes, and another function has other options; `build.build` refuses what
     its function does not take.
     """
     for argument in argv:
@@ -439,7 +439,7 @@ def _make_room(argv: list[str], config) -> None:
         path = field.removeprefix("--config.").split(".")
         stage = path[:2] == ["method", "stages"] and len(path) > 3 and path[2] in config.method.stages
         if not equals or not (
-            (stage and path[3] in ROWS["erm"]["stages"]["plain"]) or path[:2] == ["method", "posthoc"]
+            (stage and path[3] in RECIPES["erm"]["stages"]["plain"]) or path[:2] == ["method", "posthoc"]
         ):
             continue
         group = config

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unimix_jax.data import images
-from unimix_jax.data.sampling import Stream
+from unimix_jax.data.rng import Stream
 
 
 def encoded(image, kind="PNG", **options):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from unimix_jax.batch import Picks
-from unimix_jax.data import images, loading, sampling
+from unimix_jax.data import images, loading, pairs, sampling
 from unimix_jax.data.splits import Source
 from unimix_jax.errors import Failure, UserError
 
@@ -102,7 +102,7 @@ def read(source, steps, reading=READING, partners=None, views=4, **options):
     return list(loading.batches(source, sets, picks_at, steps, views=views, seed=0, reading=reading, **options))
 
 
-UNIMIX = functools.partial(sampling.by_class, class_exponent=-1.0)
+UNIMIX = functools.partial(pairs.by_class, class_exponent=-1.0)
 
 
 def test_a_batch_of_photographs_is_its_crops(photographs):
@@ -137,7 +137,7 @@ def test_pixels_are_the_same_whatever_reads_them_and_wherever_a_run_begins(photo
     assert digest(found) == digest(read(photographs, range(6), READING, UNIMIX, 8))
 
 
-TABLE = sampling.neighbour_table(
+TABLE = pairs.neighbour_table(
     np.arange(6 * 3, dtype=np.uint8).reshape(6, 1, 1, 3), sampling.sorted_by_class(CLASSES), 2
 )
 
@@ -145,9 +145,9 @@ TABLE = sampling.neighbour_table(
 @pytest.mark.parametrize(
     ("partners", "views", "decoded"),
     [
-        (sampling.permutation, 4, 4),
-        (sampling.in_batch, 4, 4),
-        (functools.partial(sampling.nearest, table=TABLE, neighbours=2), 8, None),
+        (pairs.permutation, 4, 4),
+        (pairs.in_batch, 4, 4),
+        (functools.partial(pairs.nearest, table=TABLE, neighbours=2), 8, None),
         (UNIMIX, 8, 8),
     ],
 )

@@ -7,9 +7,9 @@ import pytest
 
 from unimix_jax import priors
 from unimix_jax.errors import UserError
-from unimix_jax.methods import losses, method, mixing
+from unimix_jax.methods import build, losses, mixing
 from unimix_jax.methods.mixing import Mixed
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES
 
 from .. import quick
 
@@ -50,23 +50,22 @@ PRIOR = COUNTS / COUNTS.sum()
 
 
 def bound(entry, order=range(5)):
-    """The loss that a row's entry names, for COUNTS in another order of the classes."""
+    """The loss that a recipe's entry names, for COUNTS in another order of the classes."""
     order = np.array(order)
-    return method.build(
+    return build.build(
         {"stages": {"only": {"loss": entry}}},
         COUNTS[order],
         name="one loss",
         epochs=1,
         steps_per_epoch=1,
-        rules={"order": {"natural": len}, "partners": {}},
         test_prior=np.array([0.1, 0.2, 0.3, 0.3, 0.1])[order],
     ).stages[0].loss  # fmt: skip
 
 
 def every_entry():
-    """What rows say of their loss, each once, named by the first row and stage that says it."""
+    """The entries of recipes that name a loss, each once, named by the first recipe and stage that has it."""
     found = {}
-    for name, row in ROWS.items():
+    for name, row in RECIPES.items():
         for stage, entries in row["stages"].items():
             if "loss" in entries:
                 found.setdefault(str(entries["loss"]), pytest.param(entries["loss"], id=f"{name}-{stage}"))
@@ -140,7 +139,7 @@ def test_weighted_batches_are_the_authors(golden, name, inputs):
     np.testing.assert_allclose(weights, file["drw_weights_epoch160"], rtol=1e-6)
     loss = losses.cross_entropy
     if name == "ldam_drw":
-        loss = lambda z, y: losses.ldam(30 * z, y, counts=file["counts"])  # noqa: E731
+        loss = lambda z, y: losses.ldam(30 * z, y, counts=file["counts"], scale=30.0)  # noqa: E731
     mixed = Mixed(None, labels)
 
     def batch(z):
@@ -215,7 +214,9 @@ UNIFORM = np.full(5, 0.2)
         pytest.param(bind(losses.bayias, train_prior=PRIOR, test_prior=PRIOR), losses.cross_entropy, id="as trained"),
         pytest.param(bind(losses.focal, gamma=0), losses.cross_entropy, id="focal gamma 0"),
         pytest.param(bind(losses.cdt, counts=COUNTS, gamma=0), losses.cross_entropy, id="CDT gamma 0"),
-        pytest.param(bind(losses.ldam, counts=COUNTS, max_margin=0), losses.cross_entropy, id="LDAM margin 0"),
+        pytest.param(
+            bind(losses.ldam, counts=COUNTS, scale=30.0, max_margin=0), losses.cross_entropy, id="LDAM margin 0"
+        ),
         pytest.param(
             bind(losses.label_aware_smoothing, counts=COUNTS, head=0, tail=0), losses.cross_entropy, id="smoothing 0"
         ),

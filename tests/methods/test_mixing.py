@@ -8,7 +8,7 @@ from scipy.special import betainc
 from scipy.stats import beta as beta_law
 
 from unimix_jax import priors
-from unimix_jax.data import sampling
+from unimix_jax.data import pairs
 from unimix_jax.methods import mixing
 
 from .. import quick
@@ -96,7 +96,7 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     counts = priors.profile("exp", 50000 // classes, classes, imbalance)
     labels = np.repeat(np.arange(classes), counts)
     first = labels[np.random.default_rng(0).integers(0, len(labels), DRAWS)]
-    partners = labels[sampling.partners_by_class(labels, class_exponent=-1.0, seed=0, step=0, size=DRAWS)]
+    partners = labels[pairs.partners_by_class(labels, class_exponent=-1.0, seed=0, step=0, size=DRAWS)]
     weights = np.asarray(quick.jit(jax.vmap(functools.partial(mixing.unimix_factor, alpha=0.5)))(
         keys(3), counts[first], counts[partners]
     ))  # fmt: skip
@@ -119,7 +119,7 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     np.testing.assert_array_less(np.abs(soft / DRAWS - theirs), 5 * np.sqrt(law[1] * (1 / DRAWS + 1 / draws)))
 
 
-def pairs(size=6):
+def image_pairs(size=6):
     random = np.random.default_rng(0)
     a, b = random.normal(size=(2, size, 3, 3, 1)).astype(np.float32)
     return a, b, np.resize([0, 1, 2, 0, 1, 2], size), np.resize([2, 2, 2, 1, 0, 0], size)
@@ -139,7 +139,7 @@ def few_keys(size):
 
 
 def test_unimix_mixes_each_pair_with_a_factor_of_its_own():
-    a, b, label_a, label_b = pairs()
+    a, b, label_a, label_b = image_pairs()
 
     @quick.jit
     def mix(keys):
@@ -169,7 +169,7 @@ def test_mixup_is_the_authors(golden, monkeypatch):
 
 def test_mixup_draws_one_share_a_batch_or_one_an_example():
     both = quick.jit(
-        lambda keys: [mixing.mixup(keys, *pairs(), alpha=0.5, per_example=e).weight for e in (False, True)]
+        lambda keys: [mixing.mixup(keys, *image_pairs(), alpha=0.5, per_example=e).weight for e in (False, True)]
     )
     one, each = both(step_keys())
     assert len(set(np.asarray(one).tolist())) == 1
@@ -183,7 +183,7 @@ def test_remix_weights_are_the_authors(golden):
 
 
 def test_remix_mixes_images_by_the_share_and_labels_by_the_weight():
-    a, b, label_a, label_b = pairs()
+    a, b, label_a, label_b = image_pairs()
 
     @quick.jit
     def mix(keys):
@@ -197,10 +197,10 @@ def test_remix_mixes_images_by_the_share_and_labels_by_the_weight():
 
 
 def test_manifold_mixup_draws_its_level_uniformly_and_mixes_there_only():
-    draw = lambda key: mixing.manifold_mixup(mixing.Keys(key, None), *pairs()).hidden  # noqa: E731
+    draw = lambda key: mixing.manifold_mixup(mixing.Keys(key, None), *image_pairs()).hidden  # noqa: E731
     levels = np.asarray(quick.jit(jax.vmap(draw))(few_keys(600)))
     np.testing.assert_array_less(np.abs(np.bincount(levels, minlength=3) - 200), 5 * np.sqrt(200))
-    a, _, label_a, label_b = pairs()
+    a, _, label_a, label_b = image_pairs()
     mixed = mixing.Mixed(a, label_a, label_b, np.full(6, 0.3, np.float32), np.int32(1))
     slots = np.array([5, 4, 3, 2, 1, 0])
     at_0, at_1 = quick.jit(lambda mixed: [mixing.mix_hidden(level, a, mixed, slots, None) for level in (0, 1)])(mixed)
@@ -209,7 +209,7 @@ def test_manifold_mixup_draws_its_level_uniformly_and_mixes_there_only():
 
 
 def test_smote_puts_images_between_a_pair_and_leaves_the_frequent_class_alone():
-    a, b, label_a, _ = pairs(3000)
+    a, b, label_a, _ = image_pairs(3000)
     mix = quick.jit(lambda keys: mixing.smote(mixing.Keys(None, keys), a, b, label_a, label_a, counts=COUNTS))
     mixed = jax.device_get(mix(few_keys(3000)))
     assert mixed.label_b is None

@@ -16,7 +16,7 @@ import pytest
 from unimix_jax import storage
 from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
-from unimix_jax.methods.method import Stage
+from unimix_jax.methods.build import Stage
 from unimix_jax.models import assembly, cpu, layers, native, resnet
 from unimix_jax.training import optim
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, train_step

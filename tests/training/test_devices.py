@@ -15,10 +15,9 @@ import pytest
 
 from unimix_jax import settings
 from unimix_jax.batch import Batch
-from unimix_jax.data import sampling
 from unimix_jax.errors import UserError
-from unimix_jax.methods import method
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods import build as method
+from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import assembly, resnet
 from unimix_jax.training import devices, optim, runtime
 from unimix_jax.training.devices import (
@@ -48,12 +47,11 @@ STEP_CONFIG = StepConfig(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.
 def stages(name):
     """The stages of a row for COUNTS."""
     return method.build(
-        ROWS[name],
+        RECIPES[name],
         COUNTS,
         name=name,
         epochs=10,
         steps_per_epoch=1,
-        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=np.full(3, 1 / 3),
     ).stages
 

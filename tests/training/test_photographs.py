@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from unimix_jax import settings, storage
 from unimix_jax.errors import Interrupted, UserError
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.models import resnet
 from unimix_jax.report import files, tables
@@ -158,7 +158,7 @@ def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
     assert not (tmp_path / "another" / "config.json").exists()
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", RECIPES)
 def test_every_row_gets_its_batches_of_photographs(folder, tmp_path, row):
     experiment = prepare(config(f"image_folder.py:method={row}", **{"data.dir": folder, "epochs": 10}), tmp_path)
     for stage in experiment.method.stages:

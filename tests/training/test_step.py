@@ -10,7 +10,7 @@ import pytest
 
 from unimix_jax.batch import Batch
 from unimix_jax.methods import losses, mixing
-from unimix_jax.methods.method import Stage
+from unimix_jax.methods.build import Stage
 from unimix_jax.models import layers, resnet
 from unimix_jax.training import augment, optim, rng
 from unimix_jax.training.devices import distribute, replicate, shard
@@ -134,7 +134,7 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
     for k in (1, 2):
         classifier, scale = file[f"lr_{k}"]
         trains = (("backbone", 0.0), ("classifier", float(classifier / scale)), ("scale", 1.0))
-        a_stage = stage(loss, trains=trains, batch_norm="frozen")
+        a_stage = stage(loss, lr_multipliers=trains, batch_norm="frozen")
         step = functools.partial(train_step, stage=a_stage, network=Head(), config=step_config)
         state, sums = jax.jit(step)(state, batch, numbers(scale))
         np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], file[f"loss_{k}"], rtol=1e-5)
@@ -164,13 +164,13 @@ def tiny_step(**more):
 
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     trains = (("backbone", 0.0), ("classifier", 1.0), ("scale", 0.0))
-    before, after, _ = tiny_step(trains=trains)
+    before, after, _ = tiny_step(lr_multipliers=trains)
     for path, old in jax.tree_util.tree_flatten_with_path(before.params)[0]:
         new = functools.reduce(lambda group, key: group[key.key], path, after.params)
         assert (np.asarray(old) == np.asarray(new)).all() == (group_of(path) != "classifier"), path
     changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before.batch_stats, after.batch_stats)
     assert all(jax.tree.leaves(changed))  # its statistics move on
-    before, after, _ = tiny_step(trains=trains, batch_norm="frozen")
+    before, after, _ = tiny_step(lr_multipliers=trains, batch_norm="frozen")
     jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from unimix_jax.data.sampling import Stream, generator
+from unimix_jax.data.rng import Stream, generator
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the upright image
 MAX_MEGAPIXELS = 179.0  # the size at which Pillow refuses an image

@@ -13,7 +13,7 @@ import numpy as np
 from unimix_jax import priors
 from unimix_jax.data import cifar
 from unimix_jax.data.photographs import FIELDS, photographs
-from unimix_jax.data.sampling import Stream, generator
+from unimix_jax.data.rng import Stream, generator
 from unimix_jax.data.splits import Source, Splits, held_out, long_tailed, search_path
 from unimix_jax.errors import UserError, did_you_mean, one_of
 from unimix_jax.npz import array_names, names_of, read_arrays

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import priors, storage
-from unimix_jax.data.sampling import Stream, generator
+from unimix_jax.data.rng import Stream, generator
 from unimix_jax.errors import UserError
 
 _MOST_BYTES = 2**31  # of an encoded image

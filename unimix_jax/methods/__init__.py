@@ -1,1 +1,1 @@
-"""What a long-tail method is made of: losses, mixing, and the rows that combine them."""
+"""The parts of long-tail methods: losses, mixing, changes of trained logits, and the recipes that combine them."""

@@ -1,20 +1,23 @@
-"""Loss functions: logits and integer labels in, one value per example out. No devices, no averaging.
+"""Loss functions: from logits and integer labels to one value per example. No devices, no averaging.
 
-Every loss computes in float32, in float64 where that comes in, and returns that type.
+A loss computes in float32, or in float64 for float64 logits, and returns that type. Everything that depends on the
+classes alone is computed in float64 by numpy, once, while the program is traced.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.errors import one_of
 
 SHAPES = ("concave", "linear", "convex", "exp")  # of label_aware_smoothing
 FORMULAS = ("code", "paper")
 
 
+@registry.Loss(natural_prior="train", balanced_prior="uniform")
 def cross_entropy(logits, labels):
-    """Minus the log of the softmax at the label.
+    """Return minus the log of the softmax at the label.
 
     Args:
       logits: float[B, K].
@@ -23,7 +26,7 @@ def cross_entropy(logits, labels):
     Returns:
       float32[B], in nats.
 
-    Example: nothing known of two classes costs log 2.
+    Example: two classes of equal logits cost log 2.
       >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([1]))
       Array([0.6931472], dtype=float32)
     """
@@ -32,68 +35,89 @@ def cross_entropy(logits, labels):
     return jax.nn.logsumexp(logits, axis=1) - true
 
 
+@registry.Loss(options={"gamma": registry.at_least(0), "inner_weight": registry.ANYTHING})
 def focal(logits, labels, *, gamma: float = 1.0, inner_weight=None):
-    """Cross entropy times (1 - p)**gamma, p the softmax at the label: easy examples count less.
+    """Return cross entropy times (1 - p)**gamma, where p is the softmax at the label: easy examples count less.
 
     Args:
       logits: float[B, K].
       labels: int[B], 0 <= label < K.
-      gamma: >= 0; 0 is cross entropy, 1 what LDAM-DRW runs.
-      inner_weight: float[K], class weights put inside as LDAM-DRW does, p = softmax**weight: an
-        accident there, kept to compare with it. Class weights of a stage multiply from outside.
+      gamma: at least 0; 0 is cross entropy, LDAM-DRW runs 1.
+      inner_weight: float[K], class weights inside of the power, p = softmax**weight, as LDAM-DRW has them by accident;
+        only for comparison with it. The class weights of a stage multiply the loss from outside.
 
     Returns:
       float32[B], in nats.
 
     Source: Eq. B.12 of the paper's supplement; kaidic/LDAM-DRW, losses.py `FocalLoss`.
+
+    Example: an example of p = 1/2 keeps a quarter of its cost at gamma 2.
+      >>> print(np.asarray(focal(jnp.zeros((1, 2)), jnp.array([1]), gamma=2.0)).round(4))
+      [0.1733]
     """
     loss = cross_entropy(logits, labels)
     if inner_weight is not None:
         loss = loss * jnp.asarray(inner_weight, loss.dtype)[labels]
     if gamma == 0:
         return loss
-    # Bounded below, for at p = 1 the slope of a power below 1 is infinite.
+    # Bounded below, because at p = 1 the slope of a power below 1 is infinite.
     missing = jnp.maximum(-jnp.expm1(-loss), jnp.finfo(loss.dtype).tiny)
     return missing**gamma * loss
 
 
+@registry.Loss(options={"gamma": registry.at_least(0)})
 def cdt(logits, labels, *, counts, gamma: float = 0.2):
-    """Cross entropy of logits divided by (n_max / n_class)**gamma; only in training.
+    """Return cross entropy of logits divided by (n_max / n_class)**gamma; predictions use the logits as they are.
 
     Args:
       logits: float[B, K].
       labels: int[B], 0 <= label < K.
       counts: int[K], training images per class, none 0.
-      gamma: >= 0; 0 is cross entropy.
+      gamma: at least 0; 0 is cross entropy.
 
     Returns:
       float32[B], in nats.
 
     Source: Eq. B.14 of the paper's supplement; zhangyongshun/BagofTricks-LT,
     class_dependent_temperatures_loss.py.
+
+    Example: the logit 3 of a class with a 100th of the images counts as 3 / sqrt(100).
+      >>> logits, rare = jnp.array([[0.0, 3.0]]), jnp.array([1])
+      >>> print(np.asarray(cdt(logits, rare, counts=[100, 1], gamma=0.5)).round(4))
+      [0.5544]
+      >>> print(np.asarray(cross_entropy(logits / 10, rare)).round(4))
+      [0.5544]
     """
     counts = np.asarray(counts, np.float64)
     logits = _at_least_float32(logits)
     return cross_entropy(logits / jnp.asarray((counts.max() / counts) ** gamma, logits.dtype), labels)
 
 
-def ldam(logits, labels, *, counts, max_margin: float = 0.5, scale: float = 30.0):
-    """Cross entropy with the true logit lowered by scale * margin, the margin larger for rarer classes.
+@registry.Loss(head_scale=True, options={"max_margin": registry.at_least(0)})
+def ldam(logits, labels, *, counts, scale: float, max_margin: float = 0.5):
+    """Return cross entropy with the true logit lowered by scale * margin, where rarer classes have larger margins.
 
-    The margin of a class is max_margin * (n_min / n_class)**(1/4). The logits carry the scale, as a
-    cosine head gives them, so that softmax(logits) needs no other; the originals scale in the loss.
+    The margin of a class is max_margin * (n_min / n_class)**(1/4). The logits carry the scale, as those of a cosine
+    head do, so that softmax(logits) needs no other; the authors' code multiplies by it in the loss.
 
     Args:
       logits: float[B, K]; scale * cosine from a cosine head.
       labels: int[B], 0 <= label < K.
       counts: int[K], training images per class, none 0.
-      max_margin: of the rarest class; 0 is cross entropy.
-      scale: of the logits; 1 for a linear head.
+      scale: of the head's logits; 1 for a linear head, 30 in LDAM-DRW.
+      max_margin: margin of the rarest class; 0 is cross entropy.
 
     Returns:
       float32[B], in nats.
 
     Source: Eq. B.15 of the paper's supplement; kaidic/LDAM-DRW, losses.py `LDAMLoss`.
+
+    Example: a 16th of the images is twice the margin.
+      >>> costs = ldam(jnp.zeros((2, 2)), jnp.array([0, 1]), counts=[16, 1], scale=1.0, max_margin=0.5)
+      >>> print(np.asarray(costs).round(4))
+      [0.8259 0.9741]
+      >>> print(np.log1p(np.exp([0.25, 0.5])).round(4))
+      [0.8259 0.9741]
     """
     counts = np.asarray(counts, np.float64)
     margins = scale * max_margin * (counts.min() / counts) ** 0.25
@@ -102,10 +126,11 @@ def ldam(logits, labels, *, counts, max_margin: float = 0.5, scale: float = 30.0
     return cross_entropy(logits - true * jnp.asarray(margins, logits.dtype), labels)
 
 
+@registry.Loss(natural_prior="uniform", prior_holds_at={"strength": 1.0}, options={"strength": registry.NUMBER})
 def logit_adjustment(logits, labels, *, train_prior, strength: float = 1.0):
-    """Cross entropy of logits + strength * log(train prior); raw logits at test time.
+    """Return cross entropy of logits + strength * log(train prior); predictions use the logits as they are.
 
-    At strength 1 it is `bayias` with a uniform test prior, and `balanced_softmax`.
+    At strength 1 it is `balanced_softmax`, and `bayias` for a uniform test prior.
 
     Args:
       logits: float[B, K].
@@ -118,12 +143,17 @@ def logit_adjustment(logits, labels, *, train_prior, strength: float = 1.0):
 
     Source: Eq. B.16 of the paper's supplement; google-research, logit_adjustment (there 1e-12 is added
     inside of the logarithm).
+
+    Example: with equal logits, the adjusted softmax is the prior, and the cost of the rare class -log(.1).
+      >>> print(np.asarray(logit_adjustment(jnp.zeros((1, 2)), jnp.array([1]), train_prior=[0.9, 0.1])).round(4))
+      [2.3026]
     """
     return _shifted_cross_entropy(logits, labels, strength * np.log(np.asarray(train_prior, np.float64)))
 
 
+@registry.Loss(natural_prior="uniform")
 def balanced_softmax(logits, labels, *, counts):
-    """Cross entropy of logits + log(counts): logit adjustment at strength 1 by its other name.
+    """Return cross entropy of logits + log(counts): logit adjustment at strength 1 by its other name.
 
     Args:
       logits: float[B, K].
@@ -134,10 +164,25 @@ def balanced_softmax(logits, labels, *, counts):
       float32[B], in nats.
 
     Source: jiawei-ren/BalancedMetaSoftmax-Classification, loss/BalancedSoftmaxLoss.py.
+
+    Example: equal to logit adjustment, because softmax does not see a constant in all logits.
+      >>> print(np.asarray(balanced_softmax(jnp.zeros((1, 2)), jnp.array([1]), counts=[90, 10])).round(4))
+      [2.3026]
     """
     return _shifted_cross_entropy(logits, labels, np.log(np.asarray(counts, np.float64)))
 
 
+# It has no prior of its own on images as they come; its published use is on balanced classes, whose prior it keeps.
+@registry.Loss(
+    balanced_prior="uniform",
+    options={
+        "head": registry.within(0, 1),
+        "tail": registry.within(0, 1),
+        "shape": registry.choice(*SHAPES),
+        "power": registry.above(0),
+        "formula": registry.choice(*FORMULAS),
+    },
+)
 def label_aware_smoothing(
     logits,
     labels,
@@ -149,31 +194,36 @@ def label_aware_smoothing(
     power: float = 2.0,
     formula: str = "code",
 ):
-    """Cross entropy with labels smoothed by an amount that goes from `head` to `tail` with the class's count.
-
-    With u = (n - n_min) / (n_max - n_min), 1 where all counts are equal, the amount is
-    concave: tail + (head - tail) sin(pi u / 2); linear: tail + (head - tail) u;
-    convex: head + (head - tail) sin(3 pi / 2 + pi u / 2); exp: tail + (head - tail) u**power.
+    """Return cross entropy with labels smoothed by an amount that goes from `tail` to `head` with the class's count.
 
     Args:
       logits: float[B, K].
       labels: int[B], 0 <= label < K.
       counts: int[K], training images per class.
-      head, tail: in 0..1; both 0 is cross entropy.
-      shape: "concave", "linear", "convex" or "exp".
-      power: of "exp" only.
+      head: amount of the most frequent class, in 0..1.
+      tail: amount of the rarest class, in 0..1; both 0 is cross entropy.
+      shape: "concave", "linear", "convex" or "exp", see `smoothing_amounts`.
+      power: of the shape "exp" only.
       formula: "code" spreads the amount over all classes, the label among them, as the authors' code
         and all its published figures do; "paper" over the other classes.
 
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: an unknown shape or formula.
+
     Source: dvlab-research/MiSLAS, methods.py `LabelAwareSmoothing`.
+
+    Example: a certain answer costs nothing for the rare class, and something for the frequent one.
+      >>> certain = jnp.array([[20.0, 0.0], [0.0, 20.0]])
+      >>> print(np.asarray(label_aware_smoothing(certain, jnp.array([0, 1]), counts=[100, 1], head=0.3)).round(4))
+      [3. 0.]
     """
     amounts = smoothing_amounts(counts, head, tail, shape, power)
     classes = len(amounts)
     if one_of("formula of label_aware_smoothing", formula, FORMULAS) == "paper":
-        # Spread over all classes, that much on the label too, is the same target.
+        # The same target as an amount that is spread over all classes, the label among them.
         amounts = amounts * classes / (classes - 1)
     logits = _centred(logits)
     amount = jnp.asarray(amounts, logits.dtype)[labels]
@@ -183,7 +233,31 @@ def label_aware_smoothing(
 
 
 def smoothing_amounts(counts, head: float, tail: float, shape: str, power: float = 2.0) -> np.ndarray:
-    """Return how much the label of each class is smoothed, float64[K]; see `label_aware_smoothing`."""
+    """Return how much the label of each class is smoothed by `label_aware_smoothing`.
+
+    With u = (n - n_min) / (n_max - n_min), 1 where all counts are equal, the amount is
+    concave: tail + (head - tail) sin(pi u / 2); linear: tail + (head - tail) u;
+    convex: head + (head - tail) sin(3 pi / 2 + pi u / 2); exp: tail + (head - tail) u**power.
+
+    Args:
+      counts: int[K], training images per class.
+      head: amount of the most frequent class.
+      tail: amount of the rarest class.
+      shape: one of `SHAPES`.
+      power: of the shape "exp".
+
+    Returns:
+      float64[K].
+
+    Raises:
+      UserError: an unknown shape.
+
+    Source: dvlab-research/MiSLAS, methods.py `LabelAwareSmoothing`.
+
+    Example:
+      >>> smoothing_amounts([101, 51, 1], head=0.4, tail=0.0, shape="linear")
+      array([0.4, 0.2, 0. ])
+    """
     counts = np.asarray(counts, np.float64)
     spread = counts.max() - counts.min()
     u = (counts - counts.min()) / spread if spread else np.ones_like(counts)
@@ -196,12 +270,13 @@ def smoothing_amounts(counts, head: float, tail: float, shape: str, power: float
     return shapes[one_of("shape of label_aware_smoothing", shape, shapes)]
 
 
+@registry.Loss(natural_prior="test")
 def bayias(logits, labels, *, train_prior, test_prior=None):
-    """Cross entropy of logits shifted by log(train prior / test prior).
+    """Return cross entropy of logits shifted by log(train prior / test prior).
 
-    Only training shifts: at test time the raw logits already stand for `test_prior`. With the train
-    prior as `test_prior` this is cross entropy; with a uniform one it is logit adjustment at strength
-    1 and balanced softmax, for softmax does not see the constant log K.
+    Only training shifts: at test time the logits as they are stand for `test_prior`. With the train prior as
+    `test_prior` this is cross entropy; with a uniform one it is logit adjustment at strength 1 and balanced softmax,
+    because softmax does not see the constant log K.
 
     Args:
       logits: float[B, K].
@@ -212,11 +287,11 @@ def bayias(logits, labels, *, train_prior, test_prior=None):
     Returns:
       float32[B], in nats.
 
-    Example: 90 and 10 images, undecided logits; the shifted softmax is the prior.
+    Source: Xu, Chai, Yuan, NeurIPS 2021, Eq. B.8 and B.17.
+
+    Example: 90 and 10 images, equal logits: the shifted softmax is the prior.
       >>> bayias(jnp.zeros((1, 2)), jnp.array([1]), train_prior=[0.9, 0.1])
       Array([2.3025851], dtype=float32)
-
-    Source: Xu, Chai, Yuan, NeurIPS 2021, Eq. B.8 and B.17.
     """
     shift = np.log(np.asarray(train_prior, np.float64))
     if test_prior is not None:
@@ -225,14 +300,14 @@ def bayias(logits, labels, *, train_prior, test_prior=None):
 
 
 def _shifted_cross_entropy(logits, labels, shift):
-    """Cross entropy of logits + shift; shift float64[K] of numpy, known before the program is made."""
+    """Return cross entropy of logits + shift; shift float64[K] of numpy, known before the program is made."""
     # Centred first: float32 holds 1e4 + log prior to 1e-3 only.
     logits = _centred(logits)
     return cross_entropy(logits + shift.astype(logits.dtype), labels)
 
 
 def _centred(logits):
-    """Logits in the type of the computation, their largest 0: softmax is the same, rounding is not."""
+    """Return logits in the type of the computation, the largest one 0: the same softmax, with less rounding."""
     logits = _at_least_float32(logits)
     return logits - jax.lax.stop_gradient(logits.max(axis=1, keepdims=True))
 

@@ -1,4 +1,7 @@
-"""Mixing pairs of images: the factors, the mixers, the objective of a mixed example. No devices, no files."""
+"""Mixing pairs of images: the factors, the mixers, the objective of a mixed example. No devices, no files.
+
+A mixer takes (keys, image_a, image_b, label_a, label_b) and its options, and returns `Mixed`.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.errors import UserError
 
 _TABLE = 4096  # intervals of the quantile table; linear between them it is exact to 1e-7
@@ -45,16 +49,21 @@ def beta(key, alpha: float):
 
     Args:
       key: a JAX key.
-      alpha: > 0, a Python float.
+      alpha: above 0, a Python float.
 
     Returns:
       float32[] in [0, 1]; for small alpha exactly 0 and 1 occur.
+
+    Example: for a small alpha most draws are near 0 or near 1.
+      >>> draws = jax.vmap(lambda key: beta(key, 0.1))(jax.random.split(jax.random.key(0), 1000))
+      >>> bool(((draws < 0.1) | (draws > 0.9)).mean() > 0.8)
+      True
     """
     u = jax.random.uniform(key)
-    place = (2 * jnp.minimum(u, 1 - u)) ** (1 / alpha) * _TABLE
-    left = jnp.clip(place.astype(jnp.int32), 0, _TABLE - 1)
+    position = (2 * jnp.minimum(u, 1 - u)) ** (1 / alpha) * _TABLE
+    left = jnp.clip(position.astype(jnp.int32), 0, _TABLE - 1)
     table = jnp.asarray(_beta_quantiles(float(alpha)))
-    quantile = table[left] + (place - left) * (table[left + 1] - table[left])
+    quantile = table[left] + (position - left) * (table[left + 1] - table[left])
     return jnp.where(u > 0.5, 1 - quantile, quantile)
 
 
@@ -69,8 +78,9 @@ def unimix_factor(key, count_a, count_b, *, alpha: float = 0.5, wrap: bool = Tru
 
     Args:
       key: a JAX key.
-      count_a, count_b: training images of the two classes, > 0.
-      alpha: > 0, a Python float; .5 in the paper on CIFAR, that of mixup (1) on ImageNet-LT and iNaturalist, .8 in
+      count_a: training images of the class of image a, above 0.
+      count_b: the same for image b.
+      alpha: above 0, a Python float; .5 in the paper on CIFAR, that of mixup (1) on ImageNet-LT and iNaturalist, .8 in
         the released code.
       wrap: False for the un-wrapped factor (ours).
 
@@ -78,23 +88,47 @@ def unimix_factor(key, count_a, count_b, *, alpha: float = 0.5, wrap: bool = Tru
       float32[] in [0, 1]; `vmap` it over a batch.
 
     Source: Xu, Chai, Yuan, NeurIPS 2021, A.2 and E; XuZhengzhuo/Prior-LT, core.py `unimix_factor`.
+
+    Example: un-wrapped, a rare image a keeps most of the mixed image, and a frequent one little.
+      >>> keys = jax.random.split(jax.random.key(0), 1000)
+      >>> rare = jax.vmap(lambda key: unimix_factor(key, 1, 99, wrap=False))(keys)
+      >>> frequent = jax.vmap(lambda key: unimix_factor(key, 99, 1, wrap=False))(keys)
+      >>> bool((rare > 0.5).mean() > 0.9), bool((frequent > 0.5).mean() < 0.1)
+      (True, True)
     """
     count_a, count_b = jnp.asarray(count_a, jnp.float32), jnp.asarray(count_b, jnp.float32)
-    place = beta(key, alpha) + count_b / (count_a + count_b)
+    shifted = beta(key, alpha) + count_b / (count_a + count_b)
     if wrap:
-        return jnp.where(place > 1, place - 1, place)
-    return jnp.clip(place - 0.5, 0, 1)
+        return jnp.where(shifted > 1, shifted - 1, shifted)
+    return jnp.clip(shifted - 0.5, 0, 1)
 
 
+_ALPHA = registry.within(0.01, 100)  # the table of quantiles is exact there
+
+
+@registry.Mixer(options={"alpha": _ALPHA, "wrap": registry.FLAG})
 def unimix(keys: Keys, image_a, image_b, label_a, label_b, *, counts, alpha: float = 0.5, wrap: bool = True) -> Mixed:
     """Mix each pair with a UniMix factor of its own.
 
     Args:
       keys: of the step.
-      image_a, image_b: float32[B, H, W, C], augmented and normalised.
-      label_a, label_b: int32[B].
+      image_a: float32[B, H, W, C], augmented and normalised.
+      image_b: the same of the partners.
+      label_a: int32[B].
+      label_b: int32[B].
       counts: int[K], training images per class.
-      alpha, wrap: see `unimix_factor`.
+      alpha: see `unimix_factor`.
+      wrap: see `unimix_factor`.
+
+    Returns:
+      The mixed images, both labels, and the weights of label_a: the factors.
+
+    Example: the image is mixed by the weight of its label.
+      >>> keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 2))
+      >>> black, white = jnp.zeros((2, 1, 1, 1)), jnp.ones((2, 1, 1, 1))
+      >>> mixed = unimix(keys, white, black, jnp.array([0, 1]), jnp.array([1, 0]), counts=[90, 10])
+      >>> bool((mixed.image[:, 0, 0, 0] == mixed.weight).all())
+      True
     """
     counts = jnp.asarray(counts, jnp.float32)
     factor = functools.partial(unimix_factor, alpha=alpha, wrap=wrap)
@@ -102,47 +136,92 @@ def unimix(keys: Keys, image_a, image_b, label_a, label_b, *, counts, alpha: flo
     return Mixed(_blend(weight, image_a, image_b), label_a, label_b, weight)
 
 
+@registry.Mixer(changes_label_shares=False, options={"alpha": _ALPHA, "per_example": registry.FLAG})
 def mixup(keys: Keys, image_a, image_b, label_a, label_b, *, alpha: float = 1.0, per_example: bool = False) -> Mixed:
     """Mix all pairs of a batch with one share drawn from Beta(alpha, alpha).
 
     Args:
-      keys, image_a, image_b, label_a, label_b: see `unimix`.
-      alpha: > 0.
-      per_example: draw a share for each pair instead (not in the original).
+      keys: of the step.
+      image_a: float32[B, H, W, C], augmented and normalised.
+      image_b: the same of the partners.
+      label_a: int32[B].
+      label_b: int32[B].
+      alpha: above 0.
+      per_example: whether to draw a share for each pair instead (not in the original).
+
+    Returns:
+      The mixed images, both labels, and the weights of label_a: the share.
 
     Source: facebookresearch/mixup-cifar10, train.py; section C.1 of the paper's supplement (alpha 1).
+
+    Example: all pairs have one share.
+      >>> keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 2))
+      >>> black, white = jnp.zeros((2, 1, 1, 1)), jnp.ones((2, 1, 1, 1))
+      >>> mixed = mixup(keys, white, black, jnp.array([0, 1]), jnp.array([1, 0]))
+      >>> bool(mixed.weight[0] == mixed.weight[1])
+      True
     """
     weight = _shares(keys, len(label_a), alpha, per_example)
     return Mixed(_blend(weight, image_a, image_b), label_a, label_b, weight)
 
 
+@registry.Mixer(mixes_inside=True, changes_label_shares=False, options={"alpha": _ALPHA})
 def manifold_mixup(keys: Keys, image_a, image_b, label_a, label_b, *, alpha: float = 1.0) -> Mixed:
-    """Mixup at a level drawn for each step: the input, or the output of the first or the second stage.
+    """Draw a share and a level for each step, and leave it to the network to mix there: see `mix_hidden`.
 
-    The image is handed on as it is; the network mixes (`mix_hidden`) with partners of the same batch.
+    Args:
+      keys: of the step.
+      image_a: float32[B, H, W, C], augmented and normalised.
+      image_b: unused; the network finds the partners' activations in the batch.
+      label_a: int32[B].
+      label_b: int32[B].
+      alpha: above 0, of the Beta law of the share.
+
+    Returns:
+      image_a as it is, both labels, the weights of label_a, and the level: 0 for the input, 1 and 2 for the outputs of
+      the first two stages of the network.
 
     Source: vikasverma1077/manifold_mixup, supervised/models/preresnet.py.
+
+    Example: the image is not touched.
+      >>> keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 2))
+      >>> image = jnp.ones((2, 1, 1, 1))
+      >>> mixed = manifold_mixup(keys, image, image, jnp.array([0, 1]), jnp.array([1, 0]))
+      >>> mixed.image is image, int(mixed.hidden) in range(LEVELS)
+      (True, True)
     """
     level = jax.random.randint(jax.random.fold_in(keys.step, 1), (), 0, LEVELS)
     return Mixed(image_a, label_a, label_b, _shares(keys, len(label_a), alpha, False), level)
 
 
+@registry.Mixer(options={"alpha": _ALPHA, "kappa": registry.above(1), "threshold": registry.within(0, 1)})
 def remix(
     keys: Keys, image_a, image_b, label_a, label_b, *, counts, alpha: float = 1.0, kappa: float = 3.0,
     threshold: float = 0.5,
 ) -> Mixed:  # fmt: skip
-    """Mixup whose label goes wholly to the rarer class where the other is kappa times as frequent.
-
-    With lambda the share of image a, the weight of label a is 0 if n_a >= kappa n_b and lambda < threshold,
-    1 if kappa n_a <= n_b and 1 - lambda < threshold, else lambda.
+    """Mix as `mixup` does, but give the label wholly to the rarer class where the other is kappa times as frequent.
 
     Args:
-      keys, image_a, image_b, label_a, label_b, counts: see `unimix`.
+      keys: of the step.
+      image_a: float32[B, H, W, C], augmented and normalised.
+      image_b: the same of the partners.
+      label_a: int32[B].
+      label_b: int32[B].
+      counts: int[K], training images per class.
       alpha: of the Beta law, one share a batch.
-      kappa: > 1.
-      threshold: tau in its paper.
+      kappa: above 1, see `remix_weight`.
+      threshold: see `remix_weight`; tau in its paper.
+
+    Returns:
+      The images mixed by the share, both labels, and the weights of label_a by `remix_weight`.
 
     Source: Chou et al. 2020; ntucllab/imbalanced-DL, strategy/_remix_drw.py.
+
+    Example: equal counts leave mixup's weights.
+      >>> keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 2))
+      >>> pairs = jnp.ones((2, 1, 1, 1)), jnp.zeros((2, 1, 1, 1)), jnp.array([0, 1]), jnp.array([1, 0])
+      >>> bool((remix(keys, *pairs, counts=[7, 7]).weight == mixup(keys, *pairs).weight).all())
+      True
     """
     share = _shares(keys, len(label_a), alpha, False)
     return Mixed(
@@ -154,42 +233,89 @@ def remix(
 
 
 def remix_weight(count_a, count_b, share, kappa: float = 3.0, threshold: float = 0.5):
-    """Return Remix's weight of label a for counts int[B] and shares float[B] of image a; see `remix`."""
+    """Return Remix's weight of label a.
+
+    With lambda the share of image a, it is 0 if n_a >= kappa n_b and lambda < threshold, 1 if kappa n_a <= n_b and
+    1 - lambda < threshold, else lambda.
+
+    Args:
+      count_a: int[B], training images of the classes of the images a.
+      count_b: int[B], the same for the images b.
+      share: float[B], of image a.
+      kappa: above 1.
+      threshold: in 0..1, tau in its paper.
+
+    Returns:
+      float[B].
+
+    Source: Chou et al. 2020, Eq. 8; ntucllab/imbalanced-DL, strategy/_remix_drw.py.
+
+    Example: a rare image with .6 of the pixels has the whole label; next to an equal one it has .6.
+      >>> print(remix_weight(jnp.array([10, 10]), jnp.array([90, 10]), jnp.array([0.6, 0.6])))
+      [1.  0.6]
+    """
     to_b = (count_a >= kappa * count_b) & (share < threshold)
     to_a = (kappa * count_a <= count_b) & (1 - share < threshold)
     return jnp.where(to_b, 0, jnp.where(to_a, 1, share))
 
 
+@registry.Mixer(keeps_label=True, changes_label_shares=False)
 def smote(keys: Keys, image_a, image_b, label_a, label_b, *, counts) -> Mixed:
-    """Put an image at a uniform place between a and its neighbour b of the same class; the label stays.
+    """Put an image at a uniformly drawn point between a and its neighbour b of the same class; the label stays.
 
-    With class-balanced anchors, of which n_class / n_max stay as they are, the law is that of filling every
+    With class-balanced images a, of which n_class / n_max stay as they are, the law is that of filling every
     class up to the largest one.
 
     Args:
-      keys, image_a, image_b, label_a, counts: see `unimix`; image_b of the rule `nearest`.
+      keys: of the step.
+      image_a: float32[B, H, W, C], augmented and normalised.
+      image_b: the same of the partners, of the same classes.
+      label_a: int32[B].
+      label_b: unused, equal to label_a.
+      counts: int[K], training images per class.
+
+    Returns:
+      The images and label_a.
 
     Source: Chawla et al. 2002; imbalanced-learn, `SMOTE`.
+
+    Example: images of the largest class stay as they are.
+      >>> keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 2))
+      >>> black, white, label = jnp.zeros((2, 1, 1, 1)), jnp.ones((2, 1, 1, 1)), jnp.array([0, 1])
+      >>> mixed = smote(keys, white, black, label, label, counts=[1000, 1])
+      >>> bool(mixed.image[0, 0, 0, 0] == 1), bool(mixed.image[1, 0, 0, 0] == 1)
+      (True, False)
     """
     counts = jnp.asarray(counts, jnp.float32)
-    place, stays = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys.view).T
-    share = jnp.where(stays < counts[label_a] / counts.max(), 1, 1 - place)
+    position, stays = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys.view).T
+    share = jnp.where(stays < counts[label_a] / counts.max(), 1, 1 - position)
     return Mixed(_blend(share, image_a, image_b), label_a)
 
 
-LEVELS = 3  # of a network at which `manifold_mixup` mixes: input, first stage, second stage
+LEVELS = 3  # of a network at which `manifold_mixup` mixes: the input, the outputs of the first and the second stage
 
 
 def mix_hidden(level: int, x, mixed: Mixed, slots, axis: str | None):
     """Mix activations with those of the partners, if this is the level that was drawn.
 
     Args:
-      level: of the network, 0 the input.
+      level: of the network: 0 for the input, i for the output of stage i; from `LEVELS` on nothing is mixed.
       x: float[b, ...], this device's share of the batch.
       mixed: of `manifold_mixup`.
-      slots: int32[b], the partners' places in the global batch.
+      slots: int32[b], the positions of the partners in the global batch.
       axis: name of the mesh axis, None on one device.
+
+    Returns:
+      As x.
+
+    Example: each image with the other one, .75 to .25, at level 1 only.
+      >>> mixed = Mixed(None, None, None, jnp.full(2, 0.75), jnp.int32(1))
+      >>> x, others = jnp.array([[0.0], [4.0]]), jnp.array([1, 0])
+      >>> print(mix_hidden(1, x, mixed, others, None).ravel(), mix_hidden(2, x, mixed, others, None).ravel())
+      [1. 3.] [0. 4.]
     """
+    if level >= LEVELS:
+        return x
     everyone = x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
     share = jnp.where(mixed.hidden == level, mixed.weight, 1).astype(x.dtype)
     return _blend(share, x, everyone[slots])
@@ -209,13 +335,25 @@ def _blend(share, a, b):
 
 
 def objective(loss, logits, mixed: Mixed, class_weight=None):
-    """Return weight * loss(label_a) + (1 - weight) * loss(label_b) for each example, float32[B].
+    """Return weight * loss(label_a) + (1 - weight) * loss(label_b) for each example.
 
     Args:
       loss: (logits, labels) -> float32[B].
       logits: float[B, K].
       mixed: fields that are not used may be None; without label_b it is loss(label_a).
       class_weight: float32[K], multiplies the loss of each label; None for ones.
+
+    Returns:
+      float32[B].
+
+    Raises:
+      UserError: the loss returns another shape than that of the labels.
+
+    Example: a quarter of the cost of label 0, three quarters of that of label 1.
+      >>> cost = lambda logits, labels: jnp.array([10.0, 2.0])[labels]
+      >>> mixed = Mixed(None, jnp.array([0]), jnp.array([1]), jnp.array([0.25]))
+      >>> print(objective(cost, None, mixed))
+      [4.]
     """
 
     def weighted(labels):
@@ -230,7 +368,19 @@ def objective(loss, logits, mixed: Mixed, class_weight=None):
 
 
 def example_weight(mixed: Mixed, class_weight):
-    """Return the class weight of each example, float32[B], mixed as its labels are."""
+    """Return the class weight of each example, mixed as its labels are.
+
+    Args:
+      mixed: fields that are not used may be None.
+      class_weight: float32[K].
+
+    Returns:
+      float32[B].
+
+    Example:
+      >>> print(example_weight(Mixed(None, jnp.array([0]), jnp.array([1]), jnp.array([0.25])), jnp.array([10.0, 2.0])))
+      [4.]
+    """
     return _mean_of_labels(lambda labels: jnp.asarray(class_weight)[labels], mixed)
 
 
@@ -241,7 +391,18 @@ def _mean_of_labels(of_label, mixed: Mixed):
 
 
 def dominant_label(mixed: Mixed):
-    """Return the label with the larger weight, int32[B]; on a tie label_a."""
+    """Return the label with the larger weight; on a tie label_a.
+
+    Args:
+      mixed: fields that are not used may be None.
+
+    Returns:
+      int32[B].
+
+    Example:
+      >>> print(dominant_label(Mixed(None, jnp.array([3, 3]), jnp.array([5, 5]), jnp.array([0.4, 0.5]))))
+      [5 3]
+    """
     if mixed.label_b is None:
         return mixed.label_a
     return jnp.where(mixed.weight >= 0.5, mixed.label_a, mixed.label_b)

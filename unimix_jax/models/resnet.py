@@ -100,7 +100,7 @@ def _classified(network, x, train: bool, mix: Callable, block: Callable, blocks:
             stride = 2 if stage > 1 and i == 0 else 1
             given = features, stride, network.axis, network.dtype, network.kernels
             x = block(*given, name=f"layer{stage}_{i}")(x, train)
-        x = mix(stage, x) if stage < 3 else x
+        x = mix(stage, x)
         features *= 2
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
     return HEADS[network.head](network.num_classes, name="head")(x)
@@ -140,7 +140,7 @@ class CifarResNet(nn.Module):
         Args:
           x: the images.
           train: take statistics of the batch, and update the running ones.
-          mix: (level, activations) -> activations, called with the input, 0, and the first two stages.
+          mix: (level, activations) -> activations, called with the input, level 0, and the output of stage i, level i.
         """
         mix = mix or _unmixed
         x = Convolution(16, 1, self.dtype, kernels=self.kernels, name="conv1")(mix(0, x))

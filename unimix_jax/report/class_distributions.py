@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from unimix_jax import priors
-from unimix_jax.data import sampling
+from unimix_jax.data import pairs, sampling
 from unimix_jax.methods import mixing
 from unimix_jax.theory import closed_forms
 from unimix_jax.theory.exact import MOST_CLASSES, empirical_class_distribution, mixed_class_distribution, preference
@@ -16,7 +16,7 @@ def factor_of(config: dict) -> dict:
     """Return alpha, class_exponent and wrap of the first UniMix stage of a config, or the paper's if there is none."""
     factor = {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}
     for stage in config.get("method", {}).get("stages", {}).values():
-        mixer, partners = stage.get("mixer", {}), stage.get("partners", {})
+        mixer, partners = stage.get("mixer", {}), stage.get("pair_sampler", stage.get("partners", {}))
         if (mixer.get("name"), partners.get("name")) == ("unimix", "by_class"):
             return factor | {k: options[k] for options in (mixer, partners) for k in factor if k in options}
     return factor
@@ -32,7 +32,7 @@ def panels(
         without images are left out.
       alpha: of `mixing.unimix_factor`.
       wrap: of `mixing.unimix_factor`.
-      class_exponent: of `sampling.partners_by_class`.
+      class_exponent: of `pairs.partners_by_class`.
       seed: of the draws.
 
     Returns:
@@ -51,7 +51,7 @@ def panels(
     keys = jax.random.split(jax.random.key(seed), _PAIRS)
 
     def drawn_classes(exponent, step):
-        return sampling.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
+        return pairs.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
 
     draw_factors = jax.jit(jax.vmap(lambda key, a, b: mixing.unimix_factor(key, a, b, alpha=alpha, wrap=wrap)))
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.batch import Batch
-from unimix_jax.data import loading, sampling
-from unimix_jax.methods.method import Stage
+from unimix_jax.data import loading, pairs, sampling
+from unimix_jax.methods.build import Stage
 from unimix_jax.training import devices, unreadable
 from unimix_jax.training.setup import Experiment, indices_within_batch
 
@@ -24,24 +25,23 @@ def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
     config, train = experiment.config, experiment.splits.train
     table = functools.cache(functools.partial(_neighbour_table, experiment))
     for stage in experiment.method.stages:
-        partners = stage.partners
-        if _function(partners) is sampling.nearest:
-            count = partners.keywords.get("neighbours", sampling.NEIGHBOURS)
-            partners = functools.partial(partners, table=table(count))
+        pair_sampler = stage.pair_sampler
+        if stage.neighbours:
+            pair_sampler = functools.partial(pair_sampler, table=table(stage.neighbours))
         indices_of = functools.partial(
             sampling.picks,
             experiment.class_index,
             seed=config.seed,
             batch_size=config.batch_size,
-            order=stage.order,
-            partners=partners,
+            order=stage.sampler,
+            partners=pair_sampler,
         )
         if stage.mixes_inside:
             where = f"stage {stage.name!r} of {experiment.method.name!r}"
             indices_of = functools.partial(indices_within_batch, indices_of, where)
         steps = range(max(first, stage.first), stage.last)
         if train.images is None:
-            stage_batches = _read(experiment, partners, indices_of, steps)
+            stage_batches = _read(experiment, pair_sampler, indices_of, steps)
         else:
             stage_batches = (indices_of(step=step) for step in steps)
             if config.data.residence == "host":
@@ -58,13 +58,9 @@ def resident(experiment: Experiment) -> tuple:
     return devices.replicate((train.images, train.labels), experiment.devices)
 
 
-def _function(bound: Callable | None) -> Callable | None:
-    return getattr(bound, "func", bound)
-
-
-def _read(experiment: Experiment, partners: Callable | None, indices_of: Callable, steps: range) -> Iterator[Batch]:
+def _read(experiment: Experiment, pair_sampler: Callable | None, indices_of: Callable, steps: range) -> Iterator[Batch]:
     """Read the batches of some steps of a stage from files, and record the images that could not be read."""
-    outside = partners is not None and _function(partners) not in sampling.SAME_BATCH
+    outside = pair_sampler is not None and not registry.traits("pair_sampler", pair_sampler).in_batch
     batches = loading.batches(
         experiment.splits.train,
         experiment.class_index,
@@ -85,4 +81,4 @@ def _neighbour_table(experiment: Experiment, count: int) -> np.ndarray:
     if images is None:
         _log.info("comparing the %d training images with those of their class", len(experiment.splits.train.labels))
         images = loading.thumbnails(experiment.splits.train, experiment.reading)
-    return sampling.neighbour_table(images, experiment.class_index, count)
+    return pairs.neighbour_table(images, experiment.class_index, count)

@@ -14,7 +14,7 @@ import numpy as np
 from unimix_jax import metrics
 from unimix_jax.data import loading
 from unimix_jax.errors import Interrupted, NonFiniteError
-from unimix_jax.methods.method import Stage
+from unimix_jax.methods.build import Stage
 from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.models import resnet
 from unimix_jax.training import checkpoints, devices, loggers, predict, rundir, schedules

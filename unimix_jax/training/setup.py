@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 import logging
 import pathlib
 import threading
@@ -14,22 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax import priors
+from unimix_jax import priors, registry
 from unimix_jax.batch import Picks
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.methods import method as methods
+from unimix_jax.methods import build as methods
 from unimix_jax.models import assembly, layers, resnet, weights
 from unimix_jax.training import devices as devices_
 from unimix_jax.training import optim, rundir, step, timings, unreadable
 
 _log = logging.getLogger(__name__)
-
-_PARTNERS_OUTSIDE = (
-    "{} mixes inside of the network, where only partners of the same batch are found: partners must be permutation, "
-    "in_batch, or a rule that returns for each partner, as its view, the place in the batch where it stands"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +119,6 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
         name=config.method.name,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
-        rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=priors.read_test_prior(config.test_prior, counts),
         logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
@@ -194,15 +187,15 @@ def _with_inner_mixing(
                     f"{where} mixes inside of the network, where a part of the batch does not see its partners: set "
                     "config.accumulate to 1"
                 )
-            if "table" in inspect.signature(stage.partners).parameters:  # neighbours lie anywhere in the data
-                raise UserError(_PARTNERS_OUTSIDE.format(where))
+            if registry.traits("pair_sampler", stage.pair_sampler).in_batch is False:
+                raise UserError(methods.outside_of_batch(where))
             indices_of = functools.partial(
                 sampling.picks,
                 class_index,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                order=stage.order,
-                partners=stage.partners,
+                order=stage.sampler,
+                partners=stage.pair_sampler,
             )
             indices_within_batch(indices_of, where, step=stage.first)
             stage = stage._replace(mixes_inside=True)
@@ -227,7 +220,7 @@ def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> Pick
     indices = indices_of(step=step)
     slots, size = np.asarray(indices.partner_view), len(indices.index)
     if not ((slots >= 0) & (slots < size)).all() or (indices.index[slots] != indices.partner).any():
-        raise UserError(_PARTNERS_OUTSIDE.format(where))
+        raise UserError(methods.outside_of_batch(where))
     return indices
 
 

@@ -11,7 +11,7 @@ import optax
 from unimix_jax.batch import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
-from unimix_jax.methods.method import Stage
+from unimix_jax.methods.build import Stage
 from unimix_jax.training import augment, rng
 
 
@@ -144,7 +144,7 @@ def train_step(
       the label with the larger weight counts as the right one.
     """
     everything = mixed_batch(batch, inputs.seed, state.step, stage, config)
-    factors = dict(stage.trains)
+    factors = dict(stage.lr_multipliers)
 
     def frozen(path) -> bool:
         return factors.get(group_of(path), 1) == 0

@@ -1,4 +1,4 @@
-"""Every row takes two steps on the digits in each of its stages, and gives the same updates on eight devices.
+"""Every recipe takes two steps on the digits in each of its stages, and gives the same updates on eight devices.
 
 On the stem of a network alone: what rows differ in is before and behind it.
 """
@@ -17,7 +17,7 @@ import pytest
 from unimix_jax import settings
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
-from unimix_jax.methods.rows import ROWS
+from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import resnet
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, optim, rundir
@@ -70,7 +70,7 @@ def two_steps(name, stage_index, devices):
 
 STAGES = [
     pytest.param(name, index, id=f"{name}-{stage}")
-    for name, row in ROWS.items()
+    for name, row in RECIPES.items()
     for index, stage in enumerate(row["stages"])
 ]
 
@@ -82,7 +82,7 @@ def test_two_steps_of_each_stage_are_the_same_on_one_and_on_eight_devices(name, 
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
     assert np.isfinite(largest)
     assert largest > 1e-4
-    factors = dict(prepared(name, 1).method.stages[index].trains)
+    factors = dict(prepared(name, 1).method.stages[index].lr_multipliers)
     for path, change in jax.tree_util.tree_flatten_with_path(one[0])[0]:
         # To the bit where the factor is 0, and really moved elsewhere.
         assert np.any(change) == (factors[group_of(path)] > 0), jax.tree_util.keystr(path)
@@ -158,13 +158,16 @@ def mine(monkeypatch):
     def later_outside(sets, index, *, seed, step):
         return (neighbour if step < 3 else anywhere)(sets, index, seed=seed, step=step)
 
-    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside):
+    def next_nearest(sets, index, *, table, neighbours=2, seed, step):
+        return table[index, neighbours - 1], np.arange(len(index), dtype=np.int32)
+
+    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside, next_nearest):
         setattr(module, function.__name__, function)
 
 
 def mixed_by(mixer, partners, *more):
     argv = ["main", "--config=digits_lt.py:method=mixup", "--config.network=stem", "--config.parallel.devices=1"]
-    argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("partners", partners))]
+    argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("pair_sampler", partners))]
     return prepare(settings.parse([*argv, *more]).config, pathlib.Path("unwritten"))
 
 
@@ -181,7 +184,8 @@ def mixed_by(mixer, partners, *more):
     ],
 )
 def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, partners):
-    with pytest.raises(UserError, match="stage 'mixed' of method 'mixup' mixes inside .*partners must be permutation"):
+    message = "stage 'mixed' of method 'mixup' mixes inside .*pair_sampler must be permutation, in_batch, or"
+    with pytest.raises(UserError, match=message):
         mixed_by(mixer, partners)
 
 
@@ -197,6 +201,14 @@ def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
     for partners in ("by_class", "mine:anywhere"):
         experiment = mixed_by("mine:blended", partners, "--config.accumulate=2")
         assert not any(stage.mixes_inside for stage in experiment.method.stages)
+
+
+def test_a_pair_sampler_of_a_user_is_given_the_table_that_it_asks_for(mine):
+    experiment = mixed_by("mine:blended", "mine:next_nearest")
+    _, batch = next(training_input.batches(experiment, 0))
+    np.testing.assert_array_equal(batch.partner_label, batch.label)
+    with pytest.raises(UserError, match="mixes inside of the network"):
+        mixed_by("mine:hidden", "mine:next_nearest")
 
 
 def test_partners_that_leave_the_batch_later_are_refused_then(mine):

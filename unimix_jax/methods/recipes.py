@@ -1,6 +1,6 @@
-"""The methods, as pure data: each row says what differs from `erm`. Imports nothing.
+"""The recipes of methods, as pure data: each one says what differs from `erm`. Imports nothing.
 
-A row is a nested dict without lists, so that every leaf can be overridden on the command line:
+A recipe is a nested dict without lists, so that every leaf can be overridden on the command line:
 `--config.method.stages.mixed.mixer.alpha=.8`.
 
     about           one line for people
@@ -8,34 +8,38 @@ A row is a nested dict without lists, so that every leaf can be overridden on th
     posthoc         name of a function in methods/posthoc.py, or "none", and its options
     config          fields of the whole run
     by_data         the same grammar again, by data set ("cifar10"), data set and imbalance ("cifar10_50"), or
-                    data set and recipe ("inat2018_paper"), for what differs there
+                    data set and recipe of its config file ("inat2018_paper"), for what differs there
     stages          by name; each says what changes and when, and goes on from the one that begins before it:
-      begin         start as a fraction of the run; 1.0 for a stage after it, of `epochs`
-      epochs        length of a stage after the run
-      loss          name of a function in methods/losses.py (or "module:function") and its options
-      mixer         name of a function in methods/mixing.py, or "none", and its options
-      partners      name of a rule in data/sampling.py, or "none", and its options
-      order         name of a rule in data/sampling.py: natural, balanced
-      class_weight  name of a function in priors.py, or "none", and its options
-      reduction     what a sum of weighted losses is divided by: weights (their sum) or count
-      trains        factors of the learning rate for backbone, classifier, scale; 0 freezes
-      batch_norm    train, or frozen: the running statistics, left as they are
-      reinitialise  draw the classifier anew when the stage begins
-      schedule      run (config.optim), or cosine with its own learning_rate
+      begin           start as a fraction of the run; 1.0 for a stage after it, of `epochs`
+      epochs          length of a stage after the run
+      loss            name of a function in methods/losses.py (or "module:function") and its options
+      mixer           name of a function in methods/mixing.py, or "none", and its options
+      pair_sampler    name of a function in data/pairs.py, or "none", and its options
+      sampler         name of a function in data/sampling.py: instance_balanced, class_balanced
+      class_weight    name of a function in priors.py, or "none", and its options
+      reduction       the divisor of a sum of weighted losses: weights (their sum) or count
+      lr_multipliers  factors of the learning rate for backbone, classifier, scale; 0 freezes
+      batch_norm      train, or frozen: the running statistics, left as they are
+      reinitialise    draw the classifier anew when the stage begins
+      schedule        run (config.optim), or cosine with its own learning_rate
 
-What a stage does not say it takes from the stage before it, the first one from `erm`. Naming
-another function drops the options of the one before.
+A stage takes everything else from the stage before it, the first one from `erm`. Naming another function drops the
+options of the one before: `registry.inherit`.
 """
 
-_NO_MIXING = {"mixer": {"name": "none"}, "partners": {"name": "none"}}
+# Entries of a stage, and functions by entry, that had another name before; config.json of older runs has them.
+NEW_ENTRIES = {"order": "sampler", "partners": "pair_sampler", "trains": "lr_multipliers"}
+NEW_FUNCTIONS = {"sampler": {"natural": "instance_balanced", "balanced": "class_balanced"}}
+
+_NO_MIXING = {"mixer": {"name": "none"}, "pair_sampler": {"name": "none"}}
 _STOP_MIXING = {"begin": 0.6, **_NO_MIXING}  # epoch 120 of 200
 _REWEIGHTED = {"begin": 0.8, "class_weight": {"name": "effective_number_weights", "beta": 0.9999}}  # 160 of 200
-_PERMUTED = {"partners": {"name": "permutation"}}
+_PERMUTED = {"pair_sampler": {"name": "permutation"}}
 _UNIMIX = {
     "mixer": {"name": "unimix", "alpha": 0.5, "wrap": True},
-    "partners": {"name": "by_class", "class_exponent": -1.0},
+    "pair_sampler": {"name": "by_class", "class_exponent": -1.0},
 }
-# On these sets UniMix keeps the alpha of mixup and Remix, says the supplement's E without a number; C.1 has theirs, 1.
+# On these sets UniMix keeps the alpha of mixup and Remix (supplement, E, without a number); theirs is 1 (C.1).
 _UNIMIX_BY_DATA = {
     f"{data}_paper": {"stages": {"mixed": {"mixer": {"alpha": 1.0}}}} for data in ("imagenet_lt", "inat2018")
 }
@@ -50,16 +54,16 @@ _SMOOTHED = {
     "epochs": 10,
     "loss": _LAS,
     **_NO_MIXING,
-    "order": {"name": "balanced"},
-    "trains": {"backbone": 0.0, "classifier": 0.5, "scale": 1.0},
+    "sampler": {"name": "class_balanced"},
+    "lr_multipliers": {"backbone": 0.0, "classifier": 0.5, "scale": 1.0},
     "batch_norm": "frozen",
     "schedule": {"name": "cosine", "learning_rate": 0.1},
 }
 
 
 def _smoothed(head: float, tail: float, batch_norm: str, factor: float) -> dict:
-    """What MiSLAS changes of its second stage for a data set and imbalance."""
-    changes = {"loss": {"head": head, "tail": tail}, "batch_norm": batch_norm, "trains": {"classifier": factor}}
+    """Return the changes of the second stage of MiSLAS for a data set and imbalance."""
+    changes = {"loss": {"head": head, "tail": tail}, "batch_norm": batch_norm, "lr_multipliers": {"classifier": factor}}
     return {"stages": {"smoothed": changes}}
 
 
@@ -79,7 +83,7 @@ _MISLAS_BY_DATA = _SMOOTHED_BY_DATA | {  # on photographs it mixes less
     for data in ("imagenet_lt", "inat2018", "places_lt")
 }
 
-ROWS = {
+RECIPES = {
     "erm": {
         "about": "cross entropy on images as they come",
         "head": "linear",
@@ -90,10 +94,10 @@ ROWS = {
                 "epochs": 0,
                 "loss": {"name": "cross_entropy"},
                 **_NO_MIXING,
-                "order": {"name": "natural"},
+                "sampler": {"name": "instance_balanced"},
                 "class_weight": {"name": "none"},
                 "reduction": "weights",
-                "trains": {"backbone": 1.0, "classifier": 1.0, "scale": 0.0},
+                "lr_multipliers": {"backbone": 1.0, "classifier": 1.0, "scale": 0.0},
                 "batch_norm": "train",
                 "reinitialise": False,
                 "schedule": {"name": "run"},
@@ -169,8 +173,8 @@ ROWS = {
         "stages": {
             "plain": {
                 "mixer": {"name": "smote"},
-                "partners": {"name": "nearest", "neighbours": 5},
-                "order": {"name": "balanced"},
+                "pair_sampler": {"name": "nearest", "neighbours": 5},
+                "sampler": {"name": "class_balanced"},
             }
         },
     },
@@ -194,14 +198,14 @@ ROWS = {
             "mixed": {
                 "loss": {"name": "bayias"},
                 "mixer": {"name": "unimix", "alpha": 0.8, "wrap": True},
-                "partners": {"name": "in_batch", "image_exponent": -0.5},
+                "pair_sampler": {"name": "in_batch", "image_exponent": -0.5},
             },
         },
         "by_data": {
             "cifar10": {"config": {"batch_size": 64}},
             "cifar100": {
                 "config": {"batch_size": 64},
-                "stages": {"mixed": {"partners": {"image_exponent": -0.1}}},
+                "stages": {"mixed": {"pair_sampler": {"image_exponent": -0.1}}},
             },
         },
     },
@@ -225,8 +229,8 @@ ROWS = {
             "retrained": {
                 "begin": 1.0,
                 "epochs": 10,
-                "order": {"name": "balanced"},
-                "trains": {"backbone": 0.0, "classifier": 1.0},
+                "sampler": {"name": "class_balanced"},
+                "lr_multipliers": {"backbone": 0.0, "classifier": 1.0},
                 "batch_norm": "train",
                 "reinitialise": True,
                 "schedule": {"name": "cosine", "learning_rate": 0.1},

@@ -1,0 +1,400 @@
+"""The functions that a config can name, and what other code must know of each. Imports no package.
+
+An entry is a function, or a class, that states its traits beside itself:
+
+    @registry.Loss(natural_prior="train", options={"gamma": registry.at_least(0)})
+    def mine(logits, labels, *, counts, gamma=1.0): ...
+
+The entries of a kind are all such functions of the module that `KINDS` names. A user's function is named
+"module:function" instead; it may state traits too, and without them the cautious defaults of its kind hold.
+A function asks for what the run knows by the names of keyword-only arguments (`counts`, `train_prior`, ...); its other
+keyword-only arguments are its options.
+"""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from unimix_jax.errors import UserError, did_you_mean, one_of
+
+PRIORS = ("train", "test", "uniform", "none")  # that softmax(logits) can stand for
+
+
+class Bound(NamedTuple):
+    """The values that an option may have."""
+
+    allows: Callable[[Any], bool]
+    words: str  # after "it must be"
+
+
+def _short(number: float) -> str:
+    return f"{number:g}".replace("0.", ".", 1) if 0 < number < 1 else f"{number:g}"
+
+
+def within(low: float, high: float) -> Bound:
+    """Return the bound of a number between two others.
+
+    Args:
+      low: the smallest value that is allowed.
+      high: the largest one.
+    """
+    return Bound(lambda v: low <= v <= high, f"in {_short(low)}..{_short(high)}")
+
+
+def at_least(low: float, below: float = math.inf) -> Bound:
+    """Return the bound of a number that is not too small.
+
+    Args:
+      low: the smallest value that is allowed.
+      below: the smallest value above it that is not.
+    """
+    words = f"at least {low:g}" + ("" if below == math.inf else f" and below {below:g}")
+    return Bound(lambda v: low <= v < below, words)
+
+
+def above(low: float) -> Bound:
+    """Return the bound of a finite number above another one.
+
+    Args:
+      low: the largest value that is not allowed.
+    """
+    return Bound(lambda v: low < v < math.inf, f"above {low:g}")
+
+
+def choice(*values: Any) -> Bound:
+    """Return the bound of one of some values.
+
+    Args:
+      *values: all that are allowed.
+    """
+    return Bound(lambda v: v in values, " or ".join(map(str, values)))
+
+
+NUMBER = Bound(lambda v: abs(v) < math.inf, "a number")
+FLAG = choice(True, False)
+ANYTHING = Bound(lambda v: True, "anything")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What every entry can state; called with the entry, it is the decorator that states it.
+
+    Attributes:
+      name: of the entry in a config; "" for the name of the function.
+      options: the values that each option may have.
+      no_recipe: why no recipe uses the entry, if none does.
+    """
+
+    name: str = ""
+    options: Mapping[str, Bound] = dataclasses.field(default_factory=dict)
+    no_recipe: str = ""
+
+    def __call__(self, entry: Callable) -> Callable:
+        """State the traits of an entry.
+
+        Args:
+          entry: a function or a class.
+
+        Returns:
+          The entry itself.
+
+        Raises:
+          ValueError: a bound is given for an option that the function does not take.
+        """
+        if unknown := self.options.keys() - inspect.signature(entry).parameters.keys():
+            raise ValueError(f"{entry.__name__} takes no option {min(unknown)!r}, but its traits bound it")
+        entry.traits = self
+        return entry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss(Traits):
+    """What a loss states.
+
+    Attributes:
+      natural_prior: the prior that softmax(logits) stands for after training on images as they come, one of `PRIORS`;
+        "none" if it stands for no prior, and so cannot be corrected for another one.
+      balanced_prior: the same after training on class-balanced images.
+      prior_holds_at: options, and the values at which these priors hold; at others it is "none".
+      head_scale: whether the loss asks for the scale of the head's logits, as `scale`.
+    """
+
+    natural_prior: str = "none"
+    balanced_prior: str = "none"
+    prior_holds_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head_scale: bool = False
+
+    def __post_init__(self):
+        for prior in (self.natural_prior, self.balanced_prior):
+            one_of("prior of a loss", prior, PRIORS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixer(Traits):
+    """What a mixer states.
+
+    Attributes:
+      mixes_inside: whether it leaves the mixing to the network, and therefore needs partners of the same batch.
+      keeps_label: whether the mixed image has the label of the first one, so that partners must be of its class.
+      changes_label_shares: whether labels weigh more or less in all than images and partners bring them.
+    """
+
+    mixes_inside: bool = False
+    keeps_label: bool = False
+    changes_label_shares: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSampler(Traits):
+    """What a choice of partners states.
+
+    Attributes:
+      in_batch: whether all partners are images of the same batch, in the same view; None if it is not known.
+      same_class: whether each partner has the class of its image.
+      needs_neighbours: whether it asks for `table`, of as many nearest images as its option `neighbours` says.
+      changes_label_shares: whether labels of partners have other frequencies than labels of images.
+    """
+
+    in_batch: bool | None = None
+    same_class: bool = False
+    needs_neighbours: bool = False
+    changes_label_shares: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler(Traits):
+    """What a choice of a step's images states.
+
+    Attributes:
+      law: the frequencies of classes: "natural", "balanced", or "" for others.
+    """
+
+    law: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassWeight(Traits):
+    """What weights of classes state.
+
+    Attributes:
+      changes_label_shares: whether classes weigh other than as often as they occur.
+    """
+
+    changes_label_shares: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Posthoc(Traits):
+    """What a change of trained logits states.
+
+    Attributes:
+      turns_prior: (before, after): logits that stand for the first prior stand for the second one afterwards; None if
+        they stand for no prior.
+      prior_holds_at: options, and the values at which this holds.
+      head: the only head whose logits it can change; "" for any.
+    """
+
+    turns_prior: tuple[str, str] | None = None
+    prior_holds_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head: str = ""
+
+
+class Kind(NamedTuple):
+    """Where the entries of a kind are found."""
+
+    traits: type[Traits]
+    module: str
+    optional: bool = False  # "none" is a name too, and no function
+    later: tuple[str, ...] = ()  # arguments that the run passes at each call
+
+
+KINDS = {
+    "loss": Kind(Loss, "unimix_jax.methods.losses"),
+    "mixer": Kind(Mixer, "unimix_jax.methods.mixing", optional=True),
+    "pair_sampler": Kind(PairSampler, "unimix_jax.data.pairs", optional=True, later=("seed", "step", "table")),
+    "sampler": Kind(Sampler, "unimix_jax.data.sampling", later=("seed", "step", "batch_size")),
+    "class_weight": Kind(ClassWeight, "unimix_jax.priors", optional=True),
+    "posthoc": Kind(Posthoc, "unimix_jax.methods.posthoc", optional=True, later=("validation",)),
+}
+
+
+@functools.cache
+def entries(kind: str) -> dict[str, Callable]:
+    """Return the project's entries of a kind by name, in the order of their module.
+
+    Args:
+      kind: a key of `KINDS`.
+
+    Returns:
+      {name: function or class}.
+    """
+    module = importlib.import_module(KINDS[kind].module)
+    stated = {
+        entry: entry.__dict__.get("traits")
+        for entry in vars(module).values()
+        if (inspect.isfunction(entry) or inspect.isclass(entry)) and entry.__module__ == module.__name__
+    }
+    return {t.name or e.__name__: e for e, t in stated.items() if isinstance(t, KINDS[kind].traits)}
+
+
+def resolve(kind: str, name: str) -> Callable | None:
+    """Return the function that a config names.
+
+    Args:
+      kind: a key of `KINDS`.
+      name: of an entry; "module:function" for a user's; "none" where the kind has it.
+
+    Returns:
+      The function; None for "none".
+
+    Raises:
+      UserError: no entry has the name, or the module cannot be imported.
+    """
+    if ":" in name:
+        return _imported(name)
+    known = entries(kind)
+    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known)
+    return known.get(name)
+
+
+def _imported(name: str) -> Callable:
+    module, _, function = name.partition(":")
+    try:
+        value = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the module is the user's program and may raise anything
+        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from None
+    if not callable(value):
+        raise UserError(f"{name!r} is {value!r} and no function")
+    return value
+
+
+def traits(kind: str, function: Callable) -> Traits:
+    """Return the traits of a function, or the cautious ones of its kind where it states none.
+
+    Args:
+      kind: a key of `KINDS`.
+      function: of `resolve` or `bind`.
+
+    Returns:
+      An instance of the kind's class of traits.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    stated = getattr(function, "traits", None)
+    if isinstance(stated, KINDS[kind].traits):
+        return stated
+    if kind == "pair_sampler" and "table" in inspect.signature(function).parameters:
+        return PairSampler(in_batch=False, needs_neighbours=True)
+    return KINDS[kind].traits()
+
+
+def option(function: functools.partial, name: str) -> Any:
+    """Return the value of an option of a bound function: the one bound, else its default.
+
+    Args:
+      function: of `bind`.
+      name: of the option.
+
+    Raises:
+      KeyError: the function has no such option.
+    """
+    if name in function.keywords:
+        return function.keywords[name]
+    return inspect.signature(function.func).parameters[name].default
+
+
+def prior_holds(stated: Loss | Posthoc, function: functools.partial) -> bool:
+    """Return whether the options of a bound function are those at which its stated prior holds.
+
+    Args:
+      stated: its traits.
+      function: of `bind`.
+    """
+    return all(option(function, name) == value for name, value in stated.prior_holds_at.items())
+
+
+def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> functools.partial | None:
+    """Return the function that an entry of a config names, with its options and what it asks for bound.
+
+    Args:
+      kind: a key of `KINDS`.
+      options: "name", and the options of the function by name.
+      context: what a function may ask for, by name: counts, train_prior, test_prior, scale. `scale`, of the head's
+        logits, is given only where the traits say so: another function may have an option of that name.
+
+    Returns:
+      A partial function; None for the name "none".
+
+    Raises:
+      UserError: an unknown name, an option that the function does not take or whose value is out of bounds, or one
+        that it needs.
+    """
+    options = dict(options)
+    name = options.pop("name")
+    function = resolve(kind, name)
+    if function is None:
+        if options:
+            raise UserError(f"{kind} {name!r} takes no options, but {min(options)!r} is given")
+        return None
+    stated = traits(kind, function)
+    if not getattr(stated, "head_scale", False):
+        context = {key: value for key, value in context.items() if key != "scale"}
+    parameters = inspect.signature(function).parameters
+    given_by_run = (*context, *KINDS[kind].later)
+    own = [p for p in parameters if parameters[p].kind is inspect.Parameter.KEYWORD_ONLY and p not in given_by_run]
+    for key, value in options.items():
+        if key not in own:
+            raise UserError(
+                f"{kind} {name!r} takes no option {key!r}{did_you_mean(key, own)}; it takes {', '.join(own) or 'none'}"
+            )
+        _check(f"{key} of {kind} {name!r}", value, stated.options.get(key, ANYTHING))
+    for key in own:
+        if key not in options and parameters[key].default is inspect.Parameter.empty:
+            raise UserError(f"{kind} {name!r} needs the option {key!r}")
+    return functools.partial(function, **{k: v for k, v in context.items() if k in parameters}, **options)
+
+
+def _check(what: str, value: Any, bound: Bound) -> None:
+    """Refuse a value of an option that its bound does not allow.
+
+    Raises:
+      UserError: the value, and what it must be.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what} is {value}; it must be finite")
+    try:
+        allowed = bound.allows(value)
+    except TypeError:  # of another type than the bound's
+        allowed = False
+    if not allowed:
+        raise UserError(f"{what} is {value!r}; it must be {bound.words}")
+
+
+def inherit(before: Any, changes: Any) -> Any:
+    """Return nested options with changes; where another function is named, the options of the one before are dropped.
+
+    This is the one rule for all places where options are put on top of others: a stage on the stage before it, a data
+    set's differences on a recipe, an override on a config.
+
+    Args:
+      before: nested dicts of options; a dict with "name" holds the options of that function.
+      changes: of the same form, what differs.
+
+    Returns:
+      A new dict; `changes` itself where one of both is no dict.
+
+    Example:
+      >>> inherit({"name": "ldam", "max_margin": 0.5}, {"max_margin": 0.3})
+      {'name': 'ldam', 'max_margin': 0.3}
+      >>> inherit({"name": "ldam", "max_margin": 0.5}, {"name": "focal"})
+      {'name': 'focal'}
+    """
+    if not (isinstance(before, dict) and isinstance(changes, dict)):
+        return changes
+    if changes.get("name", before.get("name")) != before.get("name"):
+        return dict(changes)
+    return {**before, **{key: inherit(before.get(key), value) for key, value in changes.items()}}
