@@ -203,6 +203,42 @@ class Posthoc(Traits):
     head: str = ""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure(Traits):
+    """What a measure states: how it is written, and how its interval is made.
+
+    Attributes:
+      title: of its row in a table; the first words are its short title, up to a bracket or a comma.
+      unit: in which a table shows it.
+      factor: from the value to that unit.
+      decimals: that a table shows.
+      highest: the largest possible value.
+      bins: whether it takes a number of bins, as `bins`.
+      classwise: whether it looks at the probability of every class; these are measured together, and slowly.
+      raised_by_chance: whether chance makes it larger also for a perfectly calibrated model.
+      more_classes_than: the number of classes up to which it says nothing.
+    """
+
+    title: str
+    unit: str = "%"
+    factor: float = 100
+    decimals: int = 1
+    highest: float = 1.0
+    bins: bool = False
+    classwise: bool = False
+    raised_by_chance: bool = False
+    more_classes_than: int = 1
+
+    @property
+    def short_title(self) -> str:
+        """The title without what stands behind a bracket or a comma."""
+        return self.title.partition(" (")[0].partition(",")[0]
+
+    def shown(self, value: float | None) -> str:
+        """Return a value as a table shows it; "-" for None."""
+        return "-" if value is None else f"{self.factor * value:.{self.decimals}f}"
+
+
 class Kind(NamedTuple):
     """Where the entries of a kind are found."""
 

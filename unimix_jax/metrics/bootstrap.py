@@ -9,13 +9,14 @@ from unimix_jax.errors import UserError, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
 from unimix_jax.metrics.predictions import Predictions, checked_predictions
-from unimix_jax.metrics.summaries import CLASSWISE, MEASURES, choose_groups, measured
+from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured
 
 SAMPLES = 1000
 LEVEL = 0.95
 # Each sample of the class-wise measures costs a whole measurement.
-DEFAULT = tuple(name for name in MEASURES if name not in CLASSWISE)
-CALIBRATION = ("ece", "smooth_ece", "mce")  # errors that chance makes larger, whose intervals allow for it
+DEFAULT = tuple(name for name, measure in MEASURES.items() if not measure.traits.classwise)
+# Errors that chance makes larger; their intervals allow for it.
+CALIBRATION = tuple(name for name, measure in MEASURES.items() if measure.traits.raised_by_chance)
 _SCALES = np.linspace(0, 2, 9)  # of the gaps between accuracy and confidence that are tried out
 
 
@@ -73,9 +74,10 @@ def bootstrap(
         result = _calibration_intervals(*top, errors, samples, level, random, bins)
     for (name, value), column in zip(values.items(), drawn.T, strict=True):
         column = column[~np.isnan(column)]  # a group of rare classes can be missing from a sample
-        if len(column) and not np.isnan(value) and not (name == "top5" and num_classes <= 5):
+        traits = MEASURES[name].traits if name in MEASURES else None  # None: a group of classes
+        if len(column) and not np.isnan(value) and num_classes > (traits.more_classes_than if traits else 1):
             low, high = value + np.percentile(column, [tail, 100 - tail]) - column.mean()
-            highest = {"brier": 2.0, "nll": np.inf}.get(name, 1.0)
+            highest = traits.highest if traits else 1.0
             result[name] = (float(max(low, 0.0)), float(min(high, highest)))
     return result
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.errors import one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
@@ -42,6 +43,7 @@ def class_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -
     return np.array([np.abs(gaps).sum() for ((gaps, _),) in ranges]) / len(labels)
 
 
+@registry.Measure(title="SCE (class-wise ECE)", decimals=3, classwise=True)
 def sce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Return the static calibration error: the mean of `class_ece` over the classes, also called class-wise ECE.
 
@@ -62,6 +64,7 @@ def sce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
     return float(class_ece(probabilities, labels, bins).mean())
 
 
+@registry.Measure(title="ACE", decimals=3, classwise=True)
 def ace(probabilities: np.ndarray, labels: np.ndarray, ranges: int = BINS, weighting: str = "count") -> float:
     """Return the adaptive calibration error: `tace` with threshold 0.
 
@@ -83,6 +86,7 @@ def ace(probabilities: np.ndarray, labels: np.ndarray, ranges: int = BINS, weigh
     return tace(probabilities, labels, ranges, 0.0, weighting)
 
 
+@registry.Measure(title="TACE", decimals=3, classwise=True)
 def tace(
     probabilities: np.ndarray,
     labels: np.ndarray,

@@ -43,8 +43,8 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
 
     Source: Bayes' rule; Eq. B.17 of the paper's supplement.
 
-    >>> shift_prior(np.array([[0.0, 1.0]]), [0.5, 0.5], [0.2, 0.8]).round(3).tolist()
-    [[-0.916, 1.47]]
+    >>> shift_prior(np.array([[0.0, 2.0]]), [0.5, 0.5], [0.2, 0.8]).round(3).tolist()
+    [[-0.916, 2.47]]
     """
     logits = checked_logits(logits, "logits")
     shift = np.log(_prior(to_prior, logits.shape[1], "to_prior"))

@@ -24,23 +24,24 @@ from unimix_jax.metrics.measures import (
 from unimix_jax.metrics.per_example import BINS
 from unimix_jax.metrics.predictions import Predictions, checked_predictions
 
+# By name, in the order of tables.
 MEASURES: dict[str, Callable[..., float]] = {
-    "accuracy": accuracy,
-    "top5": top_accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "geometric_mean": geometric_mean,
-    "ece": ece,
-    "smooth_ece": smooth_ece,
-    "mce": mce,
-    "sce": sce,
-    "ace": ace,
-    "tace": tace,
-    "brier": brier,
-    "nll": nll,
+    measure.traits.name or measure.__name__: measure
+    for measure in (
+        accuracy,
+        top_accuracy,
+        balanced_accuracy,
+        geometric_mean,
+        ece,
+        smooth_ece,
+        mce,
+        sce,
+        ace,
+        tace,
+        brier,
+        nll,
+    )
 }
-
-
-CLASSWISE = ("sce", "ace", "tace")  # those that look at the probability of every class
 
 
 def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict:
@@ -60,10 +61,10 @@ def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarr
     """
     values = {}
     for name in names:
-        options = {"bins": bins} if name in ("ece", "mce") else {}
-        if one_of("measure", name, MEASURES) not in CLASSWISE:
-            values[name] = MEASURES[name](probabilities, labels, **options)
-    if set(names) & set(CLASSWISE):
+        measure = MEASURES[one_of("measure", name, MEASURES)]
+        if not measure.traits.classwise:
+            values[name] = measure(probabilities, labels, **({"bins": bins} if measure.traits.bins else {}))
+    if any(MEASURES[name].traits.classwise for name in names):
         errors, values["class_ece"] = classwise_errors(probabilities, labels, bins)
         values |= {name: error for name, error in errors.items() if name in names}
     return values
@@ -96,7 +97,12 @@ def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS
         raise UserError("these predictions have no labels, so they cannot be measured")
     probabilities, labels = per_example.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
-    shown = tuple(name for name in names if name != "nll" and (name != "top5" or num_classes > 5))
+    # NLL is exact from logits.
+    shown = tuple(
+        n
+        for n in names
+        if n != "nll" and num_classes > MEASURES[one_of("measure", n, MEASURES)].traits.more_classes_than
+    )
     values = measured(shown, probabilities, labels, bins)
     if "nll" in names:
         values["nll"] = nll_of_logits(predictions.logits, labels)

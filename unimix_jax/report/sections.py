@@ -163,9 +163,8 @@ def csv_rows(results: list[dict]) -> list[list]:
         for part in ("test", "validation", "test_at_temperature", "corrected"):
             values = result.get(part, {})
             ends = values.get("intervals", {})
-            for key, *_ in tables.MEASURES:
-                if key in values:
-                    rows.append([name, part, "", key, values[key], *ends.get(key, ["", ""])])
+            measured = [key for key in tables.MEASURES if key in values]
+            rows += [[name, part, "", key, values[key], *ends.get(key, ["", ""])] for key in measured]
             for key in ("class_accuracy", "class_ece"):
                 if key in values:
                     rows += [[name, part, c, key, v, "", ""] for c, v in zip(names, values[key], strict=True)]

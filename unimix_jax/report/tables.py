@@ -5,30 +5,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import metrics
+from unimix_jax import metrics, registry
 from unimix_jax.errors import printable
 from unimix_jax.metrics import label_shift
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.training import rundir
 
-# Measures in the order of a table: key, words, factor, decimals, unit.
-MEASURES = (
-    ("accuracy", "accuracy", 100, 1, "%"),
-    ("top5", "top-5 accuracy", 100, 1, "%"),
-    ("many", "many", 100, 1, "%"),
-    ("medium", "medium", 100, 1, "%"),
-    ("few", "few", 100, 1, "%"),
-    ("balanced_accuracy", "balanced accuracy", 100, 1, "%"),
-    ("geometric_mean", "geometric mean of class accuracies", 100, 1, "%"),
-    ("ece", "ECE", 100, 2, "%"),
-    ("smooth_ece", "smooth ECE", 100, 2, "%"),
-    ("mce", "MCE", 100, 1, "%"),
-    ("sce", "SCE (class-wise ECE)", 100, 3, "%"),
-    ("ace", "ACE", 100, 3, "%"),
-    ("tace", "TACE", 100, 3, "%"),
-    ("brier", "Brier score, sum over classes", 100, 2, "x 100"),
-    ("nll", "NLL", 1, 4, "nats"),
-)
+GROUPS = ("many", "medium", "few")  # of classes, as `priors.groups` names them
+
+
+def _shown_measures() -> dict[str, registry.Measure]:
+    """Return how each measure is shown, in the order of a table: accuracies of groups follow those of all classes."""
+    shown = {}
+    for name, measure in metrics.MEASURES.items():
+        shown[name] = measure.traits
+        if name == "top5":
+            shown |= {group: registry.Measure(title=group) for group in GROUPS}
+    return shown
+
+
+MEASURES = _shown_measures()
 PRINTED = ("accuracy", "many", "medium", "few", "ece", "sce", "brier", "nll")
 SIDE_BY_SIDE = ("accuracy", "many", "medium", "few", "ece", "smooth_ece", "mce", "sce", "ace", "tace", "brier", "nll")
 _SHOWN_CLASSES = 1000  # rows of the table of classes at most; the CSV has all
@@ -105,13 +101,12 @@ def measures_table(result: dict) -> Table:
     if "by_chance" in test:
         extra["by chance"] = {key: [value] for key, value in test["by_chance"].items()}
     rows = [["measure", "unit", columns[0][0], *extra, *(name for name, _ in columns[1:])]]
-    for key, words, factor, decimals, unit in MEASURES:
+    for key, measure in MEASURES.items():
         if test.get(key) is not None:
-            label = f"{words} ({groups})" if key in ("many", "medium", "few") else words
-            found = (cells.get(key, ()) for cells in extra.values())
-            beside = [" to ".join(_number(value, factor, decimals) for value in values) for values in found]
-            others = [_number(values.get(key), factor, decimals) for _, values in columns[1:]]
-            rows.append([label, unit, _number(test[key], factor, decimals), *beside, *others])
+            label = f"{measure.title} ({groups})" if key in GROUPS else measure.title
+            beside = [" to ".join(map(measure.shown, cells.get(key, ()))) for cells in extra.values()]
+            others = [measure.shown(values.get(key)) for _, values in columns[1:]]
+            rows.append([label, measure.unit, measure.shown(test[key]), *beside, *others])
     images = [str(values["images"]) for _, values in columns]
     rows.append(["images", "", images[0], *("" for _ in extra), *images[1:]])
     notes = [f"Test: {test['other_prior']}."] if "other_prior" in test else []
@@ -130,16 +125,16 @@ def best_table(best: dict) -> Table:
     )
 
 
-def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...] = SIDE_BY_SIDE) -> Table:
+def side_by_side(title: str, models: list[tuple[str, dict]], keys: tuple[str, ...] = SIDE_BY_SIDE) -> Table:
     """Return the measures of several models, one row each."""
-    columns = [m for m in MEASURES if m[0] in keys and any(v.get(m[0]) is not None for _, v in found)]
-    rows = [["run", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns), "groups by", "images"]]
-    for name, values in found:
-        cells = [_number(values.get(key), factor, decimals) for key, _, factor, decimals, _ in columns]
+    columns = [key for key in MEASURES if key in keys and any(values.get(key) is not None for _, values in models)]
+    rows = [["run", *map(_head, columns), "groups by", "images"]]
+    for name, values in models:
+        cells = [MEASURES[key].shown(values.get(key)) for key in columns]
         rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
     notes = ["Every measure is in the CSV and JSON files."] if keys is SIDE_BY_SIDE else []
     said: dict[str, list[str]] = {}
-    for name, values in found:
+    for name, values in models:
         sentences = [values["other_prior"]] if "other_prior" in values else []
         for sentence in (*sentences, *([f"the logits are {values['logits']}"] if "logits" in values else [])):
             said.setdefault(sentence, []).append(name)
@@ -147,16 +142,15 @@ def side_by_side(title: str, found: list[tuple[str, dict]], keys: tuple[str, ...
     return Table(title, rows, " ".join(notes))
 
 
-def intervals_side_by_side(found: list[tuple[str, dict]]) -> list[Table]:
+def intervals_side_by_side(models: list[tuple[str, dict]]) -> list[Table]:
     """Return the 95 % intervals of the measures of several models, one row each; [] if there are none."""
-    columns = [m for m in MEASURES if any(m[0] in values.get("intervals", {}) for _, values in found)]
+    columns = [key for key in MEASURES if any(key in values.get("intervals", {}) for _, values in models)]
     if not columns:
         return []
-    rows = [["run", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns)]]
-    for name, values in found:
-        ends = (values.get("intervals", {}).get(key, ()) for key, *_ in columns)
-        pairs = zip(ends, columns, strict=True)
-        rows.append([name, *(" to ".join(_number(e, f, d) for e in both) or "-" for both, (_, _, f, d, _) in pairs)])
+    rows = [["run", *map(_head, columns)]]
+    for name, values in models:
+        intervals = values.get("intervals", {})
+        rows.append([name, *(" to ".join(map(MEASURES[key].shown, intervals.get(key, ()))) or "-" for key in columns)])
     return [Table("95 % intervals of the test measures", rows, folded=True)]
 
 
@@ -184,14 +178,14 @@ def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
     repeated = [runs for runs in alike.values() if len(runs) > 1]
     if not repeated:
         return []
-    columns = [m for m in MEASURES if m[0] in SIDE_BY_SIDE]
-    columns = [m for m in columns if all(v.get(m[0]) is not None for runs in repeated for _, v in runs)]
-    rows = [["runs", "number", *(f"{_first(words)}, {unit}" for _, words, _, _, unit in columns)]]
+    columns = [key for key in MEASURES if key in SIDE_BY_SIDE]
+    columns = [key for key in columns if all(values.get(key) is not None for runs in repeated for _, values in runs)]
+    rows = [["runs", "number", *map(_head, columns)]]
     for runs in repeated:
         cells = []
-        for key, _, factor, decimals, _ in columns:
-            values = factor * np.array([v[key] for _, v in runs])
-            cells.append(f"{values.mean():.{decimals}f} ± {values.std(ddof=1):.{decimals}f}")
+        for key in columns:
+            values = np.array([values[key] for _, values in runs])
+            cells.append(" ± ".join(map(MEASURES[key].shown, (values.mean(), values.std(ddof=1)))))
         rows.append([", ".join(name for name, _ in runs), str(len(runs)), *cells])
     return [Table("Runs that differ in the seed only: mean and standard deviation", rows)]
 
@@ -358,9 +352,9 @@ def _number(value: float | None, factor: float = 1, decimals: int = 1) -> str:
     return "-" if value is None else f"{factor * value:.{decimals}f}"
 
 
-def _first(words: str) -> str:
-    """Return the short title of a measure for the head of a column."""
-    return words.split(" (")[0].split(",")[0]
+def _head(key: str) -> str:
+    """Return the head of a measure's column."""
+    return f"{MEASURES[key].short_title}, {MEASURES[key].unit}"
 
 
 def _plain(value) -> str:
