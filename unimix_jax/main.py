@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from unimix_jax import cli, errors, settings
-from unimix_jax.training import rundir, timings
+from unimix_jax.training import timings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +28,8 @@ def _execute(argv: list[str], stop_requested) -> str:
         command = settings.parse(argv)
     if isinstance(command, str):
         return command
+    from unimix_jax.training import rundir
+
     directory = rundir.create(command.workdir) if command.workdir else rundir.new_rundir(command.name)
     try:
         with cli.redirect_library_output(directory / rundir.LOG):
