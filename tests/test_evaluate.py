@@ -17,7 +17,7 @@ from unimix_jax import evaluate, metrics, storage
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
-from unimix_jax.report import files
+from unimix_jax.report import build, files
 from unimix_jax.report.sections import Picture, Section
 from unimix_jax.training import rundir
 
@@ -301,11 +301,11 @@ def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
         "mixed": {"mixer": {"name": "unimix", "alpha": 0.9}, "partners": {"name": "by_class", "class_exponent": 0.5}}
     }
     directory = run("own", method={"name": "mine", "stages": stages})
-    path = evaluate.report_run(directory)
+    path = build.write_run_report(directory)
     assert "prior to the power 0.5, alpha 0.9, factor wrapped" in path.read_text()
     assert not list((directory / "figures").glob("*.pdf"))
     path.write_text(path.read_text() + "<!-- seen -->")
-    assert evaluate.report_run(directory).read_text().endswith("<!-- seen -->")
+    assert build.write_run_report(directory).read_text().endswith("<!-- seen -->")
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax import cli, errors, evaluate, main
+from unimix_jax import cli, errors, main
+from unimix_jax.report import build
 from unimix_jax.training import run as run_module
 
 DIGITS = "--config=configs/digits_lt.py"
@@ -178,7 +179,7 @@ def trained(monkeypatch):
 )
 def test_the_report_is_written_when_it_is_wanted(door, trained, monkeypatch, tmp_path, flag, said):
     made = []
-    monkeypatch.setattr(evaluate, "report_run", lambda directory: made.append(directory) or "written")
+    monkeypatch.setattr(build, "write_run_report", lambda directory: made.append(directory) or "written")
     code, out, err = door(DIGITS, f"--workdir={tmp_path}/a run", *flag)
     assert (code, err) == (0, "")
     assert out.endswith(said.replace("{tmp}", str(tmp_path)) + "\n")
@@ -195,7 +196,7 @@ def test_a_report_that_cannot_be_written_is_no_success(door, trained, monkeypatc
     def refused(_):
         raise errors.UserError("figures is there already")
 
-    monkeypatch.setattr(evaluate, "report_run", refused)
+    monkeypatch.setattr(build, "write_run_report", refused)
     code, out, err = door(DIGITS, f"--workdir={tmp_path}/run")
     assert code == 74
     assert "accuracy" in out  # what the run found is said all the same

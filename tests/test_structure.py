@@ -24,7 +24,6 @@ LAYERS = (
 )
 # Imports inside of one layer, or upwards, and why.
 EXCEPTIONS = {
-    ("main", "evaluate"): "a run ends with its report",
     ("report", "training.rundir"): "the report reads the files of a run",
     ("config", "methods.recipes"): "a config holds a recipe, which is pure data",
 }

@@ -1,10 +1,9 @@
 """Measure predictions and report on them: `python -m unimix_jax.evaluate --workdir=runs/digits`."""
 
 import functools
-import pathlib
 import sys
 
-from unimix_jax import __version__, cli
+from unimix_jax import cli
 from unimix_jax.errors import UserError
 
 USAGE = """\
@@ -33,9 +32,6 @@ Measure predictions of classes: accuracy, calibration, test priors, pictures.
                           --imbalance=200
   --help                  this text
 """
-
-
-_ABOUT = f"Report by unimix_jax {__version__}."
 _NUMBERS = {  # options: default, least, most
     "bins": (15, 1, 10_000),
     "samples": (1000, 0, 100_000),
@@ -49,29 +45,34 @@ _OF_FIGURE = ("classes", "imbalance", *_FACTOR)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return its exit code (see `errors`).
+    """Run a command line.
 
     Args:
-      argv: program name and arguments; None for the process's own.
+      argv: program name and arguments; None for those of the process.
+
+    Returns:
+      The exit code (see `errors`).
     """
-    return cli.run_command(functools.partial(_answer, sys.argv if argv is None else argv))
+    return cli.run_command(functools.partial(_execute, sys.argv if argv is None else argv))
 
 
-def _answer(argv: list[str]) -> str:
-    """Do what a command line says; return what is to be printed."""
+def _execute(argv: list[str]) -> str:
+    """Carry out a command line; return the text to print."""
     if cli.asks_for_help(argv):
         return USAGE.rstrip()
-    given = _parse(argv)
+    flags = _parse(argv)
 
-    from unimix_jax.report import evaluation, files
+    from unimix_jax.report import build, evaluation, files
 
-    if given.figure:
-        return _law_figure(given)
-    inputs = files.read_all(given.workdir, given.predictions, given.validation, given.counts)
-    target = given.output or (given.workdir[0] if len(inputs) == len(given.workdir) == 1 else "")
-    place = files.output(target) if target else None
-    options = evaluation.Options(given.bins, given.groups, given.samples, given.classwise_intervals, given.test_prior)
-    return report_on(inputs, place, options)
+    if flags.figure:
+        if not flags.output:
+            raise UserError("--figure=A1 needs an --output=DIR")
+        factor = {name: flags[name].value for name in _FACTOR}
+        return build.write_class_distributions(flags.output, flags.classes, flags.imbalance, factor)
+    inputs = files.read_all(flags.workdir, flags.predictions, flags.validation, flags.counts)
+    target = flags.output or (flags.workdir[0] if len(inputs) == len(flags.workdir) == 1 else "")
+    options = evaluation.Options(flags.bins, flags.groups, flags.samples, flags.classwise_intervals, flags.test_prior)
+    return build.write_report(inputs, files.output(target) if target else None, options)
 
 
 def _parse(argv: list[str]):
@@ -103,76 +104,6 @@ def _parse(argv: list[str]):
         if values[name].value != values[name].value:  # bounds let nan through
             raise UserError(f"--{name} is nan; it must be a number")
     return values
-
-
-def report_on(inputs: list, place, options=None, kinds=("png", "pdf")) -> str:
-    """Evaluate models, write the report, and return its tables as text.
-
-    Args:
-      inputs: of `files.read_all`.
-      place: of `files.output`; None writes nothing.
-      options: `evaluation.Options`.
-      kinds: of picture files, see `files.write`.
-    """
-    from unimix_jax.report import evaluation, files, tables
-    from unimix_jax.report.sections import of_many, of_one, printed, remarks
-
-    results = [evaluation.evaluate(each, options or evaluation.Options()) for each in inputs]
-    if place is not None:
-        if len(inputs) == 1:
-            sections, title = of_one(inputs[0], results[0], _laws(inputs[0])), inputs[0].name
-        else:
-            sections, title = of_many(inputs, results), f"{len(inputs)} models side by side"
-        files.write(place, title, _ABOUT, sections, results, kinds)
-    text = [
-        "\n\n".join(filter(None, (found.title, tables.table(found.rows), found.note))) for found in printed(results)
-    ]
-    for word, kind in (("warning", "warnings"), ("missing", "missing")):
-        text += ["\n".join(f"{word}: {line}" for line in remarks(results, kind))]
-    text += [f"report: {place.html}" if place is not None else "report: none; --output=DIR writes one"]
-    return "\n\n".join(filter(None, text))
-
-
-def report_run(directory: pathlib.Path) -> pathlib.Path:
-    """Write the report of a finished run into its directory, if it is not there; return where it is.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    from unimix_jax.report import files
-
-    place = files.output(directory)
-    if not place.others["json"].exists():
-        report_on([files.read_run(directory)], place, kinds=("png",))
-    return place.html
-
-
-def _laws(given) -> tuple[list[dict], dict] | None:
-    """The class distributions under the counts and the factor of a model; the paper's factor where it has none."""
-    if given.test.counts is None:
-        return None
-    from unimix_jax.report import class_distributions
-
-    factor = class_distributions.factor_of((given.about or {}).get("config", {}))
-    panels = class_distributions.panels(given.test.counts, **factor)
-    return None if panels is None else (panels, factor)
-
-
-def _law_figure(given) -> str:
-    from unimix_jax.report import class_distributions, files
-    from unimix_jax.report.sections import laws_section
-    from unimix_jax.theory import closed_forms
-
-    if not given.output:
-        raise UserError("--figure=A1 needs an --output=DIR")
-    place = files.output(given.output)
-    if place.others["json"].exists():
-        raise UserError(f"{place.html} is a report on models, which this figure would replace; give another --output")
-    profile = closed_forms.exponential_profile(given.classes, given.imbalance)
-    factor = {name: given[name].value for name in _FACTOR}
-    title = f"Class distributions: {given.classes} classes, imbalance {given.imbalance:g}"
-    files.write(place, title, _ABOUT, [laws_section(class_distributions.panels(profile, **factor), factor)], [])
-    return f"report: {place.html}"
 
 
 if __name__ == "__main__":

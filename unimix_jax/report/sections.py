@@ -53,13 +53,13 @@ class Section(NamedTuple):
 # --- Reports
 
 
-def of_one(outputs: ModelOutputs, result: dict, laws: tuple[list[dict], dict] | None = None) -> list[Section]:
+def of_one(outputs: ModelOutputs, result: dict, distributions: tuple[list[dict], dict] | None = None) -> list[Section]:
     """Return the sections of a report on one model.
 
     Args:
       outputs: what was evaluated.
       result: of `evaluation.evaluate`.
-      laws: what `laws_section` takes; None leaves the class distributions out.
+      distributions: arguments of `class_distributions_section`; None leaves the section out.
     """
     sections = [Section("What was run", tables=tables.run_tables(outputs))] if outputs.about else []
     numbers = [tables.measures_table(result)] if "test" in result else []
@@ -79,8 +79,8 @@ def of_one(outputs: ModelOutputs, result: dict, laws: tuple[list[dict], dict] | 
     if lines := (outputs.about or {}).get("lines"):
         picture = Picture("training_curves", "Training and evaluation on the way.", plots.training_curves({"": lines}))
         sections.append(Section("Training", pictures=(picture,)))
-    if laws:
-        sections.append(laws_section(*laws))
+    if distributions:
+        sections.append(class_distributions_section(*distributions))
     return [*sections, *_remarks([result])]
 
 
@@ -204,36 +204,38 @@ def printed(results: list[dict]) -> list[Table]:
     return [*found, *tables.cut_tables(results[0])[:1], *tables.estimates_table(results[0])]
 
 
-def laws_section(laws: list[dict], factor: dict) -> Section:
+def class_distributions_section(panels: list[dict], factor: dict) -> Section:
     """Return the section on the class distributions of Corollaries 1 to 3.
 
     Args:
-      laws: panels of `plots.class_distributions`; the last is UniMix's.
+      panels: of `class_distributions.panels`; the last is UniMix's.
       factor: alpha, class_exponent and wrap of UniMix.
     """
-    mass = closed_forms.unimix_mass(laws[0]["exact"][0] / laws[0]["exact"][-1])
+    mass = closed_forms.unimix_mass(panels[0]["exact"][0] / panels[0]["exact"][-1])
     text = (
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, "
         "A.5 of mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of "
         "UniMix, factor and sampler (Corollary 3). They are made for counts that fall exponentially from the most to "
         "the least frequent class.",
-        "A.8 and A.12 are masses rather than laws: they count only pairs whose natural first image is the rarer one. "
-        "Those of A.8 are half of the pairs, and the other half has the same law; those of A.12 are, at this imbalance "
+        "A.8 and A.12 are parts of a distribution: they count only pairs whose natural first image is the rarer one. "
+        "Those of A.8 are half of the pairs, and the other half has the same distribution; those of A.12 are, at this imbalance "
         f"and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for constant, "
         "which gives every mixed image to its rarer class.",
-        "The bars are the exact law of the class that dominates a mixed image under this project's sampler and factor, "
-        "the dots what these drew.",
+        "The bars are the exact distribution of the class that dominates a mixed image under this project's sampler and "
+        "factor, the dots a sample of it.",
         f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
         f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}.",
     )
     rows = [
-        ["class, most frequent first", *(f"{p['title']}, {kind}" for p in laws for kind in ("exact, %", "drawn, %"))]
+        ["class, most frequent first", *(f"{p['title']}, {kind}" for p in panels for kind in ("exact, %", "drawn, %"))]
     ]
-    columns = [p[kind] for p in laws for kind in ("exact", "drawn")]
+    columns = [p[kind] for p in panels for kind in ("exact", "drawn")]
     rows += [[str(c), *(f"{100 * share:.2f}" for share in row)] for c, row in enumerate(zip(*columns, strict=True), 1)]
     caption = "Class distributions of Corollaries 1 to 3."
-    picture = Picture("class_distributions", caption, plots.class_distributions(laws))
-    return Section("Class distributions of mixed images", text, (Table("Laws", rows, folded=True),), (picture,))
+    picture = Picture("class_distributions", caption, plots.class_distributions(panels))
+    return Section(
+        "Class distributions of mixed images", text, (Table("Class distributions", rows, folded=True),), (picture,)
+    )
 
 
 def _measures_text(result: dict) -> tuple[str, ...]:
