@@ -218,9 +218,9 @@ def class_distributions_section(panels: list[dict], factor: dict) -> Section:
         "UniMix, factor and sampler (Corollary 3). They are made for counts that fall exponentially from the most to "
         "the least frequent class.",
         "A.8 and A.12 are parts of a distribution: they count only pairs whose natural first image is the rarer one. "
-        "Those of A.8 are half of the pairs, and the other half has the same distribution; those of "
-        f"A.12 are, at this imbalance and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for constant, "
-        "which gives every mixed image to its rarer class.",
+        "Those of A.8 are half of the pairs, and the other half has the same distribution; those of A.12 are, at this "
+        f"imbalance and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for "
+        "constant, which gives every mixed image to its rarer class.",
         "The bars are the exact distribution of the class that dominates a mixed image under this project's sampler "
         "and factor, the dots a sample of it.",
         f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
