@@ -14,19 +14,19 @@ alpha of UniMix is .5, the paper's on CIFAR. At 1 its wrapped factor is uniform,
 mixes photographs with .2.
 """
 
-from unimix_jax import settings
+from unimix_jax.config import arguments, default, use_method, use_photographs
 
 
 def get_config(text=None):
-    given = settings.arguments(text, method="unimix_bayias", network="resnet10")
-    config = settings.default()
-    settings.use_photographs(config)
-    config.network = given["network"]
+    values = arguments(text, method="unimix_bayias", network="resnet10")
+    config = default()
+    use_photographs(config)
+    config.network = values["network"]
     config.epochs = 60
     config.batch_size = 32
     config.optim.learning_rate = 0.05
     config.optim.schedule = "cosine"
     config.optim.weight_decay = 5e-4
     config.optim.warmup_epochs = -1  # 5 of 60
-    settings.use_method(config, given["method"])
+    use_method(config, values["method"])
     return config

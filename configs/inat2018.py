@@ -14,15 +14,15 @@ without preference for a class: only the inversely sampled partners are left of 
 .2. C.2 names no warm-up and no epoch at which mixing stops: there is none, and .6 of the run as on CIFAR.
 """
 
-from unimix_jax import settings
+from unimix_jax.config import arguments, default, use_method, use_photographs
 from unimix_jax.errors import one_of
 
 
 def get_config(text=None):
-    given = settings.arguments(text, method="unimix_bayias", network="resnet50", recipe="paper")
-    config = settings.default()
-    settings.use_photographs(config)
-    config.network = given["network"]
+    values = arguments(text, method="unimix_bayias", network="resnet50", recipe="paper")
+    config = default()
+    use_photographs(config)
+    config.network = values["network"]
     config.epochs = 90
     config.batch_size = 512
     config.optim.learning_rate = 0.2
@@ -32,10 +32,10 @@ def get_config(text=None):
     config.data.test_list = "iNaturalist18_val.txt"
     config.data.mean = (0.466, 0.471, 0.380)
     config.data.std = (0.195, 0.194, 0.192)
-    if one_of("recipe", given["recipe"], ("paper", "usual")) == "usual":
+    if one_of("recipe", values["recipe"], ("paper", "usual")) == "usual":
         config.epochs = 200
         config.batch_size = 256
         config.optim.learning_rate = 0.1
         config.optim.schedule = "cosine"
-    settings.use_method(config, given["method"], data="inat2018", recipe=given["recipe"])
+    use_method(config, values["method"], data="inat2018", recipe=values["recipe"])
     return config

@@ -16,14 +16,14 @@ alpha of UniMix is .5, the paper's on CIFAR, for the paper names none here. At 1
 supplement's E and C.1, the wrapped factor is uniform, without preference for a class; MiSLAS mixes photographs with .2.
 """
 
-from unimix_jax import settings
+from unimix_jax.config import arguments, default, use_method, use_photographs
 
 
 def get_config(text=None):
-    given = settings.arguments(text, method="unimix_bayias", network="resnet152")
-    config = settings.default()
-    settings.use_photographs(config)
-    config.network = given["network"]
+    values = arguments(text, method="unimix_bayias", network="resnet152")
+    config = default()
+    use_photographs(config)
+    config.network = values["network"]
     config.epochs = 30
     config.batch_size = 256
     config.optim.learning_rate = 0.1
@@ -32,5 +32,5 @@ def get_config(text=None):
     config.data.train_list = "Places_LT_train.txt"
     config.data.validation_list = "Places_LT_val.txt"
     config.data.test_list = "Places_LT_test.txt"
-    settings.use_method(config, given["method"], data="places_lt")
+    use_method(config, values["method"], data="places_lt")
     return config

@@ -4,7 +4,8 @@ import functools
 import shlex
 import sys
 
-from unimix_jax import cli, errors, settings
+from unimix_jax import cli, errors
+from unimix_jax.config import Command, parse
 from unimix_jax.training import timings
 
 
@@ -25,7 +26,7 @@ def _execute(argv: list[str], stop_requested) -> str:
     """Carry out a command line; return the text to print."""
     clock = timings.Clock()
     with clock.part("import"):
-        command = settings.parse(argv)
+        command = parse(argv)
     if isinstance(command, str):
         return command
     from unimix_jax.training import rundir
@@ -39,7 +40,7 @@ def _execute(argv: list[str], stop_requested) -> str:
             rundir.discard(directory)  # it stays as soon as a run has begun in it
 
 
-def _run(command: settings.Command, directory, stop_requested, clock: timings.Clock) -> str:
+def _run(command: Command, directory, stop_requested, clock: timings.Clock) -> str:
     # Only now the heavy imports: help and mistakes are answered at once.
     with clock.part("import"):
         from unimix_jax.report import tables

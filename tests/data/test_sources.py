@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import priors, settings
+from unimix_jax import priors
+from unimix_jax.config import default, use_photographs
 from unimix_jax.data import sources
 from unimix_jax.data.splits import digest
 from unimix_jax.errors import UserError
@@ -203,8 +204,8 @@ def test_pickled_arrays_are_refused(tmp_path):
 
 
 def test_lists_of_one_class_and_classes_that_are_only_tested_are_refused(tmp_path):
-    config = settings.default()
-    settings.use_photographs(config)
+    config = default()
+    use_photographs(config)
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg", "c/2.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

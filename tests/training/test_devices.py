@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import settings
 from unimix_jax.batch import Batch
+from unimix_jax.config import parse, shipped_configs
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as method
 from unimix_jax.methods.recipes import RECIPES
@@ -317,7 +317,7 @@ def test_native_programs_are_for_cpus():
 
 
 @pytest.mark.parametrize("devices", [8, 16, 32])
-@pytest.mark.parametrize("name", settings.shipped_configs())
+@pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, devices):
     texts = {
         "cifar_lt.py": ("", "dataset=cifar100", "method=unimix_bayias_code"),
@@ -325,7 +325,7 @@ def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, d
         "inat2018.py": ("", "recipe=usual"),
     }
     for text in texts.get(name, ("",)):
-        config = settings.parse(["main", f"--config={name}:{text}"]).config
+        config = parse(["main", f"--config={name}:{text}"]).config
         check_batch(config.batch_size, devices, config.accumulate)
         block = rounded_up(config.eval_batch_size, devices)
         assert block % devices == 0

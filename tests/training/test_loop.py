@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import main, metrics, settings, storage
+from unimix_jax import main, metrics, storage
+from unimix_jax.config import parse
 from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import read_predictions, write_predictions
@@ -40,7 +41,7 @@ def config(*overrides, method="unimix_bayias"):
     """A short digits run of a network's stem, on one device instead of the tests' eight."""
     argv = ["main", f"--config=digits_lt.py:method={method}", "--config.network=stem", *SHORT]
     argv += ["--config.parallel.devices=1", *overrides]
-    return settings.parse(argv).config
+    return parse(argv).config
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch)
     def run_on(file):
         argv = ["main", "--config=arrays.py:network=stem,method=erm", f"--config.data.file={tmp_path / file}"]
         argv += ["--config.epochs=1", "--config.batch_size=32", "--config.eval_batch_size=8"]
-        run(settings.parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
+        run(parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
 
     def killed(*_):
         raise KeyboardInterrupt

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from unimix_jax import settings, storage
+from unimix_jax import storage
+from unimix_jax.config import parse
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.metrics.predictions import read_predictions
@@ -28,7 +29,7 @@ SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.e
 
 def config(name="image_folder.py", **fields):
     overrides = [f"--config.{field}={value}" for field, value in {**SMALL, **fields}.items()]
-    return settings.parse(["main", f"--config={name}", *overrides]).config
+    return parse(["main", f"--config={name}", *overrides]).config
 
 
 def draw(root, counts):

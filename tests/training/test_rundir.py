@@ -8,7 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from unimix_jax import settings, storage
+from unimix_jax import storage
+from unimix_jax.config import default, use_photographs
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.training import rundir
@@ -168,8 +169,8 @@ def test_fields_that_choose_the_data_pass_for_its_digests_are_compared():
     fields = set(rundir.NEUTRAL + rundir.SEEN_IN_DATA)
     assert not set(rundir.NEUTRAL) & set(rundir.SEEN_IN_DATA)
     assert "data.skip_unreadable" in rundir.SEEN_IN_DATA
-    config = settings.default()
-    settings.use_photographs(config)
+    config = default()
+    use_photographs(config)
     known = rundir.flat(json.loads(config.to_json_best_effort())) | {"data.download": 0, "data.file": 0}
     assert fields <= known.keys()
 

@@ -39,7 +39,7 @@ def run(
     """Train as the config says, or go on where an earlier call stopped.
 
     Args:
-      config: of `settings.default()`, checked by `settings.check`.
+      config: of `config.default()`, checked by `config.check`.
       directory: the run directory; made if needed.
       stop_requested: of `cli.graceful_stop`; once it is set, the run saves and leaves.
       clock: counts the time of each part.

@@ -60,7 +60,7 @@ def prepare(
     """Resolve a config to an experiment; every mistake of the user is found here, before anything is compiled.
 
     Args:
-      config: of `settings.default()`, checked by `settings.check`.
+      config: of `config.default()`, checked by `config.check`.
       directory: the run directory, which need not exist yet.
       clock: counts the time of loading.
       stop_requested: set from outside to leave while images are checked.

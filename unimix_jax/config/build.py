@@ -270,7 +270,7 @@ def check(config) -> None:
             for part in field.split("."):
                 value = value[part]
         except (KeyError, TypeError):
-            raise UserError(f"the config has no field {field}; begin it with unimix_jax.settings.default()") from None
+            raise UserError(f"the config has no field {field}; begin it with unimix_jax.config.default()") from None
         try:
             wrong = value is None or not right(value)
         except TypeError:  # another type than that of the default
@@ -367,7 +367,7 @@ def _numbers(values: Any, length: int) -> bool:
 
 
 def _config_roots() -> tuple[pathlib.Path, ...]:
-    here = pathlib.Path(__file__).resolve().parent
+    here = pathlib.Path(__file__).resolve().parents[1]
     return here / "configs", here.parent / "configs"  # an installed wheel; a clone
 
 
@@ -407,8 +407,8 @@ def _get_config(path: pathlib.Path, text: str | None):
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from None
     if not isinstance(config, ConfigDict) or "stages" not in config.get("method", {}):
         raise UserError(
-            f"get_config() in {path} must return a config made by unimix_jax.settings.default() and given a method by "
-            "settings.use_method()"
+            f"get_config() in {path} must return a config made by unimix_jax.config.default() and given a method by "
+            "use_method()"
         )
     return config
 
