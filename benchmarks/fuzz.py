@@ -187,7 +187,7 @@ def _write_arrays(folder: pathlib.Path) -> None:
 def _read_arrays(folder: pathlib.Path):
     from ml_collections import ConfigDict
 
-    fields = {"source": "arrays", "file": str(folder / "f.npz"), "imbalance": 1.0, "profile": "exp", "cut_seed": 0}
+    fields = {"source": "arrays", "file": str(folder / "f.npz"), "imbalance": 1.0, "profile": "exp", "subset_seed": 0}
     return sources.load(ConfigDict(fields))
 
 
@@ -197,7 +197,7 @@ def _write_run(folder: pathlib.Path) -> None:
         "mixer": {"name": "unimix", "alpha": 0.5},
         "pair_sampler": {"name": "by_class"},
     }
-    config = {"seed": 0, "epochs": 2, "batch_size": 8, "network": "resnet8", "test_prior": "uniform", "init": ""}
+    config = {"seed": 0, "epochs": 2, "batch_size": 8, "network": "resnet8", "test_prior": "uniform", "pretrained": ""}
     config |= {"method": {"name": "erm", "stages": {"mixed": stage}}, "data": {"source": "digits", "imbalance": 40.0}}
     storage.write_json(folder / "config.json", config | {"optim": {"learning_rate": 0.1}})
     about = {"images": 8, "digest": "abc"}

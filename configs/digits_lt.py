@@ -19,6 +19,6 @@ def get_config(text=None):
     config.data.pad = 1  # the images are 8 x 8
     config.data.flip = False  # a mirrored digit is none
     config.checkpoint.every = 20
-    config.parallel.cores = 1  # the step is so small that sharing it out takes longer than doing it
+    config.parallel.cpu_threads = 1  # the step is so small that sharing it out takes longer than doing it
     use_method(config, values["method"])
     return config

@@ -8,7 +8,7 @@ A fifth of each class is held out for the test and a tenth for validation, where
 val/) of its own; see docs/photographs.md. Arguments after a colon: method, network.
 
 A small data set from chance: ResNet-10, batch 32, 60 epochs, the rate by the cosine from .05. Begin from trained
-weights by --config.init where you have them.
+weights by --config.pretrained where you have them.
 
 alpha of UniMix is .5, the paper's on CIFAR. At 1 its wrapped factor is uniform, without preference for a class; MiSLAS
 mixes photographs with .2.

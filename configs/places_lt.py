@@ -1,10 +1,11 @@
 """Places-LT: ResNet-152, begun from weights trained on ImageNet, as the field does. 365 classes, 62,500 images.
 
-    python -m unimix_jax.main --config=configs/places_lt.py --config.data.dir=PLACES --config.init=WEIGHTS.safetensors
+    python -m unimix_jax.main --config=configs/places_lt.py --config.data.dir=PLACES \\
+        --config.pretrained=WEIGHTS.safetensors
 
 PLACES holds train/ and val/ of Places365 and, there or in a folder of it, the lists Places_LT_train.txt,
 Places_LT_val.txt and Places_LT_test.txt. WEIGHTS are torchvision's resnet152, saved by
-`safetensors.torch.save_file`; without --config.init the network starts from chance, which no published figure on
+`safetensors.torch.save_file`; without --config.pretrained the network starts from chance, which no published figure on
 Places-LT does, and the report says which it was.
 
 The paper has no Places-LT: its supplement's C.2 and its code are silent. This is the field's usual recipe for

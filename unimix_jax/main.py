@@ -47,7 +47,7 @@ def _run(command: Command, directory, stop_requested, clock: timings.Clock) -> s
         from unimix_jax.training import runtime
         from unimix_jax.training.run import run
 
-    with runtime.runtime(command.config.parallel.cores):
+    with runtime.runtime(command.config.parallel.cpu_threads):
         result = run(command.config, directory, stop_requested, clock)
         cli.echo(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")
         with clock.part("report"):

@@ -10,7 +10,7 @@ from unimix_jax.data import sources
 from unimix_jax.data.splits import digest
 from unimix_jax.errors import UserError
 
-CUT = {"imbalance": 20.0, "profile": "exp", "cut_seed": 0, "split_seed": 0}
+CUT = {"imbalance": 20.0, "profile": "exp", "subset_seed": 0, "split_seed": 0}
 
 
 def digits(**changes):
@@ -51,11 +51,11 @@ def test_digits_are_long_tailed_and_evaluated_on_balanced_splits():
     np.testing.assert_allclose(splits.train.std, pixels.std(), rtol=1e-6)
 
 
-def test_the_split_seed_moves_the_test_set_and_the_cut_seed_does_not():
+def test_the_split_seed_moves_the_test_set_and_the_subset_seed_does_not():
     base = digits()
     assert digest(digits().train) == digest(base.train)
-    assert digest(digits(cut_seed=1).test) == digest(base.test)
-    assert digest(digits(cut_seed=1).train) != digest(base.train)
+    assert digest(digits(subset_seed=1).test) == digest(base.test)
+    assert digest(digits(subset_seed=1).train) != digest(base.train)
     assert digest(digits(split_seed=1).test) != digest(base.test)
 
 

@@ -173,11 +173,11 @@ def test_another_config_is_refused_naming_the_keys_and_neutral_ones_pass(finishe
     directory, _ = finished
     with pytest.raises(UserError, match=r"data.imbalance \(20.0 there, 10.0 here\), seed \(0 there, 1 here\)"):
         run(config("--config.seed=1", "--config.data.imbalance=10"), directory)
-    run(config("--config.data.residence=device", "--config.checkpoint.every=2"), directory)
-    assert "began with another checkpoint.every, data.residence" in capsys.readouterr().err
+    run(config("--config.data.on_device", "--config.checkpoint.every=2"), directory)
+    assert "began with another checkpoint.every, data.on_device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("overrides", [(), ("--config.data.residence=device",)], ids=["host", "device"])
+@pytest.mark.parametrize("overrides", [(), ("--config.data.on_device",)], ids=["host", "device"])
 def test_the_same_seed_gives_the_same_bits_wherever_the_images_are(finished, tmp_path, overrides):
     run(config(*overrides), tmp_path)
     assert numbers_of(tmp_path) == numbers_of(finished[0])
@@ -199,7 +199,7 @@ def test_all_devices_and_both_wrappings_end_at_the_same_model(tmp_path):
     logits = {}
     for name, count, how in (("one", 1, "shard_map"), ("eight", 8, "shard_map"), ("pmap", 8, "pmap")):
         run(
-            config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.how={how}", method="erm"),
+            config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.spmd={how}", method="erm"),
             tmp_path / name,
         )
         logits[name] = read_predictions(tmp_path / name / "predictions.npz").logits

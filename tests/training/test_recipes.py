@@ -193,13 +193,13 @@ def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, p
 @pytest.mark.parametrize("partners", ["permutation", "in_batch", "mine:neighbour"])
 def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(mine, mixer, partners):
     assert [stage.mixes_inside for stage in mixed_by(mixer, partners).method.stages] == [True, False]
-    with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
-        mixed_by(mixer, partners, "--config.accumulate=2")
+    with pytest.raises(UserError, match="does not see its partners: set config.grad_accum_steps to 1"):
+        mixed_by(mixer, partners, "--config.grad_accum_steps=2")
 
 
 def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
     for partners in ("by_class", "mine:anywhere"):
-        experiment = mixed_by("mine:blended", partners, "--config.accumulate=2")
+        experiment = mixed_by("mine:blended", partners, "--config.grad_accum_steps=2")
         assert not any(stage.mixes_inside for stage in experiment.method.stages)
 
 

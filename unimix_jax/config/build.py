@@ -51,12 +51,12 @@ def default():
     config.seed = 0  # of initial weights, order, partners, augmentation; not of which images are used
     config.epochs = 200  # length of the run
     config.batch_size = 128  # images a step, over all devices
-    config.accumulate = 1  # parts of a device's share that go through the network one after the other: less memory
+    config.grad_accum_steps = 1  # parts of a device's share that go through the network in turn: less memory
     config.eval_batch_size = 500  # images a prediction step, over all devices; rounded up to a multiple of them
     config.network = "resnet32"  # a name in models/resnet.py NETWORKS
     config.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
     config.remat = False  # compute activations again in the backward pass: less memory, more time
-    config.init = ""  # trained weights to start from: a .safetensors file with torchvision's names
+    config.pretrained = ""  # trained weights to start from: a .safetensors file with torchvision's names
     config.test_prior = (
         "uniform"  # of the data to predict: uniform, train, imbalance:R, or a file; for losses that take it
     )
@@ -67,9 +67,9 @@ def default():
     config.data.source = ""  # a name in data/sources.py SOURCES; set by the config file
     config.data.imbalance = 100.0  # largest training class / smallest
     config.data.profile = "exp"  # exp, step or pareto
-    config.data.cut_seed = 0  # which images the long-tailed cut keeps; 0 gives the published subsets
+    config.data.subset_seed = 0  # which images the long-tailed cut keeps; 0 gives the published subsets
     config.data.split_seed = 0  # which images are held out, where the data has no splits of its own
-    config.data.residence = "host"  # where the training images live: host or device
+    config.data.on_device = False  # keep the training images on the devices, not on the host
     config.data.pad = 4  # black pixels on each side before the random crop; 0 for no crop
     config.data.flip = True  # mirror half of the training images
     config.data.jitter = (0.0, 0.0, 0.0)  # change of brightness, contrast, saturation, each in 0..1
@@ -86,10 +86,10 @@ def default():
 
     config.parallel = ConfigDict()
     config.parallel.devices = 0  # how many of this process's devices; 0 for all
-    config.parallel.how = "shard_map"  # shard_map or pmap: the same update
-    config.parallel.cores = 0  # threads of XLA on this machine; 0 for one a core; $NPROC goes before it
-    # Layers by programs made for this CPU, with llvmlite: auto, where they work; on, or it is a mistake; off.
-    config.parallel.native = "auto"
+    config.parallel.spmd = "shard_map"  # shard_map or pmap: the same update
+    config.parallel.cpu_threads = 0  # threads of XLA on this machine; 0 for one a core; $NPROC goes before it
+    # Layers by programs made for this CPU, with llvmlite: auto, where they work; cpu_kernels, or it is a mistake; xla.
+    config.parallel.ops = "auto"
     config.parallel.batch_norm = "global"  # statistics of the whole batch, or of each device's share: device
 
     config.checkpoint = ConfigDict()
@@ -304,7 +304,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
     "epochs": _at_least(1),
     "batch_size": _at_least(1),
-    "accumulate": _at_least(1),
+    "grad_accum_steps": _at_least(1),
     "eval_batch_size": _at_least(1),
     "dtype": _in("float32", "bfloat16"),
     "log_every": _at_least(1),
@@ -312,10 +312,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.imbalance": _at_least(
         1, "the largest class divided by the smallest, at least 1 (where a source gives its inverse, .01, use 100)"
     ),
-    "data.cut_seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
+    "data.subset_seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
     "data.split_seed": (lambda v: 0 <= v < 2**32, "in 0..4294967295"),
     "data.profile": _in("exp", "step", "pareto"),
-    "data.residence": _in("host", "device"),
+    "data.on_device": (lambda v: isinstance(v, bool), "true or false"),
     "data.pad": _at_least(0),
     "data.jitter": (
         lambda v: len(v) == 3 and all(isinstance(x, int | float) and 0 <= x <= 1 for x in v),
@@ -335,9 +335,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "optim.decay_factor": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "parallel.devices": _at_least(0, "a number of devices, or 0 for all"),
-    "parallel.cores": _at_least(0, "a number of cores, or 0 for all"),
-    "parallel.how": _in("shard_map", "pmap"),
-    "parallel.native": _in("auto", "on", "off"),
+    "parallel.cpu_threads": _at_least(0, "a number of threads, or 0 for all"),
+    "parallel.spmd": _in("shard_map", "pmap"),
+    "parallel.ops": _in("auto", "cpu_kernels", "xla"),
     "parallel.batch_norm": _in("global", "device"),
     "checkpoint.every": _at_least(1, "at least 1 epoch"),
     "checkpoint.keep": _at_least(2, "at least 2, for one checkpoint may be damaged"),
@@ -358,7 +358,7 @@ _PHOTOGRAPHS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.std": (lambda v: _numbers(v, 3) and min(v) > 0, "three numbers above 0"),
     "data.threads": _at_least(0, "a number of threads, or 0 for one a core"),
     "data.workers": _at_least(0, "a number of processes, or 0 for threads"),
-    "data.residence": _in("host"),
+    "data.on_device": (lambda v: v is False, "false, for photographs are read from files"),
 }
 
 

@@ -116,7 +116,7 @@ def cifar_lt(data) -> Splits:
         raise UserError(
             f"{len(black)} of the {len(chosen)} chosen training images are all black (the first is image "
             f"{chosen[black[0]]}): the files under {search_path(data.dir)} are not complete for "
-            f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
+            f"imbalance {data.imbalance:g}, profile {data.profile}, subset_seed {data.subset_seed}"
         )
     held = held_out(test_labels, len(names), data.validation_per_class, data.split_seed)
     held_out_of_test = f"{data.validation_per_class} test images of each class for validation, by chance (split_seed)"

@@ -156,7 +156,7 @@ def long_tailed(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
     Args:
       labels: int[N] of the full set.
       num_classes: K; class 0 becomes the largest.
-      data: `profile`, `imbalance`, `cut_seed` of `config.data`.
+      data: `profile`, `imbalance`, `subset_seed` of `config.data`.
 
     Returns:
       int64[M], positions.
@@ -172,7 +172,7 @@ def long_tailed(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
             f"an imbalance of {data.imbalance:g} leaves no training image in class {first}: the cut starts from the "
             f"size of the smallest class, {full.min()}; take a smaller imbalance, or 1 for all images"
         )
-    return priors.long_tailed_subset(labels, counts, data.cut_seed)
+    return priors.long_tailed_subset(labels, counts, data.subset_seed)
 
 
 def held_out(labels: np.ndarray, num_classes: int, per_class: int, seed: int) -> np.ndarray:
@@ -215,7 +215,7 @@ def long_tailed_of_skewed(labels: np.ndarray, num_classes: int, data) -> np.ndar
             f"an imbalance of {data.imbalance:g} leaves no training image in class {np.flatnonzero(counts == 0)[0]}: "
             f"the largest class could have {low} at most; take a smaller imbalance, or 1 for all images"
         )
-    return priors.long_tailed_subset(labels, counts, data.cut_seed)
+    return priors.long_tailed_subset(labels, counts, data.subset_seed)
 
 
 def stratified(labels: np.ndarray, num_classes: int, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:

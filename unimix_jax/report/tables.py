@@ -330,7 +330,7 @@ def run_facts(about: dict) -> dict[str, str]:
     facts["measured at"] = None if last is None else f"the last step, epoch {last:g}"
     facts["first weights"] = None if config.get("seed") is None else f"drawn at random, seed {config['seed']}"
     if "init" in data:
-        facts["first weights"] = f"{config.get('init')}, digest {data['init']['digest']}"
+        facts["first weights"] = f"{config.get('pretrained')}, digest {data['init']['digest']}"
     optim = config.get("optim", {})
     if "epochs" in config and "learning_rate" in optim:
         facts["optimisation"] = (

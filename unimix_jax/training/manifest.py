@@ -150,7 +150,7 @@ def _check_data(before: dict, now: dict, saved: bool) -> None:
                 f"the {name} images have the names of those which this run began with, but other contents ({other}); "
                 "restore them or give a new --workdir"
             )
-        what = {"test_prior": "test prior is not that", "init": "file of config.init is not that"}
+        what = {"test_prior": "test prior is not that", "init": "file of config.pretrained is not that"}
         why, left_out = "", [each.get("unreadable") or 0 for each in (was, here)]
         if left_out[0] != left_out[1]:
             everything = [each.get("images", 0) + count for each, count in zip((was, here), left_out, strict=True)]

@@ -91,7 +91,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
     """Write config.json and run.json for this start; return what run.json holds."""
     config, directory = experiment.config, experiment.directory
     has_checkpoints = rundir.has_checkpoints(directory)
-    environment = runtime.environment(experiment.devices, config.parallel.how, experiment.network.kernels)
+    environment = runtime.environment(experiment.devices, config.parallel.spmd, experiment.network.kernels)
     with experiment.clock.part("data"):
         about = manifest.new_manifest(
             previous,
@@ -99,7 +99,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
             experiment.splits,
             experiment.method.test_prior,
             environment,
-            weights.digest(config.init) if config.init and not has_checkpoints else None,
+            weights.digest(config.pretrained) if config.pretrained and not has_checkpoints else None,
             saved=has_checkpoints,
         )
     _log.info("run directory: %s", directory)

@@ -35,16 +35,16 @@ UNREADABLE = "unreadable.txt"
 _BEFORE_CONFIG = (LOCK, LOG, UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED + ".tmp")
 
 # Keys in which a resumed run may differ: they change what is recorded and kept, how long it takes, or the last bits
-# of sums (residence, the threads and programs of layers, the wrapping over devices, remat).
+# of sums (on_device, the threads and programs of layers, the wrapping over devices, remat).
 NEUTRAL = (
-    "data.residence",
+    "data.on_device",
     "data.threads",
     "data.workers",
     "eval_every",
     "log_every",
-    "parallel.cores",
-    "parallel.how",
-    "parallel.native",
+    "parallel.cpu_threads",
+    "parallel.ops",
+    "parallel.spmd",
     "remat",
 )
 NEUTRAL_GROUPS = ("checkpoint.",)
