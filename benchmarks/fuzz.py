@@ -33,6 +33,7 @@ from unittest import mock
 import numpy as np
 
 from unimix_jax import priors, storage
+from unimix_jax.config.compare import differing_keys
 from unimix_jax.data import cifar, download, photographs, prepared, sources
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
@@ -247,7 +248,7 @@ def _read_run(folder: pathlib.Path) -> None:
     except UserError as error:
         refusal = error
     config = storage.read_json(folder / "config.json")
-    rundir.differing_keys(config or {}, {"seed": 0})
+    differing_keys(config or {}, {"seed": 0})
     rundir.read_manifest(folder / "run.json")
     results = rundir.read_results(folder / "metrics.json")
     if results is not None:

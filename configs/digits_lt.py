@@ -5,16 +5,16 @@
 Arguments after a colon: method, imbalance.
 """
 
-from unimix_jax.config import arguments, default, use_method
+from unimix_jax.config import arguments, default, use_method, use_source
 
 
 def get_config(text=None):
     values = arguments(text, method="unimix_bayias", imbalance=20.0)
     config = default()
+    use_source(config, "digits")
     config.network = "resnet8"
     config.epochs = 100
     config.batch_size = 32
-    config.data.source = "digits"
     config.data.imbalance = values["imbalance"]
     config.data.pad = 1  # the images are 8 x 8
     config.data.flip = False  # a mirrored digit is none

@@ -14,13 +14,13 @@ alpha of UniMix is .5, the paper's on CIFAR. At 1 its wrapped factor is uniform,
 mixes photographs with .2.
 """
 
-from unimix_jax.config import arguments, default, use_method, use_photographs
+from unimix_jax.config import arguments, default, use_method, use_source
 
 
 def get_config(text=None):
     values = arguments(text, method="unimix_bayias", network="resnet10")
     config = default()
-    use_photographs(config)
+    use_source(config, "photographs")
     config.network = values["network"]
     config.epochs = 60
     config.batch_size = 32

@@ -17,21 +17,17 @@ alpha of UniMix is .5, the paper's on CIFAR, for the paper names none here. At 1
 supplement's E and C.1, the wrapped factor is uniform, without preference for a class; MiSLAS mixes photographs with .2.
 """
 
-from unimix_jax.config import arguments, default, use_method, use_photographs
+from unimix_jax.config import arguments, default, use_method, use_source, use_usual_schedule
 
 
 def get_config(text=None):
     values = arguments(text, method="unimix_bayias", network="resnet152")
     config = default()
-    use_photographs(config)
+    use_source(config, "photographs")
     config.network = values["network"]
-    config.epochs = 30
-    config.batch_size = 256
-    config.optim.learning_rate = 0.1
-    config.optim.schedule = "cosine"
-    config.optim.weight_decay = 5e-4
     config.data.train_list = "Places_LT_train.txt"
     config.data.validation_list = "Places_LT_val.txt"
     config.data.test_list = "Places_LT_test.txt"
+    use_usual_schedule(config, epochs=30, weight_decay=5e-4)
     use_method(config, values["method"], data="places_lt")
     return config

@@ -86,7 +86,7 @@ def given(tmp_path):
             [DIGITS, "--config.method.stages.mixed.pair_sampler.class_exponent=-99"], "in -10..10", id="exponent"
         ),
         pytest.param([DIGITS, "--config.method.head=round"], "unknown head", id="unknown head"),
-        pytest.param([DIGITS, "--config.data.source=cifar10"], "has no field 'dir'", id="source without its fields"),
+        pytest.param([DIGITS, "--config.data.source=cifar10"], "has no field data.dir", id="source without its fields"),
         pytest.param([DIGITS, "--config.method.stages.plain.loss=focal"], "write loss.name", id="a loss without name"),
         pytest.param(["--config=configs"], "which is a folder", id="the folder of configs"),
         pytest.param(["--config={given}/typed.py"], "config.epochs is '3'", id="a config with another type"),

@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from unimix_jax import cli, errors
-from unimix_jax.config import Command, parse
+from unimix_jax.config import Command, parse, usage
 from unimix_jax.training import timings
 
 
@@ -26,6 +26,8 @@ def _execute(argv: list[str], stop_requested) -> str:
     """Carry out a command line; return the text to print."""
     clock = timings.Clock()
     with clock.part("import"):
+        if not argv[1:]:
+            cli.echo(usage())  # then the sentence and the exit code of a mistake: a script's variable may be empty
         command = parse(argv)
     if isinstance(command, str):
         return command

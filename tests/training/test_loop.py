@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from unimix_jax import main, metrics, storage
 from unimix_jax.config import parse
+from unimix_jax.config.compare import flat
 from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import read_predictions, write_predictions
@@ -315,7 +316,7 @@ def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
         patch.setattr(ConfigDict, "__getitem__", watched)
         patch.setattr(manifest, "plain", lambda _: plain)
         run(given, tmp_path)
-    fields = {key for key in rundir.flat(plain) if not key.startswith("method.")}
+    fields = {key for key in flat(plain) if not key.startswith("method.")}
     assert fields - read == set()
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 import unimix_jax
 from unimix_jax import storage
+from unimix_jax.config import old_names
+from unimix_jax.config.compare import differing_keys, flat
 from unimix_jax.data.splits import Splits, content, digest
 from unimix_jax.errors import UserError
 from unimix_jax.training import checkpoints, rundir, schedules
@@ -41,9 +43,11 @@ def previous_manifest(config, directory: pathlib.Path) -> dict:
     old_config = storage.read_json(directory / rundir.CONFIG)
     if old_config is None:
         return {}
-    differing, neutral = rundir.differing_keys(*map(schedules.with_warmup_as_it_is, (old_config, plain(config))))
+    old_config, renamed = old_names.with_new_names(old_config)
+    old_names.warn(str(directory / rundir.CONFIG), renamed)
+    differing, neutral = differing_keys(*map(schedules.with_warmup_as_it_is, (old_config, plain(config))))
     if differing:
-        old, new = rundir.flat(old_config), rundir.flat(plain(config))
+        old, new = flat(old_config), flat(plain(config))
         shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in differing[:5])
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
@@ -103,7 +107,7 @@ def new_manifest(
     }
     starts = [*previous.get("starts", []), start]
     for key in ("version", "commit", "environment"):
-        old, new = (rundir.flat({key: each[key]}) for each in (starts[0], start))
+        old, new = (flat({key: each[key]}) for each in (starts[0], start))
         for name in sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
             _log.warning(
                 "this run began with %s %s and goes on with %s: the result may differ in its last bits",
