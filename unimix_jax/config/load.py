@@ -134,12 +134,22 @@ def _read_yaml(path: pathlib.Path) -> dict:
         # A few names of names can stand for more values than any memory holds.
         if any(isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UserError(f"{path} has aliases (*name), which a config may not have; write the values out")
+        if twice := _key_twice(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise UserError(f"{path} has the key {twice} twice")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is no YAML of plain values: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not _text_keys(values):
         raise UserError(f"{path} must hold names of fields with their values, such as 'epochs: 10'")
     return values
+
+
+def _key_twice(node) -> str:
+    """Return a key that a mapping of a YAML tree has twice, "" if there is none: YAML would drop the first one."""
+    pairs = node.value if getattr(node, "id", "") == "mapping" else []
+    keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
+    twice = next((key for key in keys if keys.count(key) > 1), "")
+    return twice or next(filter(None, (_key_twice(value) for _, value in pairs)), "")
 
 
 def _text_keys(values: dict) -> bool:
