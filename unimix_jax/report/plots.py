@@ -210,8 +210,8 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
         axis.plot(*np.array(middle).reshape(-1, 2).T, color=colour, label=_fitting(run, 3.4, 8) or " ")
         spread += [x.max() / x.min()] if len(x) else []
         if names is not None and len(runs) == 1 and few:
-            for place, (name, at) in enumerate(zip(np.array(names, object)[kept][order], order, strict=True)):
-                above = (3, 4) if place % 2 else (3, -9)  # of neighbours one above, one below
+            for rank, (name, at) in enumerate(zip(np.array(names, object)[kept][order], order, strict=True)):
+                above = (3, 4) if rank % 2 else (3, -9)  # of neighbours one above, one below
                 axis.annotate(_short(name), (x[at], y[at]), xytext=above, textcoords="offset points", fontsize=7)
     if max(spread) > 1:
         _log_scale(axis.xaxis, axis.set_xscale)
@@ -266,15 +266,15 @@ def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]):
     """
     figure, axis = _figure(5.6, 0.8 + 0.32 * len(runs))
     errors = [100 * (1 - accuracy) for accuracy, _ in runs.values()]
-    place = np.arange(len(runs))[::-1]
-    axis.barh(place, errors, color=BLUE, height=0.7)
+    positions = np.arange(len(runs))[::-1]
+    axis.barh(positions, errors, color=BLUE, height=0.7)
     farthest = max(errors)
-    for y, error, (_, interval) in zip(place, errors, runs.values(), strict=True):
+    for y, error, (_, interval) in zip(positions, errors, runs.values(), strict=True):
         low, high = (error, error) if interval is None else (100 * (1 - interval[1]), 100 * (1 - interval[0]))
         axis.plot([low, high], [y, y], color="black", linewidth=1.2)
         axis.annotate(f"{error:.1f}", (high, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         farthest = max(farthest, high)
-    axis.set_yticks(place, [_fitting(name, 2.8, 9) for name in runs])
+    axis.set_yticks(positions, [_fitting(name, 2.8, 9) for name in runs])
     axis.set(title="Test error", xlabel="test error, %", xlim=(0, 1.12 * max(farthest, 1)))
     axis.grid(visible=False, axis="y")
     return figure
@@ -292,13 +292,13 @@ def class_distributions(panels: list[dict]):
     rows = -(-len(panels) // columns)
     figure, axes = _figure(3.7 * columns, 3.1 * rows, rows, columns, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=True):
-        place = np.arange(1, len(panel["exact"]) + 1)
-        thin = len(place) > 40
-        axis.bar(place, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
+        positions = np.arange(1, len(panel["exact"]) + 1)
+        thin = len(positions) > 40
+        axis.bar(positions, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
         label, y, values = panel["closed"]
         axis.plot(y, values, color=RED, label=label)
         axis.plot(
-            place,
+            positions,
             panel["drawn"],
             color="black",
             marker=".",
@@ -313,8 +313,8 @@ def class_distributions(panels: list[dict]):
 
 def _series(lines: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and values of the lines that have a number under `key`."""
-    found = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
-    x, y = np.array(found, np.float64).reshape(-1, 2).T
+    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    x, y = np.array(points, np.float64).reshape(-1, 2).T
     return x, y
 
 
