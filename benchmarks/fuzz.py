@@ -33,7 +33,8 @@ from unittest import mock
 import numpy as np
 
 from unimix_jax import priors, storage
-from unimix_jax.data import cifar, download, photographs, prepared, sources
+from unimix_jax.data import download, sources
+from unimix_jax.data.sources import cifar, photographs, tfds
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.report import files
@@ -444,7 +445,7 @@ READERS = {
     "text": Reader(_write_text, _read_text, _damaged_text),
     "cifar_python": Reader(_write_cifar, lambda f: cifar.read("cifar10", str(f)), damaged_pickle),
     "cifar_binary": Reader(_write_cifar_binary, lambda f: cifar.read("cifar100", str(f)), damaged, 0.2),
-    "prepared": Reader(_write_prepared, lambda f: prepared.read(f, np.zeros(3), np.ones(3)), _damaged_prepared, 0.05),
+    "prepared": Reader(_write_prepared, lambda f: tfds.read(f, np.zeros(3), np.ones(3)), _damaged_prepared, 0.05),
     "weights": Reader(_write_weights, _read_weights, damaged_tensors, 0.7),
     "archive": Reader(
         _write_archive, lambda f: download.extract(f / "a.tar.gz", f / "set", ("a", "b"), 10_000), damaged, 0.3

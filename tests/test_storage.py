@@ -32,7 +32,7 @@ def special(request, tmp_path):
 
 
 def test_what_is_no_regular_file_is_not_opened(special):
-    from unimix_jax.data import photographs
+    from unimix_jax.data.sources import photographs
     from unimix_jax.models import weights
 
     for read in (

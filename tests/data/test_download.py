@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from unimix_jax.data import cifar, download
+from unimix_jax.data import download
+from unimix_jax.data.sources import cifar
 from unimix_jax.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from unimix_jax.batch import Picks
-from unimix_jax.data import images, loading, pairs, sampling
-from unimix_jax.data.splits import Source
+from unimix_jax.data import decode, loading, pairs, sampling
+from unimix_jax.data.types import Source
 from unimix_jax.errors import Failure, UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), np.uint8)
@@ -115,8 +115,8 @@ def test_a_batch_of_photographs_is_its_crops(photographs):
             *zip(picks.index, picks.view, batch.image, strict=True),
             *zip(picks.partner, picks.partner_view, batch.partner_image, strict=True),
         ]:
-            box_of = functools.partial(images.random_box, seed=0, step=step, view=int(view), area=(0.5, 1.0))
-            np.testing.assert_array_equal(image, images.decoded(photographs.read(position), box_of, 8))
+            box_of = functools.partial(decode.random_box, seed=0, step=step, view=int(view), area=(0.5, 1.0))
+            np.testing.assert_array_equal(image, decode.decoded(photographs.read(position), box_of, 8))
         np.testing.assert_array_equal(batch.label, CLASSES[picks.index])
         np.testing.assert_array_equal(batch.partner_label, CLASSES[picks.partner])
         np.testing.assert_array_equal(batch.partner_view, picks.partner_view)
@@ -153,14 +153,14 @@ TABLE = pairs.neighbour_table(
 )
 def test_partners_are_decoded_once(photographs, monkeypatch, partners, views, decoded):
     seen = []
-    of = images.decoded
-    monkeypatch.setattr(images, "decoded", lambda *args: seen.append(1) or of(*args))
+    of = decode.decoded
+    monkeypatch.setattr(decode, "decoded", lambda *args: seen.append(1) or of(*args))
     ((batch, _),) = read(photographs, range(1), partners=partners, views=views)
     assert decoded in (None, len(seen))
     sets = sampling.sorted_by_class(CLASSES)
     picks = sampling.picks(sets, seed=0, step=0, batch_size=4, partners=partners)
     for i, (partner, view) in enumerate(zip(picks.partner, picks.partner_view, strict=True)):
-        box_of = functools.partial(images.random_box, seed=0, step=0, view=int(view), area=(0.5, 1.0))
+        box_of = functools.partial(decode.random_box, seed=0, step=0, view=int(view), area=(0.5, 1.0))
         np.testing.assert_array_equal(batch.partner_image[i], of(photographs.read(partner), box_of, 8))
 
 
@@ -200,8 +200,8 @@ def test_or_it_is_replaced_by_the_next_of_its_class_and_listed(damaged):
         picks = sampling.picks(sets, seed=0, step=step, batch_size=4)
         for position, view, image in zip(picks.index, picks.view, batch.image, strict=True):
             instead = {1: 2, 4: 3}.get(int(position), int(position))
-            box_of = functools.partial(images.random_box, seed=0, step=step, view=int(view), area=(0.5, 1.0))
-            np.testing.assert_array_equal(image, images.decoded(source.read(instead), box_of, 8))
+            box_of = functools.partial(decode.random_box, seed=0, step=step, view=int(view), area=(0.5, 1.0))
+            np.testing.assert_array_equal(image, decode.decoded(source.read(instead), box_of, 8))
     with pytest.raises(UserError, match="none of the 1 images of class 'c' can be read"):
         read(damaged, range(4), reading)
 
@@ -212,8 +212,8 @@ def test_an_evaluation_sees_every_image_once_in_order(photographs, size):
     assert {len(block) for block, _, _ in blocks} == {size}
     seen = np.concatenate([block[here] for block, here, _ in blocks])
     for i, image in enumerate(seen):
-        box_of = functools.partial(images.centre_box, size=8, resize=10)
-        np.testing.assert_array_equal(image, images.decoded(photographs.read(i), box_of, 8))
+        box_of = functools.partial(decode.centre_box, size=8, resize=10)
+        np.testing.assert_array_equal(image, decode.decoded(photographs.read(i), box_of, 8))
     assert len(seen) == 6
     arrays = photographs._replace(images=seen, names=None)
     again = np.concatenate([block[here] for block, here, _ in loading.blocks(arrays, size)])
@@ -253,7 +253,7 @@ def test_the_search_finds_what_training_could_not_read(tmp_path, suffix):
     bad = []
     for i in range(9):
         try:
-            images.decoded(source.read(i), lambda *size: (0, 0, *size), 224)
+            decode.decoded(source.read(i), lambda *size: (0, 0, *size), 224)
         except Exception:  # as training does
             bad.append(i)
     assert bad[-2:] == [7, 8]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unimix_jax import storage
 from unimix_jax.data import loading
-from unimix_jax.data.splits import Source, Splits
+from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.training import manifest, rundir, unreadable
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from unimix_jax import cli
 from unimix_jax.batch import Batch, Picks
-from unimix_jax.data import images
+from unimix_jax.data import decode
 from unimix_jax.data.sampling import ByClass
-from unimix_jax.data.splits import Source
+from unimix_jax.data.types import Source
 from unimix_jax.errors import Failure, UserError
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Reading(NamedTuple):
     skip_unreadable: bool  # replace an image that cannot be read, or leave it out of an evaluation
     threads: int  # 0: one a core
     workers: int  # processes; 0: threads of this one
-    max_megapixels: float = images.MAX_MEGAPIXELS  # of an image; a larger one counts as unreadable
+    max_megapixels: float = decode.MAX_MEGAPIXELS  # of an image; a larger one counts as unreadable
 
 
 class View(NamedTuple):
@@ -269,7 +269,7 @@ def _training_view(position: int, *, source, sets, picks_at, views, seed, readin
         return View(_NOTHING, ())
     else:
         index, view = picks.partner[slot - size], picks.partner_view[slot - size]
-    box_of = functools.partial(images.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
+    box_of = functools.partial(decode.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
     image = _decoded(source, index, box_of, reading.size, reading)
     if image is not None:
         return View(image, ())
@@ -285,7 +285,7 @@ def _training_view(position: int, *, source, sets, picks_at, views, seed, readin
 
 
 def _evaluated_view(position: int, *, source, reading) -> View:
-    box_of = functools.partial(images.centre_box, size=reading.size, resize=reading.resize)
+    box_of = functools.partial(decode.centre_box, size=reading.size, resize=reading.resize)
     image = _decoded(source, position, box_of, reading.size, reading)
     return View(_NOTHING, (path_of(source, position),)) if image is None else View(image, ())
 
@@ -293,7 +293,7 @@ def _evaluated_view(position: int, *, source, reading) -> View:
 def _decoded(source: Source, position: int, box_of: Callable, size: int, reading: Reading) -> np.ndarray | None:
     """Read and decode one image; None for one that cannot be read and is to be skipped."""
     try:
-        return images.decoded(source.read(int(position)), box_of, size, reading.max_megapixels)
+        return decode.decoded(source.read(int(position)), box_of, size, reading.max_megapixels)
     except Exception as error:  # damage comes out as nearly any type
         if reading.skip_unreadable:
             return None
@@ -351,7 +351,7 @@ def unreadable(source: Source, reading: Reading, told: Callable[[int], None] | N
     return np.array(found, np.int64)
 
 
-def _whole(width: int, height: int) -> images.Box:
+def _whole(width: int, height: int) -> decode.Box:
     return 0, 0, width, height
 
 

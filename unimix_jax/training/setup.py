@@ -16,7 +16,7 @@ import numpy as np
 from unimix_jax import priors, registry
 from unimix_jax.batch import Picks
 from unimix_jax.data import loading, sampling, sources
-from unimix_jax.data.splits import Splits
+from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods import build as methods
 from unimix_jax.models import assembly, layers, resnet, weights

@@ -10,7 +10,7 @@ import numpy as np
 
 from unimix_jax import storage
 from unimix_jax.data import loading, sources
-from unimix_jax.data.splits import Splits, digest
+from unimix_jax.data.types import Splits, digest
 from unimix_jax.errors import Interrupted
 from unimix_jax.training import rundir
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.data import images
+from unimix_jax.data import decode
 from unimix_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -175,11 +175,11 @@ def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
     """Say what a file is that is no image, and whether one may be lost by it; () to say nothing, None for an image."""
     suffix = os.path.splitext(entry.name.lower())[1]
     if entry.name.startswith("."):  # of a system, or a Mac's notes on a file
-        hidden = not entry.name.startswith("._") and entry.name.lower().endswith(tuple(images.suffixes()))
+        hidden = not entry.name.startswith("._") and entry.name.lower().endswith(tuple(decode.suffixes()))
         return ("with a name that begins with a dot", False) if hidden else ()
     if not entry.is_file():
         return "that are no regular files", True
-    if suffix in images.suffixes():
+    if suffix in decode.suffixes():
         return None
     if suffix:
         # Windows' streams arrive elsewhere as files of their own: Thumbs.db:encryptable, 1.jpg:Zone.Identifier.
@@ -189,7 +189,7 @@ def _no_image(entry: os.DirEntry) -> tuple[str, bool] | tuple[()] | None:
             head = file.read(_HEAD)
     except OSError:
         return "without a suffix that cannot be read", True
-    if images.is_image(head):
+    if decode.is_image(head):
         return None
     return "without a suffix that are no images", b"\0" in head
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimix_jax.data import folders, loading, photographs, sources, splits
+from unimix_jax.data import loading, sources, types
+from unimix_jax.data.sources import image_folder, photographs
 from unimix_jax.errors import UserError
 from unimix_jax.settings import default, use_photographs
 
@@ -41,8 +42,8 @@ def heard(caplog, monkeypatch):
         ("valid", "validation"),
         ("val_set", "validation"),
         ("testing-data", "test"),
-        ("seg_pred", folders._UNUSED),
-        ("unlabeled", folders._UNUSED),
+        ("seg_pred", image_folder._UNUSED),
+        ("unlabeled", image_folder._UNUSED),
         ("trainA", "train"),
         ("cat", ""),
         ("fold1", ""),
@@ -51,7 +52,7 @@ def heard(caplog, monkeypatch):
 )
 def test_the_usual_names_of_splits(name, role):
     rest = {"cat": ("cat",), "fold1": ("fold",), "trainA": ("a",)}.get(name, ())
-    assert folders.role(name) == (role, rest)
+    assert image_folder.role(name) == (role, rest)
 
 
 def both(train, test, /, classes=("ant", "bee"), **more):
@@ -95,9 +96,9 @@ TEST = {"training_set": "test_set", "seg_train": "seg_test", "trainval": "test",
     ],
 )
 def test_splits_are_seen_by_names_and_contents(tmp_path, names, found):
-    assert folders.split_folders(tmp_path, counted(names)) == found
+    assert image_folder.split_folders(tmp_path, counted(names)) == found
     for folder in found.values() or [""]:
-        folders.check_classes(tmp_path, counted(names), folder)
+        image_folder.check_classes(tmp_path, counted(names), folder)
 
 
 REFUSED = [
@@ -132,11 +133,13 @@ REFUSED = [
 @pytest.mark.parametrize(("names", "message"), REFUSED)
 def test_sub_folders_that_cannot_be_meant_are_refused_unless_said_to_be_classes(tmp_path, names, message):
     with pytest.raises(UserError, match=message) as refused:
-        assert folders.split_folders(tmp_path, counted(names)) or folders.check_classes(tmp_path, counted(names))
+        assert image_folder.split_folders(tmp_path, counted(names)) or image_folder.check_classes(
+            tmp_path, counted(names)
+        )
     tops = sorted({name.partition("/")[0] for name in names})
     if len(tops) > 1:
         assert "layout=classes" in str(refused.value)
-        listing = folders.read(touch(tmp_path, names), layout="classes")["train"]
+        listing = image_folder.read(touch(tmp_path, names), layout="classes")["train"]
         assert [*listing.class_names.values()] == tops
         assert len(listing.names) == len({*names})
 
@@ -250,11 +253,11 @@ def test_images_without_a_suffix_are_seen_by_their_content(tmp_path):
         (tmp_path / f"{c % 2}").mkdir(exist_ok=True)
         Image.fromarray(np.full((9, 9, 3), 20 * c, np.uint8)).save(tmp_path / f"{c % 2}" / kind, kind)
     (tmp_path / "0" / "README").write_text("none of them")
-    found = folders.scan(tmp_path)
+    found = image_folder.scan(tmp_path)
     assert len(found.images) == 9
     assert found.others == [("0/README", "without a suffix that are no images", False)]
     (tmp_path / "0" / "unknown").write_bytes(b"\0\0\0\x18ftypheic")
-    assert folders.scan(tmp_path).others[-1][2]
+    assert image_folder.scan(tmp_path).others[-1][2]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
@@ -269,7 +272,7 @@ def test_pipes_devices_and_lost_links_are_no_images(tmp_path):
     # A list may name them; nobody waits for what never comes.
     reading = loading.Reading(8, 9, 0.5, False, 1, 0)
     for name in ("a/pipe.jpg", "a/zero.jpg", "a"):
-        source = splits.Source(np.zeros(1, np.int32), ("a",), None, None, names=(name,), root=str(tmp_path))
+        source = types.Source(np.zeros(1, np.int32), ("a",), None, None, names=(name,), root=str(tmp_path))
         with pytest.raises(UserError, match=r"cannot read the image .*it must be a regular file"):
             next(loading.blocks(source, 1, reading))
         skipping = loading.blocks(source, 1, reading._replace(skip_unreadable=True))
@@ -280,7 +283,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     with open(tmp_path / "1.jpg", "wb") as file:
         file.truncate(2**40)  # takes no room
     with pytest.raises(OSError, match="has more than 2 GiB"):
-        splits.read_regular(tmp_path / "1.jpg")
+        types.read_regular(tmp_path / "1.jpg")
     for read in (photographs.read_list, photographs.read_json):
         with pytest.raises(OSError, match="must be a regular file"):
             read(os.devnull)
@@ -296,7 +299,7 @@ def test_links_show_an_image_of_a_class_once_but_may_make_two_classes(tmp_path, 
     touch(tmp_path, ["a/deeper/1.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg"])
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "deeper", target_is_directory=True)
     (tmp_path / "c").symlink_to(tmp_path / "b", target_is_directory=True)
-    listing = folders.read(tmp_path)["train"]
+    listing = image_folder.read(tmp_path)["train"]
     assert listing.names == ["a/2.jpg", "a/3.jpg", "a/again/1.jpg", "b/1.jpg", "c/1.jpg"]
     assert "a: 1 images are there twice, by links; each counts once" in heard.text
 
@@ -342,7 +345,7 @@ def test_single_images_that_splits_share_are_said_and_one_in_a_hundred_is_refuse
     for split, content in (("train", b"%098da"), ("test", b"%098db")):
         for i in range(1, 300):
             (tmp_path / names[split][i]).write_bytes(content % i)
-    listings = {split: folders.Listing(names[split], None, {}) for split in names}
+    listings = {split: image_folder.Listing(names[split], None, {}) for split in names}
     for i, refused in ((1, False), (2, True)):
         (tmp_path / names["test"][i]).write_bytes((tmp_path / names["train"][i]).read_bytes())
         with pytest.raises(UserError, match="3 of the 300") if refused else contextlib.nullcontext():
@@ -358,14 +361,14 @@ def test_an_absolute_path_in_one_list_is_the_same_image(tmp_path):
 
 
 def numbered(folder, **labels):
-    return folders.Listing(
+    return image_folder.Listing(
         [f"{folder}/{c}/{i}.jpg" for c in labels for i in range(3)], np.repeat([*labels.values()], 3), {}
     )
 
 
 def in_parts(folder, *classes):
     names = [f"{folder}/{c}/part{i % 2}/{i}.jpg" for c in classes for i in range(4)]
-    return folders.Listing(names, np.repeat(np.arange(len(classes)), 4), {})
+    return image_folder.Listing(names, np.repeat(np.arange(len(classes)), 4), {})
 
 
 @pytest.mark.parametrize(

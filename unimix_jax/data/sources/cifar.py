@@ -7,7 +7,7 @@ import numpy as np
 
 from unimix_jax import storage
 from unimix_jax.data import download, pickles
-from unimix_jax.data.splits import search_path
+from unimix_jax.data.types import search_path
 from unimix_jax.errors import UserError
 
 HOME = "https://www.cs.toronto.edu/~kriz/"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from unimix_jax import priors
-from unimix_jax.data import photographs, sources, splits
+from unimix_jax.data import sources, types
+from unimix_jax.data.sources import photographs
 from unimix_jax.errors import UserError
 from unimix_jax.settings import default, use_photographs
 
@@ -241,7 +242,7 @@ def test_a_cut_of_a_skewed_set_is_as_large_as_its_profile_allows(folder):
 
 def test_stratified_splits_share_nothing_and_keep_the_shares():
     labels = np.repeat(np.arange(4), [1000, 100, 5, 1])
-    at = splits.stratified(labels, 4, {"test": 0.2, "validation": 0.1}, seed=3)
+    at = types.stratified(labels, 4, {"test": 0.2, "validation": 0.1}, seed=3)
     np.testing.assert_array_equal(np.sort(np.concatenate(list(at.values()))), np.arange(len(labels)))
     np.testing.assert_array_equal(np.bincount(labels[at["test"]]), [200, 20, 1])
     np.testing.assert_array_equal(np.bincount(labels[at["validation"]]), [100, 10, 1])
@@ -249,8 +250,8 @@ def test_stratified_splits_share_nothing_and_keep_the_shares():
 
 def test_digests_tell_names_and_labels(folder):
     source = load(dir=folder).train
-    assert splits.digest(source) == splits.digest(source._replace(root="elsewhere"))
-    assert splits.digest(source) != splits.digest(source.take(np.arange(len(source.labels))[::-1]))
+    assert types.digest(source) == types.digest(source._replace(root="elsewhere"))
+    assert types.digest(source) != types.digest(source.take(np.arange(len(source.labels))[::-1]))
 
 
 def test_links_that_lead_back_give_no_image_twice(folder):

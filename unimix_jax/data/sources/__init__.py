@@ -11,10 +11,9 @@ import pathlib
 import numpy as np
 
 from unimix_jax import priors
-from unimix_jax.data import cifar
-from unimix_jax.data.photographs import FIELDS, photographs
 from unimix_jax.data.rng import Stream, generator
-from unimix_jax.data.splits import Source, Splits, held_out, long_tailed, search_path
+from unimix_jax.data.sources import cifar, photographs
+from unimix_jax.data.types import Source, Splits, held_out, long_tailed, search_path
 from unimix_jax.errors import UserError, did_you_mean, one_of
 from unimix_jax.npz import array_names, names_of, read_arrays
 from unimix_jax.storage import GIB
@@ -231,6 +230,12 @@ _FIELDS = {  # beside the usual
     "cifar10": ("dir", "download", "validation_per_class"),
     "cifar100": ("dir", "download", "validation_per_class"),
     "arrays": ("file",),
-    "photographs": FIELDS,
+    "photographs": photographs.FIELDS,
 }
-SOURCES = {"digits": digits, "cifar10": cifar_lt, "cifar100": cifar_lt, "arrays": arrays, "photographs": photographs}
+SOURCES = {
+    "digits": digits,
+    "cifar10": cifar_lt,
+    "cifar100": cifar_lt,
+    "arrays": arrays,
+    "photographs": photographs.photographs,
+}

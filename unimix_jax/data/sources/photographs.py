@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.data import folders, images, prepared
-from unimix_jax.data.folders import Listing
-from unimix_jax.data.splits import (
+from unimix_jax.data import decode
+from unimix_jax.data.sources import image_folder, tfds
+from unimix_jax.data.sources.image_folder import Listing
+from unimix_jax.data.types import (
     Source,
     Splits,
     long_tailed_of_skewed,
@@ -60,10 +61,10 @@ def photographs(data) -> Splits:
             "no photographs named: give a folder with a sub-folder a class by --config.data.dir=FOLDER, or list files "
             "by --config.data.train_list=FILE"
         )
-    elif prepared.is_prepared(root):
-        return _splits(prepared.read(root, np.float32(data.mean), np.float32(data.std)), data)
+    elif tfds.is_prepared(root):
+        return _splits(tfds.read(root, np.float32(data.mean), np.float32(data.std)), data)
     else:
-        listings = folders.read(root, layout=data.layout, skip_other_files=data.skip_other_files)
+        listings = image_folder.read(root, layout=data.layout, skip_other_files=data.skip_other_files)
         _check_contents_apart(root, listings)
     classes, names = _classes(listings)
     mean, std = np.float32(data.mean), np.float32(data.std)
@@ -334,18 +335,18 @@ def _check_formats(root: pathlib.Path, names: list[str], go_on: bool) -> None:
     odd: dict[str, list[str]] = {}
     for name in names:
         suffix = os.path.splitext(name)[1].lower()
-        if suffix not in images.suffixes():
+        if suffix not in decode.suffixes():
             odd.setdefault(suffix, []).append(name)
     for suffix, found in sorted(odd.items()):
         try:
-            seen = images.is_image(read_regular(root / found[0]))
+            seen = decode.is_image(read_regular(root / found[0]))
         except OSError:
             seen = False
         if not seen:
             what = f"end in {suffix}" if suffix else "have no suffix"
             message = (
                 f"{len(found)} of the {len(names)} listed files {what} and are no images of a format that is read, "
-                f"such as {found[0]}; the formats are {', '.join(images.formats())}"
+                f"such as {found[0]}; the formats are {', '.join(decode.formats())}"
             )
             if not go_on:
                 raise UserError(message)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.data.splits import Source
+from unimix_jax.data.types import Source
 from unimix_jax.errors import UserError
 
 INFO = "dataset_info.json"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax.data import cifar, pickles, sources
+from unimix_jax.data import pickles, sources
+from unimix_jax.data.sources import cifar
 from unimix_jax.errors import UserError
 
 RANDOM = np.random.default_rng(0)

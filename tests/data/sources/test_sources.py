@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from unimix_jax import priors, settings
 from unimix_jax.data import sources
-from unimix_jax.data.splits import digest
+from unimix_jax.data.types import digest
 from unimix_jax.errors import UserError
 
 CUT = {"imbalance": 20.0, "profile": "exp", "cut_seed": 0, "split_seed": 0}
