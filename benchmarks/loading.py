@@ -27,6 +27,7 @@ from PIL import Image
 
 from unimix_jax.data import decode, loading, sampling
 from unimix_jax.data.types import Source
+from unimix_jax.data.views import Reading
 
 SIZES = {"as they are": None, "500 x 375": (500, 375), "1000 x 750": (1000, 750)}
 
@@ -59,7 +60,7 @@ def cases(paths: list[pathlib.Path], threads: list[int]) -> dict:
 
     def batches(count: int):
         decode.has_simplejpeg = lambda: True
-        reading = loading.Reading(224, 256, 0.08, False, threads=count, workers=0)
+        reading = Reading(224, 256, 0.08, False, threads=count, workers=0)
         picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=64)
         for _ in loading.batches(source, sets, picks_at, range(len(paths) // 64), views=64, seed=0, reading=reading):
             pass

@@ -13,7 +13,8 @@ import numpy as np
 
 import unimix_jax
 from unimix_jax import storage
-from unimix_jax.data.types import Splits, content, digest
+from unimix_jax.data.digests import content, digest
+from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError
 from unimix_jax.training import checkpoints, rundir, schedules
 
