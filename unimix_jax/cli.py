@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from unimix_jax import errors
 
@@ -86,13 +87,13 @@ def echo(text: str) -> None:
         _flush(sys.stdout)
 
 
-def terminal():
+def terminal() -> "_Terminal":
     """Return the user's standard error as a stream that drops text which cannot be written."""
     return _Terminal(_terminal or sys.stderr)
 
 
 @contextlib.contextmanager
-def redirect_library_output(path: str | os.PathLike):
+def redirect_library_output(path: str | os.PathLike) -> Iterator[None]:
     """Send what libraries print to standard error to a file; text for `terminal` still reaches the user.
 
     Threads and native code of libraries print tracebacks and warnings that no `except` can catch. If standard error is
@@ -134,13 +135,13 @@ def redirect_library_output(path: str | os.PathLike):
 class _Terminal:
     """A text stream that ignores failed writes: training continues, and log.txt has every line."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO):
         self.stream = stream
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, _Terminal) and self.stream is other.stream
 
     def __hash__(self) -> int:
@@ -226,7 +227,7 @@ STOP_SIGNALS = tuple(
 
 
 @contextlib.contextmanager
-def graceful_stop():
+def graceful_stop() -> Iterator[threading.Event]:
     """Turn the first signal into an event that the run checks after each step; the second signal ends at once.
 
     A signal that was ignored when the process started stays ignored: this is how `nohup` protects a run.

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import stat
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from unimix_jax.errors import UserError
 
@@ -194,7 +194,7 @@ def read_json(path: str | os.PathLike, limit: int = 16 * MIB) -> dict | None:
 _LOCKED_BYTE = 2**30  # under Windows: far behind the content, because nobody else can read a locked byte
 
 
-def lock(file) -> None:
+def lock(file: IO) -> None:
     """Lock an open file for this process; the lock ends when the file is closed or the process ends.
 
     The lock is advisory under Unix (`flock`), and covers one byte under Windows.

@@ -124,9 +124,9 @@ def _calibration_intervals(
     (calibrated) to 2. For each s the error on endless examples is known, and examples are drawn with their hits: an
     error is in the interval if the value found lies within the quantiles (of a Gaussian) of the values drawn under it.
     """
-    size, place = len(hits), per_example.bin_of(confidence, bins)
-    sizes = np.maximum(np.bincount(place, minlength=bins), 1)
-    gaps = (np.bincount(place, weights=hits - confidence, minlength=bins) / sizes)[place]
+    size, bin_index = len(hits), per_example.bin_of(confidence, bins)
+    sizes = np.maximum(np.bincount(bin_index, minlength=bins), 1)
+    gaps = (np.bincount(bin_index, weights=hits - confidence, minlength=bins) / sizes)[bin_index]
     accuracies = [np.clip(confidence + scale * gaps, 0, 1) for scale in _SCALES]
     measures = {name: measure for name, measure in _of_top_label(bins).items() if name in names}
     drawn = np.empty((max(samples // (len(_SCALES) - 1), 20), len(_SCALES), len(measures)))
@@ -139,14 +139,14 @@ def _calibration_intervals(
     half = statistics.NormalDist().inv_cdf((1 + level) / 2) * drawn.std(axis=0)
     low, high = drawn.mean(axis=0) - half, drawn.mean(axis=0) + half
     fine = np.linspace(_SCALES[0], _SCALES[-1], 401)
-    found = {}
+    ends_by_name = {}
     for i, (name, measure) in enumerate(measures.items()):
         value = measure(confidence, hits)
         limits = np.interp(fine, _SCALES, [measure(confidence, accuracy) for accuracy in accuracies])
         likely = np.interp(fine, _SCALES, low[:, i]) <= value, value <= np.interp(fine, _SCALES, high[:, i])
         ends = limits[likely[0] & likely[1]]
-        found[name] = (min([value, *ends]), min(max([value, *ends]), 1.0))
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+        ends_by_name[name] = (min([value, *ends]), min(max([value, *ends]), 1.0))
+    return {name: (float(low), float(high)) for name, (low, high) in ends_by_name.items()}
 
 
 def _of_top_label(bins: int) -> dict[str, Callable]:

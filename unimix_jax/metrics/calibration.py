@@ -100,8 +100,8 @@ def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibratio
     start = start or Calibration(fit_temperature(logits, labels), np.zeros(classes))
     first = np.concatenate([[-np.log(start.temperature)], start.bias])
     bounds = [(-np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0]))] + [(None, None)] * classes
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
-    theta = found.x if found.fun < loss(first)[0] else first
+    optimum = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
+    theta = optimum.x if optimum.fun < loss(first)[0] else first
     return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean())
 
 

@@ -195,9 +195,9 @@ def _class_ranges(probabilities, labels, edges: list[Callable]) -> Iterator[list
 def _range_gaps(values: np.ndarray, own: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return members minus sum of values of each range, and the ranges' sizes; `own` are the members' sorted values."""
     sizes = np.diff(borders)
-    held, sums = sizes > 0, np.zeros(len(sizes))  # ranges that hold something end where the next of them begins
-    if held.any():
-        sums[held] = np.add.reduceat(values, borders[:-1][held])
+    filled, sums = sizes > 0, np.zeros(len(sizes))  # ranges that hold something end where the next of them begins
+    if filled.any():
+        sums[filled] = np.add.reduceat(values, borders[:-1][filled])
     # Members before each border; of values that are tied across it the part that lies before it.
     at = values[np.minimum(borders, len(values) - 1)]
     first, last = (np.searchsorted(values, at, side=side) for side in ("left", "right"))

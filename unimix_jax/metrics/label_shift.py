@@ -161,7 +161,9 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
     return inverse - np.outer(row, row) / row.sum()
 
 
-def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bbse(
+    probabilities: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the prior of unlabelled data from the mean probabilities of each class's validation images.
 
     Column j of M holds the mean probabilities of the validation images of class j (the soft confusion matrix), and
@@ -173,8 +175,8 @@ def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -
 
     Args:
       probabilities: float64[N, K] of the test images.
-      held: float64[V, K] of the validation images.
-      held_labels: int[V].
+      validation: float64[V, K] of the validation images.
+      validation_labels: int[V].
 
     Returns:
       The prior float64[K], sums to 1, and the posterior's standard deviation of each share, float64[K].
@@ -186,25 +188,25 @@ def bbse(probabilities: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -
     regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
     """
     check_probabilities(probabilities)
-    check_probabilities(held)
+    check_probabilities(validation)
     size, classes = probabilities.shape
-    counts = np.bincount(held_labels, minlength=classes)
+    counts = np.bincount(validation_labels, minlength=classes)
     # A class without validation images looks like all of them together.
-    means = np.stack([per_example.class_means(column, held_labels, classes) for column in held.T])
-    means = np.where(counts > 0, means, held.mean(axis=0)[:, None])
+    means = np.stack([per_example.class_means(column, validation_labels, classes) for column in validation.T])
+    means = np.where(counts > 0, means, validation.mean(axis=0)[:, None])
     target = probabilities.mean(axis=0)
-    apart = held - means.T[held_labels]
-    pooled = apart.T @ apart / len(held)
+    apart = validation - means.T[validation_labels]
+    pooled = apart.T @ apart / len(validation)
     centred = probabilities - target
     # Half an image where a class gets no probability at all: it is uncertain too.
-    of_test = centred.T @ centred / size**2 + np.eye(classes) * (0.5 / size**2 + 0.5 / len(held) ** 2)
-    centre = (counts + 1 / classes) / (len(held) + 1)
+    of_test = centred.T @ centred / size**2 + np.eye(classes) * (0.5 / size**2 + 0.5 / len(validation) ** 2)
+    centre = (counts + 1 / classes) / (len(validation) + 1)
     pull = 1 / np.maximum(centre, _PULL / classes) ** 2
     shares = centre
     for _ in range(_ROUNDS):
         # The covariance of each class's images is its own and that of two images of the pooled one.
         each = shares**2 / np.maximum(counts, 0.5) / (counts + 2)
-        spread = of_test + (each[held_labels, None] * apart).T @ apart + 2 * each.sum() * pooled
+        spread = of_test + (each[validation_labels, None] * apart).T @ apart + 2 * each.sum() * pooled
         weighted = np.linalg.solve(spread, means)
         system, right = means.T @ weighted + np.diag(pull), weighted.T @ target + pull * centre
         shares = _not_negative(system, right)
@@ -338,22 +340,26 @@ def estimate_prior(
 
 
 def _misfit(
-    prior: np.ndarray, covariance: np.ndarray, held: np.ndarray, held_labels: np.ndarray, probabilities: np.ndarray
+    prior: np.ndarray,
+    covariance: np.ndarray,
+    validation: np.ndarray,
+    validation_labels: np.ndarray,
+    probabilities: np.ndarray,
 ) -> list[str]:
     """Return a warning if test images are less or more certain than label shift explains, otherwise [].
 
     Under label shift the mean of any function of an image equals its mean over the validation images of each class,
     weighted by the new prior. The function here is the confidence.
     """
-    confidence, held_confidence = probabilities.max(axis=1), held.max(axis=1)
-    sizes = np.bincount(held_labels, minlength=len(prior))
+    confidence, validation_confidence = probabilities.max(axis=1), validation.max(axis=1)
+    sizes = np.bincount(validation_labels, minlength=len(prior))
     # A class with few validation images takes the mean and variance of all of them in part.
     weight = sizes / (sizes + 2)
     known = sizes > 0
-    means = np.full(len(prior), held_confidence.mean())
-    means[known] = per_example.class_means(held_confidence, held_labels, len(prior))[known]
-    means = weight * means + (1 - weight) * held_confidence.mean()
-    variances = held_confidence.var() / (sizes + 2)
+    means = np.full(len(prior), validation_confidence.mean())
+    means[known] = per_example.class_means(validation_confidence, validation_labels, len(prior))[known]
+    means = weight * means + (1 - weight) * validation_confidence.mean()
+    variances = validation_confidence.var() / (sizes + 2)
     expected = prior @ means
     variance = confidence.var() / len(confidence) + prior**2 @ variances + means @ covariance @ means
     if abs(confidence.mean() - expected) <= max(_MISFIT * np.sqrt(max(variance, 0)), _MISFIT_LEAST):

@@ -4,6 +4,7 @@ Probabilities and labels are as in `measures`; confidences and hits are those of
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import (
@@ -173,7 +174,7 @@ def at_least_one(number: int, what: str = "bins") -> int:
     return number
 
 
-def checked(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
+def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities float[N, K] and labels int64[N] after the checks of `predictions`."""
     probabilities = checked_scores(probabilities, "probabilities")
     labels = checked_labels(labels, probabilities.shape, "labels")

@@ -3,9 +3,10 @@
 import io
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unimix_jax import npz, storage
 from unimix_jax.errors import UserError
@@ -25,7 +26,9 @@ class Predictions(NamedTuple):
     class_names: tuple[str, ...] | None = None  # K names
 
     @classmethod
-    def from_probabilities(cls, probabilities, labels=None, **others) -> "Predictions":
+    def from_probabilities(
+        cls, probabilities: ArrayLike, labels: ArrayLike | None = None, **others: Any
+    ) -> "Predictions":
         """Make predictions from probabilities, whose logarithms become the logits.
 
         Args:
@@ -89,7 +92,7 @@ def checked_predictions(predictions: Predictions, name: str = "the predictions")
     return Predictions(logits, labels, counts, prior, names)
 
 
-def checked_logits(logits, what: str) -> np.ndarray:
+def checked_logits(logits: ArrayLike, what: str) -> np.ndarray:
     """Return logits as float32 or float64 [N, K], N > 0, K > 1, finite and of a size whose squares are finite too.
 
     An entry of -inf, the logarithm of a probability of 0, becomes the logit of the smallest positive float64: 708.4
@@ -137,7 +140,7 @@ def refuse_probabilities(logits: np.ndarray, what: str) -> None:
             )
 
 
-def logits_of_probabilities(probabilities, what: str) -> np.ndarray:
+def logits_of_probabilities(probabilities: ArrayLike, what: str) -> np.ndarray:
     """Return the logarithm of probabilities [N, K], float64; 0 counts as the smallest positive float64.
 
     Raises:
@@ -159,7 +162,7 @@ def _without_infinity(logits: np.ndarray, what: str) -> np.ndarray:
     return np.where(logits == -np.inf, total + LOG_ZERO, logits)
 
 
-def checked_scores(scores, what: str) -> np.ndarray:
+def checked_scores(scores: ArrayLike, what: str) -> np.ndarray:
     """Return logits or probabilities as float32 or float64 [N, K], N > 0, K > 1.
 
     Raises:
@@ -174,7 +177,7 @@ def checked_scores(scores, what: str) -> np.ndarray:
     return scores if scores.dtype in (np.float32, np.float64) else scores.astype(np.float64)
 
 
-def checked_labels(labels, shape: tuple[int, int], what: str) -> np.ndarray:
+def checked_labels(labels: ArrayLike, shape: tuple[int, int], what: str) -> np.ndarray:
     """Return labels as int64[N] in 0..K-1, for scores of a shape (N, K).
 
     Raises:

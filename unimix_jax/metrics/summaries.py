@@ -70,7 +70,9 @@ def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarr
     return values
 
 
-def summary(predictions: Predictions, *, names=tuple(MEASURES), bins: int = BINS, by: str = "auto") -> dict:
+def summary(
+    predictions: Predictions, *, names: tuple[str, ...] = tuple(MEASURES), bins: int = BINS, by: str = "auto"
+) -> dict:
     """Return all measures of predictions, as metrics.json holds them for a split.
 
     Args:

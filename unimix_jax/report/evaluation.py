@@ -117,10 +117,10 @@ def _changed(about: dict) -> list[str]:
     return changed + [f"{name} of the run is gone; its command writes it anew" for name in about.get("gone", ())]
 
 
-def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list[str]:
+def _warnings(result: dict, test: Predictions, validation: Predictions | None) -> list[str]:
     """Return sentences that a reader should know before trusting the numbers."""
     lines = []
-    for split, predictions in (("test", test), ("validation", held)):
+    for split, predictions in (("test", test), ("validation", validation)):
         if predictions is not None:
             lines += _zeros(split, predictions)
     validation = result.get("validation")
@@ -131,8 +131,8 @@ def _warnings(result: dict, test: Predictions, held: Predictions | None) -> list
     lowest, highest = TEMPERATURES
     if "temperature" in result and not 1.1 * lowest < result["temperature"] < 0.9 * highest:
         lines.append(f"the temperature {result['temperature']:.3g} is at the end of where one is looked for")
-    for method, found in result["estimates"].items():
-        lines += [f"do not trust the test prior by {method.upper()}: {warning}" for warning in found["warnings"]]
+    for method, estimate in result["estimates"].items():
+        lines += [f"do not trust the test prior by {method.upper()}: {warning}" for warning in estimate["warnings"]]
     cut = [row for row in result.get("cut_tests", ()) if row["images"] < _FEW_TEST]
     if cut:
         sizes = ", ".join(f"{row['images']} at {row['imbalance']:g}" for row in cut)

@@ -100,15 +100,15 @@ def read_files(
       UserError: a file that is not there, not whole, or does not hold what it should.
     """
     test = read_predictions(predictions)
-    held = None if validation is None else read_predictions(validation)
-    if held is not None and held.labels is None:
+    of_validation = None if validation is None else read_predictions(validation)
+    if of_validation is not None and of_validation.labels is None:
         raise UserError(f"{validation} holds no array 'labels', which validation predictions must have")
     if counts is not None:
-        classes, found = test.logits.shape[1], read_counts(counts)
-        if len(found) != classes:
-            raise UserError(f"{counts} holds {len(found)} numbers, but {predictions} has {classes} classes")
-        test = test._replace(counts=found)
-    return ModelOutputs(name or pathlib.Path(predictions).stem, test, held)
+        classes, class_counts = test.logits.shape[1], read_counts(counts)
+        if len(class_counts) != classes:
+            raise UserError(f"{counts} holds {len(class_counts)} numbers, but {predictions} has {classes} classes")
+        test = test._replace(counts=class_counts)
+    return ModelOutputs(name or pathlib.Path(predictions).stem, test, of_validation)
 
 
 def read_all(
@@ -146,11 +146,11 @@ def read_all(
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     if len(set(names)) < len(names):
         raise UserError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
-    found = [read_run(path, name) for path, name in zip(workdirs, names, strict=False)]
-    held = validations or [None] * len(predictions)
-    for path, validation, name in zip(predictions, held, names[len(found) :], strict=True):
-        found.append(read_files(path, validation, counts or None, name))
-    return found
+    models = [read_run(path, name) for path, name in zip(workdirs, names, strict=False)]
+    validation_files = validations or [None] * len(predictions)
+    for path, validation, name in zip(predictions, validation_files, names[len(models) :], strict=True):
+        models.append(read_files(path, validation, counts or None, name))
+    return models
 
 
 def read_counts(path: str | os.PathLike) -> np.ndarray:
@@ -206,20 +206,20 @@ def output(path: str | os.PathLike) -> Output:
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix.lower() in (".html", ".htm") and not path.is_dir():
-        found = Output(path, path.with_name(f"{path.stem}_figures"))
+        paths = Output(path, path.with_name(f"{path.stem}_figures"))
     else:
         of_a_file = path.suffix.lower() in (".pdf", ".png", ".md", ".csv", ".json") and not path.is_dir()
         if path.is_file() or of_a_file:
             raise UserError(f"--output={path} is no folder; name a folder, or a file that ends in .html")
-        found = Output(path / "report.html", path / "figures")
-    taken = [p for p in (found.html, *found.others.values(), found.figures) if os.path.lexists(p)]
-    if taken and not (found.html.is_file() and _is_report(found.html)):
-        raise UserError(f"{taken[0]} is there already and is no report; give another --output")
+        paths = Output(path / "report.html", path / "figures")
+    existing = [p for p in (paths.html, *paths.others.values(), paths.figures) if os.path.lexists(p)]
+    if existing and not (paths.html.is_file() and _is_report(paths.html)):
+        raise UserError(f"{existing[0]} is there already and is no report; give another --output")
     try:
-        with tempfile.TemporaryFile(dir=next(p for p in found.html.absolute().parents if p.exists())):
-            return found
+        with tempfile.TemporaryFile(dir=next(p for p in paths.html.absolute().parents if p.exists())):
+            return paths
     except OSError as error:
-        raise UserError(f"cannot write {found.html} ({error.strerror or error}); give another --output") from None
+        raise UserError(f"cannot write {paths.html} ({error.strerror or error}); give another --output") from None
 
 
 def _is_report(path: pathlib.Path) -> bool:
@@ -231,7 +231,7 @@ def _is_report(path: pathlib.Path) -> bool:
 
 
 def write(
-    place: Output,
+    output: Output,
     title: str,
     about: str,
     sections: list[Section],
@@ -245,7 +245,7 @@ def write(
     removed.
 
     Args:
-      place: of `output`.
+      output: of `output`.
       title: see `html.html_document`.
       about: see `html.html_document`.
       sections: of `report.of_one` or `of_many`.
@@ -258,25 +258,25 @@ def write(
     drawn = [picture for section in sections for picture in section.pictures]
     pictures = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
     pngs = {p.name: pictures[p.name, "png"] for p in drawn}
-    contents = {place.html: html.html_document(title, about, sections, pngs)}
-    contents |= {place.figures / f"{name}.{kind}": data for (name, kind), data in pictures.items()}
-    contents[place.others["md"]] = html.markdown(title, about, sections, place.figures.name)
+    contents = {output.html: html.html_document(title, about, sections, pngs)}
+    contents |= {output.figures / f"{name}.{kind}": data for (name, kind), data in pictures.items()}
+    contents[output.others["md"]] = html.markdown(title, about, sections, output.figures.name)
     if results:
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(csv_rows(results))
-        contents[place.others["csv"]] = lines.getvalue()
-        contents[place.others["json"]] = storage.json_text({"models": results})
-    known = {place.figures / f"{name}.{kind}" for name in PICTURES for kind in ("png", "pdf")}
+        contents[output.others["csv"]] = lines.getvalue()
+        contents[output.others["json"]] = storage.json_text({"models": results})
+    known = {output.figures / f"{name}.{kind}" for name in PICTURES for kind in ("png", "pdf")}
     try:
-        place.html.parent.mkdir(parents=True, exist_ok=True)
-        if not place.html.exists():
+        output.html.parent.mkdir(parents=True, exist_ok=True)
+        if not output.html.exists():
             begun = Section("Not finished", ("This report was being written and was stopped; make it again.",))
-            storage.write_whole(place.html, html.html_document(title, about, [begun], {}))
+            storage.write_whole(output.html, html.html_document(title, about, [begun], {}))
         if pictures:
-            place.figures.mkdir(exist_ok=True)
+            output.figures.mkdir(exist_ok=True)
         for path, content in contents.items():
             storage.write_whole(path, content)
-        for path in (known | set(place.others.values())) - contents.keys():
+        for path in (known | set(output.others.values())) - contents.keys():
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or place.html}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {error.filename or output.html}: {error.strerror or error}") from None

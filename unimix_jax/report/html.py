@@ -77,17 +77,17 @@ def markdown(title: str, about: str, sections: list[Section], folder: str) -> st
         for sentence in section.text:
             lines += [f"- {_line(sentence)}"]
         lines += [""] if section.text else []
-        for found in section.tables:
-            rows = [[_inline(cell) for cell in row] for row in found.rows]
+        for table in section.tables:
+            rows = [[_inline(cell) for cell in row] for row in table.rows]
             shown = [markdown_table(rows), ""]
-            shown += [_line(found.note), ""] if found.note else []
-            if found.folded:
-                lines += [f"<details><summary>{_escaped(found.title)}</summary>", "", *shown, "</details>", ""]
+            shown += [_line(table.note), ""] if table.note else []
+            if table.folded:
+                lines += [f"<details><summary>{_escaped(table.title)}</summary>", "", *shown, "</details>", ""]
             else:
-                lines += [f"### {_inline(found.title)}", "", *shown]
-        place = urllib.parse.quote(folder, errors="surrogateescape")
+                lines += [f"### {_inline(table.title)}", "", *shown]
+        quoted = urllib.parse.quote(folder, errors="surrogateescape")
         for picture in section.pictures:
-            lines += [f"![{_inline(picture.caption)}]({place}/{picture.name}.png)", ""]
+            lines += [f"![{_inline(picture.caption)}]({quoted}/{picture.name}.png)", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -99,8 +99,8 @@ def _section(identity: str, section: Section, images: dict[str, bytes]) -> str:
     return f'<section id="{identity}">\n<h2>{_escaped(section.title)}</h2>\n{text}{pictures}{tables}\n</section>'
 
 
-def _table(found: Table) -> str:
-    head, *body = found.rows
+def _table(table: Table) -> str:
+    head, *body = table.rows
     columns = "".join(f'<th scope="col">{_escaped(cell)}</th>' for cell in head)
     rows = "\n".join(
         f'<tr><th scope="row">{_escaped(row[0])}</th>{"".join(f"<td>{_escaped(c)}</td>" for c in row[1:])}</tr>'
@@ -109,10 +109,10 @@ def _table(found: Table) -> str:
     kind = ' class="facts"' if head[1:] == ["value"] else ""
     content = f"<table{kind}>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
     content = f'<div class="scroll">{content}</div>'
-    note = f'\n<p class="soft">{_escaped(found.note)}</p>' if found.note else ""
-    if found.folded:
-        return f"<details>\n<summary>{_escaped(found.title)}</summary>\n{content}{note}\n</details>"
-    return f"<h3>{_escaped(found.title)}</h3>\n{content}{note}"
+    note = f'\n<p class="soft">{_escaped(table.note)}</p>' if table.note else ""
+    if table.folded:
+        return f"<details>\n<summary>{_escaped(table.title)}</summary>\n{content}{note}\n</details>"
+    return f"<h3>{_escaped(table.title)}</h3>\n{content}{note}"
 
 
 def _picture(picture: Picture, content: bytes) -> str:

@@ -7,10 +7,15 @@ tell them apart.
 import functools
 import io
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unimix_jax import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
@@ -37,7 +42,7 @@ _LONGEST = 60  # characters of a name at most
 _LABELLED = 30  # classes whose names are written out at most
 
 
-def _in_style(draw):
+def in_style(draw: Callable) -> Callable:
     """Let a function draw in the style of this module, independent of the user's own settings."""
 
     @functools.wraps(draw)
@@ -51,8 +56,8 @@ def _in_style(draw):
     return styled
 
 
-@_in_style
-def image(figure, kind: str, dpi: int = 150) -> bytes:
+@in_style
+def image(figure: "Figure", kind: str, dpi: int = 150) -> bytes:
     """Return a figure as the content of a "png" or "pdf" file; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
@@ -62,8 +67,8 @@ def image(figure, kind: str, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-@_in_style
-def reliability(panels: dict[str, metrics.Bins]):
+@in_style
+def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
     """Reliability diagrams side by side: accuracy in each bin of confidence, the gap hatched, the examples below.
 
     The bar ends at the accuracy. The gap to the confidence stands on the bar where the model is over-confident, and
@@ -115,8 +120,10 @@ def reliability(panels: dict[str, metrics.Bins]):
     return figure
 
 
-@_in_style
-def density(confidence: np.ndarray, hits: np.ndarray, *, batch: int = 100, draws: int = 2000, seed: int = 0):
+@in_style
+def density(
+    confidence: np.ndarray, hits: np.ndarray, *, batch: int = 100, draws: int = 2000, seed: int = 0
+) -> "Figure":
     """Draw the joint density of the mean accuracy and mean confidence of mini-batches (the paper's Fig. D2).
 
     Args:
@@ -154,8 +161,8 @@ def density(confidence: np.ndarray, hits: np.ndarray, *, batch: int = 100, draws
     return figure
 
 
-@_in_style
-def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *, log: bool = False):
+@in_style
+def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *, log: bool = False) -> "Figure":
     """Draw the confusion matrix, with classes sorted by training images (the paper's Fig. D4 to D7).
 
     Args:
@@ -188,8 +195,8 @@ def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *
     return figure
 
 
-@_in_style
-def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str] | None = None):
+@in_style
+def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str] | None = None) -> "Figure":
     """Draw the accuracy of each class against its training images.
 
     Args:
@@ -210,8 +217,8 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
         axis.plot(*np.array(middle).reshape(-1, 2).T, color=colour, label=_fitting(run, 3.4, 8) or " ")
         spread += [x.max() / x.min()] if len(x) else []
         if names is not None and len(runs) == 1 and few:
-            for place, (name, at) in enumerate(zip(np.array(names, object)[kept][order], order, strict=True)):
-                above = (3, 4) if place % 2 else (3, -9)  # of neighbours one above, one below
+            for rank, (name, at) in enumerate(zip(np.array(names, object)[kept][order], order, strict=True)):
+                above = (3, 4) if rank % 2 else (3, -9)  # of neighbours one above, one below
                 axis.annotate(_short(name), (x[at], y[at]), xytext=above, textcoords="offset points", fontsize=7)
     if max(spread) > 1:
         _log_scale(axis.xaxis, axis.set_xscale)
@@ -222,8 +229,8 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
     return figure
 
 
-@_in_style
-def training_curves(runs: dict[str, list[dict]]):
+@in_style
+def training_curves(runs: dict[str, list[dict]]) -> "Figure":
     """Draw loss, accuracy and ECE over the epochs, from the lines of metrics.jsonl.
 
     Args:
@@ -257,8 +264,8 @@ def training_curves(runs: dict[str, list[dict]]):
     return figure
 
 
-@_in_style
-def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]):
+@in_style
+def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]) -> "Figure":
     """Draw the test errors of several runs with intervals (the paper's Fig. D1).
 
     Args:
@@ -266,22 +273,22 @@ def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]):
     """
     figure, axis = _figure(5.6, 0.8 + 0.32 * len(runs))
     errors = [100 * (1 - accuracy) for accuracy, _ in runs.values()]
-    place = np.arange(len(runs))[::-1]
-    axis.barh(place, errors, color=BLUE, height=0.7)
+    positions = np.arange(len(runs))[::-1]
+    axis.barh(positions, errors, color=BLUE, height=0.7)
     farthest = max(errors)
-    for y, error, (_, interval) in zip(place, errors, runs.values(), strict=True):
+    for y, error, (_, interval) in zip(positions, errors, runs.values(), strict=True):
         low, high = (error, error) if interval is None else (100 * (1 - interval[1]), 100 * (1 - interval[0]))
         axis.plot([low, high], [y, y], color="black", linewidth=1.2)
         axis.annotate(f"{error:.1f}", (high, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         farthest = max(farthest, high)
-    axis.set_yticks(place, [_fitting(name, 2.8, 9) for name in runs])
+    axis.set_yticks(positions, [_fitting(name, 2.8, 9) for name in runs])
     axis.set(title="Test error", xlabel="test error, %", xlim=(0, 1.12 * max(farthest, 1)))
     axis.grid(visible=False, axis="y")
     return figure
 
 
-@_in_style
-def class_distributions(panels: list[dict]):
+@in_style
+def class_distributions(panels: list[dict]) -> "Figure":
     """Draw the class distributions of Corollaries 1 to 3 (the paper's Fig. A1), one panel each.
 
     Args:
@@ -292,13 +299,13 @@ def class_distributions(panels: list[dict]):
     rows = -(-len(panels) // columns)
     figure, axes = _figure(3.7 * columns, 3.1 * rows, rows, columns, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=True):
-        place = np.arange(1, len(panel["exact"]) + 1)
-        thin = len(place) > 40
-        axis.bar(place, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
+        positions = np.arange(1, len(panel["exact"]) + 1)
+        thin = len(positions) > 40
+        axis.bar(positions, panel["exact"], color=SKY, width=1.0 if thin else 0.8, label="exact")
         label, y, values = panel["closed"]
         axis.plot(y, values, color=RED, label=label)
         axis.plot(
-            place,
+            positions,
             panel["drawn"],
             color="black",
             marker=".",
@@ -313,8 +320,8 @@ def class_distributions(panels: list[dict]):
 
 def _series(lines: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and values of the lines that have a number under `key`."""
-    found = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
-    x, y = np.array(found, np.float64).reshape(-1, 2).T
+    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    x, y = np.array(points, np.float64).reshape(-1, 2).T
     return x, y
 
 

@@ -98,25 +98,25 @@ def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Sectio
     measured = [(g, r) for g, r in zip(all_outputs, results, strict=True) if "test" in r]
     ran = [g for g in all_outputs if g.about]
     sections = [Section("What was run", tables=tables.runs_tables(ran))] if ran else []
-    found = []
+    shown = []
     if measured:
         tested = [(r["name"], r["test"]) for _, r in measured]
-        found += [tables.side_by_side("Test measures", tested), *tables.intervals_side_by_side(tested)]
+        shown += [tables.side_by_side("Test measures", tested), *tables.intervals_side_by_side(tested)]
         if any("test_at_temperature" in r for _, r in measured):
             cooled = [
                 (f"{r['name']} (T = {r['temperature']:.2f})", r["test_at_temperature"])
                 for _, r in measured
                 if "test_at_temperature" in r
             ]
-            found.append(tables.side_by_side("The same at the temperature fitted on validation", cooled))
-        found += tables.seeds_tables(measured)
-        found += [*tables.cut_tables_side_by_side(measured), *tables.estimates_side_by_side(results)]
+            shown.append(tables.side_by_side("The same at the temperature fitted on validation", cooled))
+        shown += tables.seeds_tables(measured)
+        shown += [*tables.cut_tables_side_by_side(measured), *tables.estimates_side_by_side(results)]
         corrected = [
             (f"{r['name']}, corrected for {r['corrected']['for']}", r["corrected"])
             for _, r in measured
             if "corrected" in r
         ]
-        found += [tables.side_by_side("The same with corrected logits", corrected)] if corrected else []
+        shown += [tables.side_by_side("The same with corrected logits", corrected)] if corrected else []
         last = "; measures of the last step" if len(ran) == len(all_outputs) else ""
         bins = sorted({r["test"]["bins"] for _, r in measured})
         grouped = sorted({r["test"]["groups"] for _, r in measured if "groups" in r["test"]})
@@ -125,7 +125,7 @@ def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Sectio
             f"{metrics.THRESHOLD:g} on, ranges weighted by count.",
             *(f"Groups by {by}: {_GROUPS[by]}." for by in grouped),
         )
-        sections.append(Section("Measures", text, tuple(found)))
+        sections.append(Section("Measures", text, tuple(shown)))
         sections.append(Section("Pictures", pictures=_side_pictures(measured)))
     if lines := {g.name: g.about["lines"] for g in ran if g.about.get("lines")}:
         picture = Picture("training_curves", _CURVES, plots.training_curves(lines))
@@ -148,8 +148,8 @@ def remarks(results: list[dict], kind: str) -> list[str]:
 
 def _remarks(results: list[dict]) -> list[Section]:
     titles = {"warnings": "Read with care", "missing": "What is missing, and what would give it"}
-    found = [Section(title, tuple(remarks(results, kind))) for kind, title in titles.items()]
-    return [section for section in found if section.text]
+    sections = [Section(title, tuple(remarks(results, kind))) for kind, title in titles.items()]
+    return [section for section in sections if section.text]
 
 
 def csv_rows(results: list[dict]) -> list[list]:
@@ -191,7 +191,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.A
 def _cell(text: str) -> str:
     """Escape a name for a CSV file, so that no spreadsheet computes it and no terminal is controlled by it."""
     text = printable(text)
-    return text if _NUMBER.fullmatch(text) else _FORMULA.sub(lambda found: f"{found[0]}'", text)
+    return text if _NUMBER.fullmatch(text) else _FORMULA.sub(lambda match: f"{match[0]}'", text)
 
 
 def printed(results: list[dict]) -> list[Table]:

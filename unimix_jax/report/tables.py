@@ -77,9 +77,9 @@ def closing_table(values: dict) -> str:
         ("ECE", "ece"),
         ("MCE", "mce"),
     ):
-        if any(key in found for _, found in columns):
-            rows.append([label, *(_number(found.get(key), 100, 1) for _, found in columns)])
-    rows.append(["images", *(str(found.get("images", "")) for _, found in columns)])
+        if any(key in values_of for _, values_of in columns):
+            rows.append([label, *(_number(values_of.get(key), 100, 1) for _, values_of in columns)])
+    rows.append(["images", *(str(values_of.get("images", "")) for _, values_of in columns)])
     notes = {values[name]["other_prior"]: name for name in reversed(splits) if "other_prior" in values[name]}
     return "\n".join([table(rows), *(f"{name}: {note}" for note, name in reversed(notes.items()))])
 
@@ -157,15 +157,17 @@ def intervals_side_by_side(models: list[tuple[str, dict]]) -> list[Table]:
 def estimates_side_by_side(results: list[dict]) -> list[Table]:
     """Return the estimated shares of groups of classes of several models."""
     columns = ("true", "EM", "BBSE")
-    found = [
+    shares_by_group = [
         [f"{result['name']}: {group}", *(_number(shares.get(column), 100) for column in columns)]
         for result in results
         for group, shares in _group_shares(result).items()
     ]
-    if not found:
+    if not shares_by_group:
         return []
-    rows = [["share of the test images, %", *columns], *found]
-    return [Table("The prior of the test images, estimated without their labels", rows, folded=len(found) > 12)]
+    rows = [["share of the test images, %", *columns], *shares_by_group]
+    return [
+        Table("The prior of the test images, estimated without their labels", rows, folded=len(shares_by_group) > 12)
+    ]
 
 
 def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
@@ -201,14 +203,14 @@ def cut_tables(result: dict) -> list[Table]:
     )
     if "corrected_logits" in result:
         note += f" The logits that are corrected are {result['corrected_logits']}; those as they are, the model's own."
-    found = []
+    shown = []
     for measure, words, decimals in (("accuracy", "Accuracy", 1), ("ece", "ECE", 2)):
         rows = [["imbalance", "images", *variants]]
         for row in result["cut_tests"]:
             cells = [_number(row["variants"][v][measure], 100, decimals) for v in variants]
             rows.append([f"{row['imbalance']:g}", str(row["images"]), *cells])
-        found.append(Table(f"{words} on test sets cut to another imbalance, %", rows, "" if found else note))
-    return found
+        shown.append(Table(f"{words} on test sets cut to another imbalance, %", rows, "" if shown else note))
+    return shown
 
 
 def cut_tables_side_by_side(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
@@ -220,8 +222,8 @@ def cut_tables_side_by_side(measured: list[tuple[ModelOutputs, dict]]) -> list[T
     variants = list(dict.fromkeys(v for _, rows in cut for v in rows[0]["variants"]))
     for variant in variants:
         rows = [["run", *(f"{i:g}" for i in label_shift.IMBALANCES)]]
-        for name, found in cut:
-            rows.append([name, *(_number(row["variants"].get(variant, {}).get("accuracy"), 100) for row in found)])
+        for name, of_model in cut:
+            rows.append([name, *(_number(row["variants"].get(variant, {}).get("accuracy"), 100) for row in of_model)])
         note = "" if variant == "as it is" else " ".join(corrected)
         tables.append(Table(f"Accuracy on test sets cut to an imbalance, {variant}, %", rows, note))
     return tables
@@ -229,11 +231,11 @@ def cut_tables_side_by_side(measured: list[tuple[ModelOutputs, dict]]) -> list[T
 
 def estimates_table(result: dict) -> list[Table]:
     """Return the estimated and true shares of groups of classes; [] without an estimate or groups."""
-    found = _group_shares(result)
-    if not found:
+    shares_by_group = _group_shares(result)
+    if not shares_by_group:
         return []
-    rows = [["share of the test images, %", *next(iter(found.values()))]]
-    rows += [[group, *(_number(share, 100) for share in shares.values())] for group, shares in found.items()]
+    rows = [["share of the test images, %", *next(iter(shares_by_group.values()))]]
+    rows += [[group, *(_number(share, 100) for share in shares.values())] for group, shares in shares_by_group.items()]
     samples = max(estimate["samples"] for estimate in result["estimates"].values())
     note = "EM is the default: --test_prior=estimate corrects for its estimate. BBSE stands beside it for comparison."
     note += f" By class in the table of classes, with 95 % intervals (EM: {samples} samples)." if samples else ""
@@ -266,10 +268,10 @@ def classes_table(result: dict) -> Table:
         columns.append(("class ECE, %", [_number(v, 100, 3) for v in test["class_ece"]]))
     if share:
         columns.append(("test share, %", [_number(v, 100, 2) for v in share]))
-    for method, found in result["estimates"].items():
-        cells = [_number(v, 100, 2) for v in found["prior"]]
-        if "low" in found:
-            ends = zip(cells, found["low"], found["high"], strict=True)
+    for method, estimate in result["estimates"].items():
+        cells = [_number(v, 100, 2) for v in estimate["prior"]]
+        if "low" in estimate:
+            ends = zip(cells, estimate["low"], estimate["high"], strict=True)
             cells = [f"{c} ({_number(low, 100)} to {_number(high, 100)})" for c, low, high in ends]
         columns.append((f"share by {method.upper()}, %", cells))
     order = range(result["classes"]) if counts is None else np.argsort(-np.array(counts), kind="stable")
@@ -292,18 +294,18 @@ def runs_tables(ran: list[ModelOutputs]) -> tuple[Table, ...]:
     facts = [run_facts(outputs.about) for outputs in ran]
     known = list(dict.fromkeys(key for fact in facts for key in fact if key != "command"))
     alike = [key for key in known if len({fact.get(key) for fact in facts}) == 1]
-    found = [Table("In all runs", [["what", "value"], *([key, facts[0][key]] for key in alike)])]
+    shown = [Table("In all runs", [["what", "value"], *([key, facts[0][key]] for key in alike)])]
     if unlike := [key for key in known if key not in alike]:
         rows = [
             [outputs.name, *(fact.get(key, "-") for key in unlike)] for outputs, fact in zip(ran, facts, strict=True)
         ]
-        found.append(Table("In each run", [["run", *unlike], *rows]))
+        shown.append(Table("In each run", [["run", *unlike], *rows]))
     configs = [rundir.flat(outputs.about["config"]) for outputs in ran]
     keys = sorted({k for c in configs for k in c if any(c.get(k) != other.get(k) for other in configs)})
     if keys:
         differing = [["field", *(g.name for g in ran)], *([k, *(_plain(c.get(k, "-")) for c in configs)] for k in keys)]
-        found.append(Table("Fields in which the configs differ", differing, folded=True))
-    return tuple(found)
+        shown.append(Table("Fields in which the configs differ", differing, folded=True))
+    return tuple(shown)
 
 
 def run_facts(about: dict) -> dict[str, str]:

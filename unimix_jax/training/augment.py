@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from unimix_jax.training.rng import Use, use
 
 
-def crop_and_flip(keys, images, *, pad: int, flip: bool):
+def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
     """Pad with black, crop at an offset uniform in 0..2 * pad per axis, flip half of the images.
 
     Args:
@@ -30,7 +30,7 @@ def crop_and_flip(keys, images, *, pad: int, flip: bool):
     return images
 
 
-def jitter(keys, images, strengths: tuple[float, float, float]):
+def jitter(keys: jax.Array, images: jax.Array, strengths: tuple[float, float, float]) -> jax.Array:
     """Change brightness, contrast and saturation of each image by random factors, in a random order.
 
     Each change is a blend, with a factor uniform in 1 - strength..1 + strength, of the image with black, with its mean
@@ -64,16 +64,16 @@ def jitter(keys, images, strengths: tuple[float, float, float]):
     return jax.vmap(one)(keys, images)
 
 
-def normalise(images, mean, std):
+def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """Return (pixels / 255 - mean) / std as float32 for uint8[B, H, W, C]; mean and std are float32[C]."""
     return standardise(unit(images), mean, std)
 
 
-def unit(images):
+def unit(images: jax.Array) -> jax.Array:
     """Return pixels / 255 as float32 for uint8[B, H, W, C]."""
     return images.astype(jnp.float32) / 255
 
 
-def standardise(images, mean, std):
+def standardise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """Return (images - mean) / std for float32[B, H, W, C] in 0..1; mean and std are float32[C]."""
     return (images - mean) / std

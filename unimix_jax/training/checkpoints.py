@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import logging
 import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -11,13 +13,16 @@ import numpy as np
 from unimix_jax import storage
 from unimix_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from orbax.checkpoint import CheckpointManager
+
 _log = logging.getLogger(__name__)
 
 UNNAMED = "unnamed"  # the id of runs that began before a checkpoint named its run
 
 
 @contextlib.contextmanager
-def opened(directory: pathlib.Path, keep: int):
+def opened(directory: pathlib.Path, keep: int) -> Iterator["CheckpointManager"]:
     """Open the checkpoints of a run; leaving the context waits until the last checkpoint is on disk.
 
     Args:
@@ -47,7 +52,7 @@ def opened(directory: pathlib.Path, keep: int):
             manager.close()
 
 
-def save(manager, step: int, state, run: str = "") -> None:
+def save(manager: "CheckpointManager", step: int, state: Any, run: str = "") -> None:
     """Start to write the state after `step` steps.
 
     The arrays of the state may be donated at once, because they are copied to the host first.
@@ -75,7 +80,7 @@ def save(manager, step: int, state, run: str = "") -> None:
         raise RuntimeError(f"Orbax did not save step {step}; it has {manager.all_steps()}")
 
 
-def restore_newest(manager, directory: pathlib.Path, like, run: str = ""):
+def restore_newest(manager: "CheckpointManager", directory: pathlib.Path, like: Any, run: str = "") -> Any:
     """Return the newest sound state of a run as numpy arrays; move newer checkpoints that are not sound aside.
 
     A damaged checkpoint becomes `STEP.damaged`; one of another run, or of another step than its name says, becomes
@@ -144,7 +149,7 @@ def _not_written(directory, error: Exception) -> UserError:
     return UserError(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
 
 
-def digest(state) -> str:
+def digest(state: Any) -> str:
     """Return a digest of the names, types, shapes and bytes of a state's leaves."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -189,14 +190,14 @@ def distribute(
     return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options())
 
 
-def shard(tree, devices: Sequence, spmd: str = "shard_map"):
+def shard(tree: Any, devices: Sequence, spmd: str = "shard_map") -> Any:
     """Put a batch on the devices, to each its share of the leading axis, for a step of `distribute`."""
     if spmd == "pmap":
         return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), tree)
     return jax.device_put(tree, NamedSharding(_mesh(devices), P(AXIS)))
 
 
-def replicate(tree, devices: Sequence):
+def replicate(tree: Any, devices: Sequence) -> Any:
     """Put a whole tree on every device."""
     return jax.device_put(tree, NamedSharding(_mesh(devices), P()))
 

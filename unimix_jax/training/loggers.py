@@ -5,16 +5,21 @@ import datetime
 import logging
 import pathlib
 import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from unimix_jax import cli
 from unimix_jax.errors import printable
 from unimix_jax.training.rundir import LOG
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 _LINES_APART = 5.0  # seconds between plain lines of steps
 
 
 @contextlib.contextmanager
-def log_to(directory: pathlib.Path):
+def log_to(directory: pathlib.Path) -> Iterator[None]:
     """Send the project's log lines to standard error, around a progress bar, and to log.txt.
 
     Inside of the context Orbax logs errors only. Afterwards all loggers are as they were before.
@@ -52,24 +57,24 @@ def log_to(directory: pathlib.Path):
 class _OneLine(logging.Formatter):
     """One line for each record; names of files and replies of servers in it cannot control a terminal."""
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _File(logging.FileHandler):
-    def handleError(self, record):
+    def handleError(self, record: logging.LogRecord) -> None:
         """Ignore the error if log.txt cannot be written: the run continues, and the terminal shows the lines."""
 
 
 class _Console(logging.Handler):
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=cli.terminal())
 
 
 @contextlib.contextmanager
-def progress_bar(first: int, total: int):
+def progress_bar(first: int, total: int) -> Iterator[tuple["tqdm", Callable[[dict], None]]]:
     """Show the steps of a run: a bar in a terminal, otherwise a line every few seconds.
 
     Args:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,9 @@ from unimix_jax.training import input as training_input
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import StepInputs, TrainState, train_step
 
+if TYPE_CHECKING:
+    from orbax.checkpoint import CheckpointManager
+
 _log = logging.getLogger(__name__)
 
 _WATCHED = ("accuracy", "ece", "nll")  # measures that evaluations on the way record
@@ -36,7 +39,7 @@ class Due(NamedTuple):
 
 
 def train(
-    experiment: Experiment, state: TrainState, manager, stop_requested: threading.Event
+    experiment: Experiment, state: TrainState, manager: "CheckpointManager", stop_requested: threading.Event
 ) -> tuple[TrainState, dict[str, predict.Scores], dict]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 

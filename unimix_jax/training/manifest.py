@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,15 +19,18 @@ from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError
 from unimix_jax.training import checkpoints, rundir, schedules
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _log = logging.getLogger(__name__)
 
 
-def plain(config) -> dict:
+def plain(config: "ConfigDict") -> dict:
     """Return a config as nested dicts of JSON values."""
     return json.loads(config.to_json_best_effort())
 
 
-def previous_manifest(config, directory: pathlib.Path) -> dict:
+def previous_manifest(config: "ConfigDict", directory: pathlib.Path) -> dict:
     """Read run.json of an earlier start in this directory, and compare its config with this one.
 
     Args:
@@ -57,7 +61,7 @@ def previous_manifest(config, directory: pathlib.Path) -> dict:
 
 def new_manifest(
     previous: dict,
-    config,
+    config: "ConfigDict",
     splits: Splits,
     test_prior: np.ndarray,
     environment: dict,

@@ -7,6 +7,7 @@ import os
 import pathlib
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from unimix_jax import metrics, storage
 from unimix_jax.errors import Failure, Interrupted, NonFiniteError, UserError
@@ -27,11 +28,15 @@ from unimix_jax.training import (
     unreadable,
 )
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+    from orbax.checkpoint import CheckpointManager
+
 _log = logging.getLogger(__name__)
 
 
 def run(
-    config,
+    config: "ConfigDict",
     directory: str | os.PathLike,
     stop_requested: threading.Event | None = None,
     clock: timings.Clock | None = None,
@@ -133,7 +138,7 @@ def _checkpoint_manager(experiment: setup.Experiment):
             stack.close()
 
 
-def starting_state(experiment: setup.Experiment, manager) -> step.TrainState:
+def starting_state(experiment: setup.Experiment, manager: "CheckpointManager") -> step.TrainState:
     """Return the state to go on from, on the devices: the newest sound checkpoint's, or a new one.
 
     Args:

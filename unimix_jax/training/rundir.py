@@ -13,6 +13,7 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -145,7 +146,7 @@ def discard(directory: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path):
+def locked(directory: pathlib.Path) -> Iterator[None]:
     """Lock the run directory for this process; the lock ends with the process, however that ends.
 
     The lock is local (see `storage.lock`): on network file systems and buckets it may protect nothing. If the file

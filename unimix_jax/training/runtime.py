@@ -9,7 +9,7 @@ import os
 import pathlib
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_IND
 
 
 @contextlib.contextmanager
-def runtime(cores: int = 0):
+def runtime(cores: int = 0) -> Iterator[None]:
     """Prepare the process for a run by `prepare_runtime`; restore its environment and JAX's options afterwards."""
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     environment, before = os.environ.copy(), {name: getattr(jax.config, name) for name in options}

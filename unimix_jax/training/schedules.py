@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 USUAL_WARMUP = -1.0  # the default of config.optim.warmup_epochs
 
 
-def learning_rate(optim, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
+def learning_rate(optim: "ConfigDict", epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the step, counted from 0: it falls in steps or by the cosine.
 
     With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to 180, then

@@ -6,7 +6,7 @@ import logging
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,9 @@ from unimix_jax.models import assembly, layers, resnet, weights
 from unimix_jax.training import devices as devices_
 from unimix_jax.training import optim, rundir, step, timings, unreadable
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +33,7 @@ _log = logging.getLogger(__name__)
 class Experiment:
     """Everything that is resolved before the first step and stays the same until the last one."""
 
-    config: Any  # ConfigDict
+    config: "ConfigDict"
     directory: pathlib.Path
     splits: Splits
     class_index: sampling.ByClass
@@ -52,7 +55,7 @@ class Experiment:
 
 
 def prepare(
-    config,
+    config: "ConfigDict",
     directory: pathlib.Path,
     clock: timings.Clock | None = None,
     stop_requested: threading.Event | None = None,

@@ -51,7 +51,7 @@ def first_state(variables: dict, optimiser: optax.GradientTransformation) -> Tra
     return TrainState(jnp.int32(0), params, variables["batch_stats"], optimiser.init(params))
 
 
-def group_of(path) -> str:
+def group_of(path: tuple) -> str:
     """Return the group of a parameter: backbone, classifier, or scale (the learnable one of a head)."""
     names = [key.key for key in path]
     if names[0] != "head":
@@ -59,7 +59,7 @@ def group_of(path) -> str:
     return "scale" if names[-1] == "scale" else "classifier"
 
 
-def mixed_batch(batch: Batch, seed, step, stage: Stage, config: StepConfig) -> mixing.Mixed:
+def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, config: StepConfig) -> mixing.Mixed:
     """Augment a batch and its partners, each image by the random keys of its view, then mix as the stage says."""
 
     def ready(images, views):
@@ -210,7 +210,7 @@ def _accumulated(part, mixed: mixing.Mixed, batch_stats, config: StepConfig):
     return *sums, batch_stats
 
 
-def predict_step(variables: dict, images, *, network: nn.Module, config: StepConfig):
+def predict_step(variables: dict, images: jax.Array, *, network: nn.Module, config: StepConfig) -> jax.Array:
     """Return the logits float32[B, K] of raw images uint8[B, H, W, C], with the running batch statistics."""
     images = augment.normalise(images, config.mean, config.std)
     return network.apply(variables, images, train=False)
