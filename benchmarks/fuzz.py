@@ -34,7 +34,8 @@ import numpy as np
 
 from unimix_jax import priors, storage
 from unimix_jax.config.compare import differing_keys
-from unimix_jax.data import cifar, download, photographs, prepared, sources
+from unimix_jax.data import download, sources
+from unimix_jax.data.sources import cifar, inaturalist, list_file, tfds
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.report import files
@@ -276,9 +277,9 @@ def _read_text(folder: pathlib.Path) -> None:
     for read in (
         lambda: files.read_counts(folder / "numbers.txt"),
         lambda: files.read_counts(folder / "numbers.npz"),
-        lambda: priors.read_test_prior(str(folder / "prior.txt"), COUNTS),
-        lambda: photographs.read_list(folder / "list.txt"),
-        lambda: photographs.read_json(folder / "list.json"),
+        lambda: priors.test_prior(str(folder / "prior.txt"), COUNTS),
+        lambda: list_file.read(folder / "list.txt"),
+        lambda: inaturalist.read(folder / "list.json"),
     ):
         try:
             read()
@@ -443,9 +444,9 @@ READERS = {
     "arrays": Reader(_write_arrays, _read_arrays, damaged_npz, 0.7),
     "run": Reader(_write_run, _read_run, damaged_json),
     "text": Reader(_write_text, _read_text, _damaged_text),
-    "cifar_python": Reader(_write_cifar, lambda f: cifar.read("cifar10", str(f)), damaged_pickle),
-    "cifar_binary": Reader(_write_cifar_binary, lambda f: cifar.read("cifar100", str(f)), damaged, 0.2),
-    "prepared": Reader(_write_prepared, lambda f: prepared.read(f, np.zeros(3), np.ones(3)), _damaged_prepared, 0.05),
+    "cifar_python": Reader(_write_cifar, lambda f: cifar.read_rows("cifar10", str(f)), damaged_pickle),
+    "cifar_binary": Reader(_write_cifar_binary, lambda f: cifar.read_rows("cifar100", str(f)), damaged, 0.2),
+    "prepared": Reader(_write_prepared, lambda f: tfds.read(f, np.zeros(3), np.ones(3)), _damaged_prepared, 0.05),
     "weights": Reader(_write_weights, _read_weights, damaged_tensors, 0.7),
     "archive": Reader(
         _write_archive, lambda f: download.extract(f / "a.tar.gz", f / "set", ("a", "b"), 10_000), damaged, 0.3

@@ -20,8 +20,8 @@ def main():
     import numpy as np
 
     from unimix_jax import priors
-    from unimix_jax.batch import Batch
     from unimix_jax.config import default, use_method
+    from unimix_jax.data.types import Batch
     from unimix_jax.methods import build as methods
     from unimix_jax.models import resnet
     from unimix_jax.training import optim, runtime
@@ -39,7 +39,7 @@ def main():
         name="unimix_bayias",
         epochs=200,
         steps_per_epoch=97,
-        test_prior=priors.read_test_prior("uniform", counts),
+        test_prior=priors.test_prior("uniform", counts),
     ).stages[0]
     kernels = kernels(devices, "auto") if case.variant == "auto" else case.variant
     network = resnet.build(case.network, case.classes, axis=AXIS, kernels=kernels)

@@ -25,8 +25,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from unimix_jax.data import images, loading, sampling
-from unimix_jax.data.splits import Source
+from unimix_jax.data import decode, loading, sampling
+from unimix_jax.data.types import Source
+from unimix_jax.data.views import Reading
 
 SIZES = {"as they are": None, "500 x 375": (500, 375), "1000 x 750": (1000, 750)}
 
@@ -50,22 +51,22 @@ def cases(paths: list[pathlib.Path], threads: list[int]) -> dict:
     labels = np.zeros(len(paths), np.int32)
     source = Source(labels, ("all",), flat, flat, names=tuple(map(str, paths)))
     sets = sampling.sorted_by_class(labels)
-    centre = functools.partial(images.centre_box, size=224, resize=256)
+    centre = functools.partial(decode.centre_box, size=224, resize=256)
 
     def views(simple: bool, box_at):
-        images.has_simplejpeg = lambda: simple
+        decode.has_simplejpeg = lambda: simple
         for i in range(len(paths)):
-            images.decoded(source.read(i), box_at(i), 224)
+            decode.decoded(source.read(i), box_at(i), 224)
 
     def batches(count: int):
-        images.has_simplejpeg = lambda: True
-        reading = loading.Reading(224, 256, 0.08, False, threads=count, workers=0)
+        decode.has_simplejpeg = lambda: True
+        reading = Reading(224, 256, 0.08, False, threads=count, workers=0)
         picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=64)
         for _ in loading.batches(source, sets, picks_at, range(len(paths) // 64), views=64, seed=0, reading=reading):
             pass
 
     def random_at(i: int):
-        return functools.partial(images.random_box, seed=0, step=0, view=i)
+        return functools.partial(decode.random_box, seed=0, step=0, view=i)
 
     found = {
         "libjpeg-turbo": lambda: [simplejpeg.decode_jpeg(x) for x in data],

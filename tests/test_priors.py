@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from unimix_jax import priors
+from unimix_jax.data import longtail
 from unimix_jax.errors import UserError
 
 
@@ -14,61 +15,6 @@ def test_counts_are_those_of_counting():
 def test_labels_out_of_range_are_refused(labels):
     with pytest.raises(UserError, match=r"must lie in 0\.\.2"):
         priors.class_counts(np.array(labels), 3)
-
-
-@pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("imbalance", [10, 20, 50, 100, 200])
-def test_exponential_profile_is_the_authors(golden, classes, imbalance):
-    expected = golden("subset_made_up")[f"counts_c{classes}_exp_{imbalance}"]
-    np.testing.assert_array_equal(priors.profile("exp", 50000 // classes, classes, imbalance), expected)
-
-
-@pytest.mark.parametrize("imbalance", [10, 100])
-def test_step_profile_is_the_authors(golden, imbalance):
-    expected = golden("subset_made_up")[f"counts_c10_step_{imbalance}"]
-    np.testing.assert_array_equal(priors.profile("step", 5000, 10, imbalance), expected)
-
-
-@pytest.mark.parametrize("kind", priors.PROFILES)
-@pytest.mark.parametrize(("classes", "imbalance"), [(2, 5.0), (7, 30.0), (1, 10.0), (10, 1.0)])
-def test_profiles_fall_from_the_largest_to_the_stated_imbalance(kind, classes, imbalance):
-    counts = priors.profile(kind, 1000, classes, imbalance)
-    assert counts[0] == 1000
-    assert (np.diff(counts) <= 0).all()
-    if classes > 1:
-        assert abs(counts[-1] - 1000 / imbalance) <= 1
-
-
-@pytest.mark.parametrize("imbalance", [0.01, 0, float("nan"), float("inf")])
-def test_imbalance_below_one_is_refused(imbalance):
-    with pytest.raises(UserError, match="at least 1"):
-        priors.profile("exp", 10, 10, imbalance)
-
-
-@pytest.mark.parametrize("classes", [10, 100])
-def test_the_official_subset_is_the_published_one(golden, classes):
-    file = golden("subset_official")
-    counts = priors.profile("exp", 50000 // classes, classes, 100)
-    chosen = priors.long_tailed_subset(file[f"labels_c{classes}"], counts)
-    np.testing.assert_array_equal(chosen, file[f"indices_c{classes}_exp_100"])
-
-
-def test_another_subset_seed_is_the_authors_too(golden):
-    file = golden("subset_made_up")
-    chosen = priors.long_tailed_subset(file["labels_c10"], file["counts_c10_exp_100"], seed=1)
-    np.testing.assert_array_equal(chosen, file["indices_c10_exp_100_seed1"])
-
-
-def test_a_cut_leaves_the_global_generator_alone():
-    np.random.seed(5)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    priors.long_tailed_subset(np.zeros(9, int), [3])
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-
-
-def test_a_cut_larger_than_a_class_is_refused():
-    with pytest.raises(UserError, match="class 1 has 2 images, but the long-tailed cut asks for 3"):
-        priors.long_tailed_subset(np.array([0, 0, 0, 1, 1]), [1, 3])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +34,7 @@ def test_powers_of_a_prior(power, expected):
     [(100, 100, (35, 35, 30)), (100, 50, (41, 41, 18)), (100, 200, (30, 31, 39)), (10, 100, (8, 2, 0))],
 )
 def test_groups_by_shots_have_the_known_sizes(classes, imbalance, sizes):
-    groups = priors.groups(priors.profile("exp", 50000 // classes, classes, imbalance))
+    groups = priors.groups(longtail.profile("exp", 50000 // classes, classes, imbalance))
     assert tuple(int(members.sum()) for members in groups.values()) == sizes
 
 
@@ -121,7 +67,7 @@ def test_test_priors(tmp_path):
         "imbalance:0.01": [100 / 111, 1 / 111, 10 / 111],
         str(file): [0.25, 0.25, 0.5],
     }.items():
-        np.testing.assert_allclose(priors.read_test_prior(text, counts), expected, rtol=1e-12, err_msg=text)
+        np.testing.assert_allclose(priors.test_prior(text, counts), expected, rtol=1e-12, err_msg=text)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +93,4 @@ def test_wrong_test_priors_are_refused(tmp_path, text, message):
         (tmp_path / "prior.txt").write_text(text.removeprefix("FILE:"))
         text = str(tmp_path / "prior.txt")
     with pytest.raises(UserError, match=message):
-        priors.read_test_prior(text, np.array([3, 2, 1]))
+        priors.test_prior(text, np.array([3, 2, 1]))

@@ -32,7 +32,7 @@ def special(request, tmp_path):
 
 
 def test_what_is_no_regular_file_is_not_opened(special):
-    from unimix_jax.data import photographs
+    from unimix_jax.data.sources import list_file
     from unimix_jax.models import weights
 
     for read in (
@@ -50,9 +50,9 @@ def test_what_is_no_regular_file_is_not_opened(special):
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
         weights.begun_from(special, {})
     with pytest.raises(UserError, match="must be uniform, train"):
-        priors.read_test_prior(str(special), np.array([1, 2]))
+        priors.test_prior(str(special), np.array([1, 2]))
     with pytest.raises(UserError, match="which is neither there nor in"):
-        photographs._find_list(str(special), special.parent, "config.data.train_list")
+        list_file.find(str(special), special.parent, "config.data.train_list")
 
 
 def test_a_larger_file_than_any_of_its_kind_is_not_read(tmp_path):

@@ -1,21 +1,18 @@
-"""Class counts and what follows from them: profiles, long-tailed subsets, priors, groups. numpy only.
+"""Class counts, and the priors, class weights and groups of classes that follow from them. numpy only.
 
-"Prior" is a probability per class, "counts" images per class, "imbalance" the largest class
-divided by the smallest.
+A "prior" is a probability per class, "counts" are images per class, "imbalance" is the largest class divided by the
+smallest.
 """
 
 import math
-import pathlib
 
 import numpy as np
 
-from unimix_jax import registry
+from unimix_jax import registry, storage
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.storage import MIB, read_text
 
-PROFILES = ("exp", "step", "pareto")
 GROUPS = ("shots", "thirds")
-_LARGEST_PRIOR = 4 * MIB  # bytes of a file of a test prior
+_LARGEST_PRIOR = 4 * storage.MIB  # bytes of a file of a test prior
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -42,86 +39,6 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
             f"label {wrong[0]} occurs, but with {num_classes} classes labels must lie in 0..{num_classes - 1}"
         )
     return np.bincount(labels, minlength=num_classes).astype(np.int64)
-
-
-def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.ndarray:
-    """Counts of a long-tailed training set, class 0 the largest.
-
-    exp: n_max * (1/imbalance)**(c/(K-1)); step: the first ceil(K/2) classes n_max, the others
-    n_max/imbalance; pareto: n_max * (c+1)**-a, the exponent a such that the last class has
-    n_max/imbalance. All are cut down to whole images.
-
-    Args:
-      kind: "exp", "step" or "pareto".
-      n_max: images of the largest class, at least 1.
-      num_classes: K >= 1.
-      imbalance: largest class / smallest, at least 1.
-
-    Returns:
-      int64[K]; a class can come out at 0, which the data sources refuse.
-
-    Raises:
-      UserError: an unknown kind, or an imbalance below 1.
-
-    Source: kaidic/LDAM-DRW, imbalance_cifar.py (exp, and step for even K); the rank-size form of
-    Pareto's law is ours.
-
-    Example:
-      >>> profile("exp", 5000, 3, imbalance=100)
-      array([5000,  500,   50])
-    """
-    one_of("profile (config.data.profile)", kind, PROFILES)
-    if not (math.isfinite(imbalance) and imbalance >= 1):
-        raise UserError(
-            f"imbalance is {imbalance:g}; it is the largest class divided by the smallest and must be at least 1"
-        )
-    rank = np.arange(num_classes)
-    last = max(num_classes - 1, 1)
-    if kind == "exp":
-        # Python floats in this order: numpy's power differs in the last bit, and a count could too.
-        shares = [(1 / imbalance) ** (c / last) for c in range(num_classes)]
-    elif kind == "step":
-        shares = np.where(rank < (num_classes + 1) // 2, 1.0, 1 / imbalance)
-    else:
-        shares = (rank + 1.0) ** (-math.log(imbalance) / math.log(num_classes) if num_classes > 1 else 0.0)
-        shares += 1e-12  # the last share is 1/imbalance but for rounding: it must not cost an image
-    return np.array([int(n_max * share) for share in shares], np.int64)
-
-
-def long_tailed_subset(labels: np.ndarray, counts: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Choose `counts[c]` images of each class c, as the field does: shuffle a class, keep its front.
-
-    With seed 0 and the official CIFAR labels these are the published subsets of CIFAR-LT. Subsets
-    are nested: a smaller count keeps the front of the same shuffle.
-
-    Args:
-      labels: int[N] of the full set, in file order.
-      counts: int[K], images to keep.
-      seed: of a private legacy generator, whose shuffle equals `np.random.seed(seed)`'s.
-
-    Returns:
-      int64[sum(counts)], positions, class by class.
-
-    Raises:
-      UserError: a class has fewer images than asked for.
-
-    Source: kaidic/LDAM-DRW and XuZhengzhuo/Prior-LT, imbalance_cifar.py.
-
-    Example: a smaller subset is a part of a larger one.
-      >>> labels = np.repeat([0, 1], 50)
-      >>> small, large = (set(long_tailed_subset(labels, [n, 5]).tolist()) for n in (20, 40))
-      >>> len(small), len(large), small < large
-      (25, 45, True)
-    """
-    random = np.random.RandomState(seed)
-    chosen = []
-    for c, count in enumerate(counts):
-        positions = np.where(labels == c)[0]
-        if len(positions) < count:
-            raise UserError(f"class {c} has {len(positions)} images, but the long-tailed cut asks for {count}")
-        random.shuffle(positions)
-        chosen.append(positions[:count])
-    return np.concatenate(chosen).astype(np.int64)
 
 
 def prior(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
@@ -213,23 +130,22 @@ def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
     return {"many": many, "medium": ~(many | few), "few": few}
 
 
-def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
-    """Read the prior of the data to predict, as a user writes it.
+def test_prior(text: str, counts: np.ndarray) -> np.ndarray:
+    """Return the prior of the data to predict, as a user writes it.
 
     Args:
-      text: "uniform"; "train"; "imbalance:R", exponential over the classes ranked by training
-        count, the most frequent first (R below 1 turns the order round); or the path of a text
-        file with one non-negative number per class.
+      text: "uniform"; "train"; "imbalance:R", exponential over the classes ranked by training count, the most frequent
+        first (R below 1 reverses the order); or the path of a text file with one positive number per class.
       counts: int[K], training images per class.
 
     Returns:
       float64[K], positive, sums to 1.
 
     Raises:
-      UserError: none of these, or a prior with another number of classes or a zero.
+      UserError: the text is none of these, or the file has another number of classes or a number that is not positive.
 
     Example:
-      >>> read_test_prior("imbalance:9", np.array([500, 20]))
+      >>> test_prior("imbalance:9", np.array([500, 20]))
       array([0.9, 0.1])
     """
     counts = np.asarray(counts)
@@ -238,26 +154,11 @@ def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
     if text == "train":
         return prior(counts)
     if text.startswith("imbalance:"):
-        try:
-            imbalance = float(text.removeprefix("imbalance:"))
-        except ValueError:
-            imbalance = math.nan
-        if not 1e-100 <= imbalance <= 1e100:
-            raise UserError(
-                f"test_prior is {text!r}; after 'imbalance:' comes a positive number, such as imbalance:100, within "
-                "1e-100 and 1e100"
-            )
-        weights = np.empty(len(counts))
-        ranked = np.argsort(-counts, kind="stable")
-        weights[ranked] = imbalance ** (-np.arange(len(counts)) / max(len(counts) - 1, 1))
-        return prior(weights)
-    if not pathlib.Path(text).is_file():
+        return _exponential_prior(text, counts)
+    numbers = storage.read_numbers(text, _LARGEST_PRIOR)
+    if numbers is None:
         raise UserError(f"test_prior is {text!r}; it must be uniform, train, imbalance:R or the path of a file")
-    lines = read_text(text, _LARGEST_PRIOR).splitlines()
-    try:
-        weights = np.array([float(word) for line in lines for word in line.partition("#")[0].split()])
-    except ValueError as error:
-        raise UserError(f"the test prior in {text} cannot be read: {str(error)[:100]}") from None
+    weights = np.array(numbers)
     if weights.shape != counts.shape or not np.isfinite(weights).all() or not (weights > 0).all():
         raise UserError(
             f"the test prior in {text} has {len(weights)} numbers; it must hold {len(counts)} positive numbers"
@@ -266,4 +167,21 @@ def read_test_prior(text: str, counts: np.ndarray) -> np.ndarray:
         total = weights.sum()
     if not np.isfinite(total) or not (weights / total > 0).all():
         raise UserError(f"the test prior in {text} has numbers too large or too far apart; shares sum to 1")
+    return prior(weights)
+
+
+def _exponential_prior(text: str, counts: np.ndarray) -> np.ndarray:
+    """Return the prior of "imbalance:R", float64[K]."""
+    try:
+        imbalance = float(text.removeprefix("imbalance:"))
+    except ValueError:
+        imbalance = math.nan
+    if not 1e-100 <= imbalance <= 1e100:
+        raise UserError(
+            f"test_prior is {text!r}; after 'imbalance:' comes a positive number, such as imbalance:100, within "
+            "1e-100 and 1e100"
+        )
+    weights = np.empty(len(counts))
+    ranked = np.argsort(-counts, kind="stable")
+    weights[ranked] = imbalance ** (-np.arange(len(counts)) / max(len(counts) - 1, 1))
     return prior(weights)

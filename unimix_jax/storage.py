@@ -107,6 +107,28 @@ def read_text(path: str | os.PathLike, limit: int) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def read_numbers(path: str | os.PathLike, limit: int) -> list[float] | None:
+    """Read a text file of numbers between spaces and line breaks; from # to the end of a line is a comment.
+
+    Args:
+      path: of the file.
+      limit: the largest size in bytes.
+
+    Returns:
+      The numbers in their order; None if no regular file has that path.
+
+    Raises:
+      UserError: the file is larger, is not text, cannot be read, or holds a word that is not a number.
+    """
+    if not os.path.isfile(path):
+        return None
+    lines = read_text(path, limit).splitlines()
+    try:
+        return [float(word) for line in lines for word in line.partition("#")[0].split()]
+    except ValueError as error:
+        raise UserError(f"the numbers in {path} cannot be read: {str(error)[:100]}") from None
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON text with finite numbers, integers below 2**64, and lists and dicts up to 32 deep.
 

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from unimix_jax.data import cifar, download
+from unimix_jax.data import download
+from unimix_jax.data.sources import cifar
 from unimix_jax.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -237,11 +238,11 @@ def test_cifar_is_fetched_unpacked_and_read(server, tmp_path, monkeypatch):
     changed = layout._replace(md5=hashlib.md5(server.content).hexdigest())
     monkeypatch.setitem(cifar.LAYOUTS, "cifar10", changed)
     monkeypatch.setattr(cifar, "HOME", server.url.removesuffix("archive.tar.gz"))
-    (train_rows, labels), _, _ = cifar.read("cifar10", str(tmp_path), fetch=True)
+    (train_rows, labels), _, _ = cifar.read_rows("cifar10", str(tmp_path), fetch=True)
     np.testing.assert_array_equal(train_rows[:10], rows[:, 1:])
     np.testing.assert_array_equal(labels, np.tile(np.arange(10), 5))
     assert [p.name for p in tmp_path.iterdir()] == [layout.binary]
-    cifar.read("cifar10", str(tmp_path), fetch=True)  # the second time nothing is fetched
+    cifar.read_rows("cifar10", str(tmp_path), fetch=True)  # the second time nothing is fetched
     assert len(server.asked) == 1
 
 
@@ -250,13 +251,13 @@ def test_an_archive_that_was_there_is_checked_and_kept(server, tmp_path, monkeyp
     archive_there = tmp_path / layout.archive
     archive_there.write_bytes(b"my own")
     with pytest.raises(UserError, match="it is not the official file"):
-        cifar.read("cifar10", str(tmp_path), fetch=True)
+        cifar.read_rows("cifar10", str(tmp_path), fetch=True)
     assert archive_there.read_bytes() == b"my own"
     content = archive({f"{layout.binary}/data_batch_1.bin": b"x" * 3000})
     archive_there.write_bytes(content[:-50])
     changed = layout._replace(md5=hashlib.md5(content[:-50]).hexdigest())
     monkeypatch.setitem(cifar.LAYOUTS, "cifar10", changed)
     with pytest.raises(UserError, match="cannot unpack"):
-        cifar.read("cifar10", str(tmp_path), fetch=True)
+        cifar.read_rows("cifar10", str(tmp_path), fetch=True)
     assert [p.name for p in tmp_path.iterdir()] == [layout.archive]
     assert server.asked == []

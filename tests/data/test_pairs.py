@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unimix_jax import priors
-from unimix_jax.data import pairs, sampling
+from unimix_jax.data import longtail, pairs, sampling
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [60, 30, 10]))
 
@@ -101,7 +101,7 @@ def test_the_rule_of_nearest_keeps_the_view_and_small_classes():
 
 @pytest.mark.parametrize("class_exponent", [-1.0, 0.0, 1.0])
 def test_class_frequencies_of_partners_with_8142_classes(class_exponent):
-    counts = priors.profile("exp", 1000, 8142, 500.0)  # iNaturalist 2018's number of classes, largest and smallest
+    counts = longtail.profile("exp", 1000, 8142, 500.0)  # iNaturalist 2018's number of classes, largest and smallest
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(8142), counts))
     sets = sampling.sorted_by_class(labels)
     options = {"class_exponent": class_exponent, "seed": 0, "size": 2048}

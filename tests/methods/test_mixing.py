@@ -8,7 +8,7 @@ from scipy.special import betainc
 from scipy.stats import beta as beta_law
 
 from unimix_jax import priors
-from unimix_jax.data import pairs
+from unimix_jax.data import longtail, pairs
 from unimix_jax.methods import mixing
 
 from .. import quick
@@ -93,7 +93,7 @@ def test_unwrapped_at_equal_counts_is_mixup():
 @pytest.mark.parametrize(("classes", "imbalance"), [(10, 100), (100, 100)])
 def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imbalance):
     """The real sampler and the real factor against the exact law, and against the authors' factor."""
-    counts = priors.profile("exp", 50000 // classes, classes, imbalance)
+    counts = longtail.profile("exp", 50000 // classes, classes, imbalance)
     labels = np.repeat(np.arange(classes), counts)
     first = labels[np.random.default_rng(0).integers(0, len(labels), DRAWS)]
     partners = labels[pairs.partners_by_class(labels, class_exponent=-1.0, seed=0, step=0, size=DRAWS)]

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from unimix_jax import metrics, priors
+from unimix_jax.data import longtail
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import calibration, label_shift, per_example
 from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.report import evaluation
 
 CLASSES = 8
-TRAIN = priors.prior(priors.profile("exp", 1000, CLASSES, 50))
+TRAIN = priors.prior(longtail.profile("exp", 1000, CLASSES, 50))
 UNIFORM = np.full(CLASSES, 1 / CLASSES)
 CENTRES = np.random.default_rng(0).normal(0, 0.7, (CLASSES, 12))
 
@@ -50,45 +51,6 @@ def test_priors_that_are_none_are_refused(prior):
     for arguments in ((prior, uniform), (uniform, prior)):
         with pytest.raises(UserError, match="3 positive numbers"):
             label_shift.shift_prior(np.zeros((2, 3)), *arguments)
-
-
-@pytest.mark.parametrize(
-    ("imbalance", "expected"),
-    [
-        pytest.param(100, [40, 15, 6, 2, 1, 0], id="40 * .01**(k/5), cut to whole images; the last is .4"),
-        pytest.param(1, [40] * 6, id="nothing is discarded but the surplus"),
-        pytest.param(0.01, [0, 1, 2, 6, 15, 40], id="turned round"),
-    ],
-)
-def test_test_sets_are_cut_by_training_count(imbalance, expected):
-    counts = np.array([5, 300, 20, 100, 50, 10])  # class 1 has most, class 0 fewest
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), [40, 50, 41, 60, 44, 40]))
-    positions = label_shift.cut(labels, counts, imbalance)
-    by_rank = np.bincount(labels[positions], minlength=6)[[1, 3, 4, 2, 5, 0]]
-    np.testing.assert_array_equal(by_rank, expected)
-    assert (np.diff(positions) > 0).all()
-
-
-def test_which_images_stay_depends_on_the_seed_only():
-    labels, counts = np.repeat(np.arange(4), 30), np.array([40, 30, 20, 10])
-    np.testing.assert_array_equal(label_shift.cut(labels, counts, 10, 1), label_shift.cut(labels, counts, 10, 1))
-    assert (label_shift.cut(labels, counts, 10, 1) != label_shift.cut(labels, counts, 10, 2)).any()
-    assert set(label_shift.cut(labels, counts, 20, 1)) < set(label_shift.cut(labels, counts, 10, 1))  # cuts are nested
-
-
-def test_classes_with_equal_counts_keep_their_order():
-    # Many of them: an unstable sort of sixteen or less is stable all the same.
-    kept = label_shift.cut(np.repeat(np.arange(40), 40), np.full(40, 7), 20)
-    np.testing.assert_array_equal(np.bincount(np.repeat(np.arange(40), 40)[kept]), priors.profile("exp", 40, 40, 20))
-
-
-@pytest.mark.parametrize(
-    ("labels", "imbalance", "message"),
-    [([0, 1], 0.0, "positive"), ([0, 1], np.nan, "positive"), ([0, 0], 10.0, "class 1 has no test image")],
-)
-def test_cuts_that_cannot_be_made(labels, imbalance, message):
-    with pytest.raises(UserError, match=message):
-        label_shift.cut(np.array(labels), np.array([2, 1]), imbalance)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 1.7, 6.0])
@@ -147,9 +109,9 @@ def test_bias_correction_is_no_worse_than_a_temperature_and_finite_for_an_absent
 def test_a_known_prior_is_corrected_for_from_calibrated_logits(of_validation, test_prior):
     # The model is over-confident: its logits are twice those of its true posterior.
     held, held_labels = drawn(of_validation, 1500, 90)
-    prior = priors.read_test_prior(test_prior, TRAIN)
+    prior = priors.test_prior(test_prior, TRAIN)
     logits, labels = drawn(prior, 4000, 91)
-    counts = priors.profile("exp", 1000, CLASSES, 50)
+    counts = longtail.profile("exp", 1000, CLASSES, 50)
     given = evaluation.ModelOutputs(
         "m",
         Predictions(2 * logits, labels, counts, priors.prior(counts)),
@@ -177,7 +139,7 @@ def test_a_known_prior_is_corrected_for_from_calibrated_logits(of_validation, te
 
 @pytest.mark.parametrize("imbalance", [50.0, 1.0, 0.1, 0.02])
 def test_em_recovers_a_known_prior_within_its_interval(imbalance):
-    prior = priors.read_test_prior(f"imbalance:{imbalance}", TRAIN)
+    prior = priors.test_prior(f"imbalance:{imbalance}", TRAIN)
     inside, errors = [], []
     for seed in range(6):
         logits, _ = drawn(prior, 1000, 100 + seed)
@@ -288,7 +250,7 @@ def test_em_finds_the_maximum_where_classes_are_alike(gap):
 
 @pytest.mark.parametrize("method", label_shift.METHODS)
 def test_estimates_after_calibration_on_validation_images(method):
-    prior = priors.read_test_prior("imbalance:0.05", TRAIN)
+    prior = priors.test_prior("imbalance:0.05", TRAIN)
     bias = np.linspace(-0.5, 0.5, CLASSES)
     held, held_labels = drawn(UNIFORM, 4000, 9)
     logits, _ = drawn(prior, 3000, 10)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from unimix_jax import storage
-from unimix_jax.batch import Batch
+from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import assembly, cpu, layers, native, resnet

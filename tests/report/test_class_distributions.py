@@ -3,6 +3,7 @@ import pytest
 
 from unimix_jax import priors
 from unimix_jax.config import parse
+from unimix_jax.data import longtail
 from unimix_jax.report import class_distributions
 from unimix_jax.theory import closed_forms
 from unimix_jax.training import manifest
@@ -43,7 +44,7 @@ def test_the_panels_of_the_paper(classes, imbalance):
         np.testing.assert_allclose(np.interp(np.arange(1, classes + 1), *panel["closed"][1:]), prior, rtol=2e-3)
     if classes == 10:
         np.testing.assert_allclose(factor["exact"][:4], [0.331, 0.245, 0.165, 0.106], atol=6e-4)  # three digits
-        cut = priors.prior(priors.profile("exp", 5000, 10, 100))
+        cut = priors.prior(longtail.profile("exp", 5000, 10, 100))
         np.testing.assert_allclose(mixup["exact"], cut, atol=1e-4)  # whole images, cut down
     assert (np.diff(factor["exact"]) < 0).all()  # the factor alone does not change the order of the classes
     assert unimix["exact"].argmax() == classes - 1

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from unimix_jax import priors
+from unimix_jax.data import longtail
 from unimix_jax.errors import UserError
 from unimix_jax.theory import closed_forms, exact
 
-C10 = priors.profile("exp", 5000, 10, 100)
-C100 = priors.profile("exp", 500, 100, 100)
+C10 = longtail.profile("exp", 5000, 10, 100)
+C100 = longtail.profile("exp", 500, 100, 100)
 
 
 def integral(function, num_classes):
@@ -129,7 +130,7 @@ def test_mixup_s_closed_form_is_the_exact_law_of_an_exponential_profile(num_clas
 
 def test_profiles_of_theory_are_not_cut_to_whole_images():
     # 500 images cut to 2 at imbalance 200 are an imbalance of 250.
-    assert priors.profile("exp", 500, 100, 200)[-1] == 2
+    assert longtail.profile("exp", 500, 100, 200)[-1] == 2
     np.testing.assert_allclose(500 * closed_forms.exponential_profile(100, 200)[-1], 2.5, rtol=1e-12)
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax.batch import Batch
 from unimix_jax.config import parse, shipped_configs
+from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as method
 from unimix_jax.methods.recipes import RECIPES

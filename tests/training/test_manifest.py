@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from unimix_jax import storage
-from unimix_jax.data import loading
-from unimix_jax.data.splits import Source, Splits
+from unimix_jax.data import thumbnails
+from unimix_jax.data.types import Source, Splits
+from unimix_jax.data.views import Reading
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.training import manifest, rundir, unreadable
 
-READING = loading.Reading(size=8, resize=10, min_area=0.5, skip_unreadable=True, threads=2, workers=0)
+READING = Reading(size=8, resize=10, min_area=0.5, skip_unreadable=True, threads=2, workers=0)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_images_that_cannot_be_read_do_not_count(photographs, directory, caplog)
 def test_a_later_start_leaves_the_same_out_and_reads_nothing(photographs, directory, monkeypatch):
     first = unreadable.without_unreadable(photographs, READING, directory)
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "unreadable", None)
+        patch.setattr(thumbnails, "unreadable", None)
         again = unreadable.without_unreadable(photographs, READING, directory)
     assert again.train.names == first.train.names
     other = photographs._replace(train=photographs.train.take(np.array([0, 1, 3, 4])))

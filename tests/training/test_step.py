@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax.batch import Batch
+from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import layers, resnet

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import priors, registry
-from unimix_jax.batch import Picks
 from unimix_jax.data.rng import Stream, generator
+from unimix_jax.data.types import Picks
 
 
 class ByClass(NamedTuple):

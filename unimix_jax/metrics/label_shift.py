@@ -51,37 +51,6 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
     return logits + (shift - np.log(_prior(from_prior, logits.shape[1], "from_prior")))
 
 
-def cut(labels: np.ndarray, counts: np.ndarray, imbalance: float, seed: int = 0) -> np.ndarray:
-    """Choose a test set of another imbalance: an exponential profile, of which images are discarded to fit.
-
-    The largest class keeps as many images as the smallest class has.
-
-    Args:
-      labels: int[N] of a test set.
-      counts: int[K], training images: the class with the most is the first of the profile.
-      imbalance: > 0, largest class / smallest; below 1 the order is turned round, so that the rarest class in
-        training has the most images. A profile can leave a class without images.
-      seed: of which images stay.
-
-    Returns:
-      int64[M], positions, rising.
-
-    Raises:
-      UserError: an imbalance that is not positive, or a class without test images.
-
-    Source: D.2 of the paper's supplement; which images stay is not said there.
-    """
-    if not (np.isfinite(imbalance) and imbalance > 0):
-        raise UserError(f"imbalance is {imbalance:g}; that of a test set must be a positive number")
-    sizes = priors.class_counts(labels, len(counts))
-    if not sizes.all():
-        raise UserError(f"class {np.flatnonzero(sizes == 0)[0]} has no test image, so no test set of all can be cut")
-    profile = priors.profile("exp", int(sizes.min()), len(counts), max(imbalance, 1 / imbalance))
-    kept = np.empty_like(sizes)
-    kept[np.argsort(-np.asarray(counts), kind="stable")] = profile if imbalance >= 1 else profile[::-1]
-    return np.sort(priors.long_tailed_subset(np.asarray(labels), kept, seed))
-
-
 class Estimate(NamedTuple):
     """A prior that was estimated from predictions without labels."""
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import metrics, priors
+from unimix_jax.data import longtail
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import bootstrap, label_shift, per_example
 from unimix_jax.metrics.calibration import TEMPERATURES, calibrated, fit_bias_corrected, fit_temperature
@@ -182,7 +183,7 @@ def _corrected(name: str, test: Predictions, result: dict, standing, options: Op
         prior = np.array(result["estimates"]["em"]["prior"]) if standing is not None else None
     else:
         counts = np.ones(test.logits.shape[1], np.int64) if test.counts is None else test.counts
-        prior = priors.read_test_prior(options.test_prior, counts)
+        prior = priors.test_prior(options.test_prior, counts)
         if test.counts is None and (options.test_prior == "train" or options.test_prior.startswith("imbalance:")):
             raise UserError(f"test_prior={options.test_prior} needs the training images of each class: give --counts")
         if not prior.all():
@@ -212,11 +213,11 @@ def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -
     """
     rows = []
     for imbalance in label_shift.IMBALANCES:
-        index = label_shift.cut(test.labels, test.counts, imbalance, options.seed)
+        index = longtail.shifted_test_subset(test.labels, test.counts, imbalance, options.seed)
         part = Predictions(test.logits[index], test.labels[index])
         variants = {"as it is": part.logits}
         if standing is not None:
-            known = priors.read_test_prior(f"imbalance:{imbalance}", test.counts)
+            known = priors.test_prior(f"imbalance:{imbalance}", test.counts)
             variants["known prior"] = label_shift.shift_prior(standing[0][index], standing[1], known)
             for method in label_shift.METHODS if estimator["validation"] is not None else ("em",):
                 found = label_shift.estimate_prior(part.logits, **estimator, method=method, samples=0)

@@ -20,7 +20,7 @@ from unimix_jax.errors import UserError
 def exponential_profile(num_classes: int, imbalance: float) -> np.ndarray:
     """Return the sizes of the classes relative to the largest one, for the profile of the closed forms.
 
-    Unlike those of `priors.profile` they are not whole numbers of images, so that the imbalance is exact.
+    Unlike those of `data.longtail.profile` they are not whole numbers of images, so that the imbalance is exact.
 
     Args:
       num_classes: K >= 2.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from unimix_jax import registry
-from unimix_jax.batch import Batch
-from unimix_jax.data import loading, pairs, sampling
+from unimix_jax.data import loading, pairs, sampling, thumbnails
+from unimix_jax.data.types import Batch
 from unimix_jax.methods.build import Stage
 from unimix_jax.training import devices, unreadable
 from unimix_jax.training.setup import Experiment, indices_within_batch
@@ -80,5 +80,5 @@ def _neighbour_table(experiment: Experiment, count: int) -> np.ndarray:
     images = experiment.splits.train.images
     if images is None:
         _log.info("comparing the %d training images with those of their class", len(experiment.splits.train.labels))
-        images = loading.thumbnails(experiment.splits.train, experiment.reading)
+        images = thumbnails.thumbnails(experiment.splits.train, experiment.reading)
     return pairs.neighbour_table(images, experiment.class_index, count)

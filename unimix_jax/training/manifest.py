@@ -16,7 +16,8 @@ import unimix_jax
 from unimix_jax import storage
 from unimix_jax.config import old_names
 from unimix_jax.config.compare import differing_keys, flat
-from unimix_jax.data.splits import Splits, content, digest
+from unimix_jax.data.digests import content, digest
+from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError
 from unimix_jax.training import checkpoints, rundir, schedules
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import priors, registry
-from unimix_jax.batch import Picks
-from unimix_jax.data import loading, sampling, sources
-from unimix_jax.data.splits import Splits
+from unimix_jax.data import sampling, sources
+from unimix_jax.data.types import Picks, Splits
+from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods import build as methods
 from unimix_jax.models import assembly, layers, resnet, weights
@@ -42,7 +42,7 @@ class Experiment:
     step_config: step.StepConfig
     image_shape: tuple[int, int, int]
     variables: dict  # of the network before the first step
-    reading: loading.Reading | None  # how photographs are read; None for images in memory
+    reading: Reading | None  # how photographs are read; None for images in memory
     devices: list
     steps_per_epoch: int
     clock: timings.Clock
@@ -122,7 +122,7 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
         name=config.method.name,
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
-        test_prior=priors.read_test_prior(config.test_prior, counts),
+        test_prior=priors.test_prior(config.test_prior, counts),
         logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
     )
     if config.test_prior != "uniform" and not any("test_prior" in stage.loss.keywords for stage in method.stages):
@@ -165,9 +165,9 @@ def _first_variables(config, network: nn.Module, image_shape, directory: pathlib
     return variables
 
 
-def _reading(data) -> loading.Reading:
+def _reading(data) -> Reading:
     fields = ("image_size", "resize", "min_area", "skip_unreadable", "threads", "workers", "max_megapixels")
-    return loading.Reading(*(data[field] for field in fields))
+    return Reading(*(data[field] for field in fields))
 
 
 def _with_inner_mixing(

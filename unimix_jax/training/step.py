@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from unimix_jax.batch import Batch
+from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.data import loading, sources
-from unimix_jax.data.splits import Splits, digest
+from unimix_jax.data import sources, thumbnails
+from unimix_jax.data.digests import digest
+from unimix_jax.data.types import Splits
+from unimix_jax.data.views import Reading
 from unimix_jax.errors import Interrupted
 from unimix_jax.training import rundir
 
@@ -19,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 def without_unreadable(
     splits: Splits,
-    reading: loading.Reading,
+    reading: Reading,
     directory: pathlib.Path,
     stop_requested: threading.Event | None = None,
 ) -> Splits:
@@ -58,7 +60,7 @@ def without_unreadable(
         left_out = np.zeros(0, np.int64)
     else:
         left_out = _unreadable_images(train, reading, stop_requested)
-        record(directory, [loading.path_of(train, i) for i in left_out.tolist()])
+        record(directory, [train.path_of(i) for i in left_out.tolist()])
     storage.write_json(directory / rundir.CHECKED, about | {"left_out": left_out.tolist()})
     readable = np.delete(np.arange(len(train.labels)), left_out)
     splits = splits._replace(train=train.take(readable) if len(left_out) else train, unreadable=len(left_out))
@@ -77,7 +79,7 @@ def _known_unreadable(directory: pathlib.Path, about: dict) -> np.ndarray | None
     return np.array(left_out, np.int64)
 
 
-def _unreadable_images(source, reading: loading.Reading, stop_requested: threading.Event | None) -> np.ndarray:
+def _unreadable_images(source, reading: Reading, stop_requested: threading.Event | None) -> np.ndarray:
     """Return the positions of the images that cannot be read, and log the progress of the search."""
     total, start = len(source.labels), time.monotonic()
     reported = start
@@ -91,7 +93,7 @@ def _unreadable_images(source, reading: loading.Reading, stop_requested: threadi
             reported = time.monotonic()
             _log.info("read %d of %d training images", done, total)
 
-    positions = loading.unreadable(source, reading, report)
+    positions = thumbnails.unreadable(source, reading, report)
     _log.info("%d of %d training images cannot be read (%.1f s)", len(positions), total, time.monotonic() - start)
     return positions
 

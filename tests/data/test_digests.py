@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pytest
 
-from unimix_jax.data import splits
-from unimix_jax.data.splits import Source
+from unimix_jax.data import digests
+from unimix_jax.data.types import Source
 
 
 @pytest.fixture
@@ -20,46 +20,52 @@ def photographs(tmp_path):
 
 
 def test_a_copy_has_the_same_content_whatever_its_times(photographs, tmp_path):
-    before = splits.content(photographs)
+    before = digests.content(photographs)
     assert before["bytes"] == sum(range(50, 62))
     for name in photographs.names:
         os.utime(tmp_path / name, (1, 1))
     shutil.copytree(tmp_path / "a", tmp_path / "copy" / "a", copy_function=shutil.copyfile)
-    assert splits.content(photographs._replace(root=str(tmp_path / "copy"))) == before
+    assert digests.content(photographs._replace(root=str(tmp_path / "copy"))) == before
 
 
 def test_other_contents_under_the_same_names_are_seen(photographs, tmp_path, monkeypatch):
-    before = splits.content(photographs)
+    before = digests.content(photographs)
     first = tmp_path / photographs.names[0]
     content = first.read_bytes()
     first.write_bytes(content[::-1])  # of the same size
-    found = splits.content(photographs)
+    found = digests.content(photographs)
     assert {key for key in found if found[key] != before[key]} == {"sample"}
     first.write_bytes(content)
-    monkeypatch.setattr(splits, "_SAMPLED", 4)
-    before = splits.content(photographs)
+    monkeypatch.setattr(digests, "_SAMPLED", 4)
+    before = digests.content(photographs)
     (tmp_path / photographs.names[1]).write_bytes(b"another")  # none of the four that are looked into
-    found = splits.content(photographs)
+    found = digests.content(photographs)
     assert {key for key in found if found[key] != before[key]} == {"bytes", "sizes"}
     first.unlink()
-    assert splits.content(photographs)["bytes"] == found["bytes"] - 50
+    assert digests.content(photographs)["bytes"] == found["bytes"] - 50
 
 
 def test_what_is_no_file_is_not_opened(photographs, tmp_path):
     path = tmp_path / photographs.names[3]
     path.unlink()
     os.mkfifo(path)  # reading it would wait for ever
-    assert splits.content(photographs)["bytes"] == sum(range(50, 62)) - 53
+    assert digests.content(photographs)["bytes"] == sum(range(50, 62)) - 53
 
 
 def test_of_records_the_sample_speaks(photographs):
     records = [bytes([i]) for i in range(12)]
-    before = splits.content(photographs._replace(record=records.__getitem__))
+    before = digests.content(photographs._replace(record=records.__getitem__))
     assert set(before) == {"sample"}
     records[11] = b"other"
-    assert splits.content(photographs._replace(record=records.__getitem__)) != before
+    assert digests.content(photographs._replace(record=records.__getitem__)) != before
 
 
 def test_images_in_memory_are_covered_by_their_digest():
     source = Source(np.zeros(1, np.int32), ("x",), np.zeros(1), np.ones(1), images=np.zeros((1, 2, 2, 1), np.uint8))
-    assert splits.content(source) is None
+    assert digests.content(source) is None
+
+
+def test_digests_tell_names_and_labels(photographs):
+    assert digests.digest(photographs) == digests.digest(photographs._replace(root="elsewhere"))
+    assert digests.digest(photographs) != digests.digest(photographs._replace(labels=np.arange(12, dtype=np.int32)))
+    assert digests.digest(photographs) != digests.digest(photographs.take(np.arange(12)[::-1]))

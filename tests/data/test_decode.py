@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimix_jax.data import images
+from unimix_jax.data import decode
 from unimix_jax.data.rng import Stream
 
 
@@ -47,7 +47,7 @@ def slow_resize(pixels, box, size):
 @pytest.mark.parametrize("size", [16, 50])
 def test_a_box_is_resized_as_a_slow_triangle_filter_does(box, size):
     image = picture()
-    out = images.decoded(encoded(image), lambda width, height: box, size)
+    out = decode.decoded(encoded(image), lambda width, height: box, size)
     assert out.dtype == np.uint8
     assert out.shape == (size, size, 3)
     assert np.abs(out - slow_resize(np.asarray(image), box, size)).max() <= 1.5  # rounded after each of two passes
@@ -75,7 +75,7 @@ KINDS = {
 def test_every_kind_of_image_becomes_rgb(kind):
     image, form, pixels = KINDS[kind]
     data = encoded(image, form, **({"quality": 95} if form in ("JPEG", "WEBP") else {}))
-    out = images.decoded(data, lambda width, height: (0, 0, 40, 40), 40).astype(int)
+    out = decode.decoded(data, lambda width, height: (0, 0, 40, 40), 40).astype(int)
     expected = np.broadcast_to(pixels[:, :40].reshape(40, 40, -1), (40, 40, 3))
     assert np.abs(out - expected).mean() <= (0 if form in ("PNG", "BMP", "TIFF") else 4)
 
@@ -94,11 +94,11 @@ ONLY_READ = {"SUN": sun, "PSD": psd}
 LOSSY = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95}}
 
 
-@pytest.mark.parametrize("form", images.FORMATS)
+@pytest.mark.parametrize("form", decode.FORMATS)
 def test_every_named_format_is_read(form):
-    if form not in images.formats():
+    if form not in decode.formats():
         pytest.skip(f"this Pillow has no {form}")
-    assert images.suffixes() >= set(images.FORMATS[form])
+    assert decode.suffixes() >= set(decode.FORMATS[form])
     image = picture(40, 40)
     data = ONLY_READ[form](np.asarray(image)) if form in ONLY_READ else encoded(image, form, **LOSSY.get(form, {}))
     expected = np.asarray(image)
@@ -106,9 +106,9 @@ def test_every_named_format_is_read(form):
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((40, 40), Image.Resampling.BILINEAR))
     if form == "GIF":
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    out = images.decoded(data, whole, 40).astype(int)
+    out = decode.decoded(data, whole, 40).astype(int)
     assert np.abs(out - expected).mean() <= (4 if form in ("JPEG", "AVIF") else 0)
-    assert images.is_image(data[: 2**16]) == (form not in images._UNSIGNED)
+    assert decode.is_image(data[: 2**16]) == (form not in decode._UNSIGNED)
 
 
 def test_netpbm_of_all_depths_is_read():
@@ -120,7 +120,7 @@ def test_netpbm_of_all_depths_is_read():
         b"P5\n2 2\n1023\n" + struct.pack(">4H", 1023, 0, 0, 1023),
         b"P6\n2 2\n255\n" + bytes([255] * 3 + [0] * 6 + [255] * 3),
     ):
-        np.testing.assert_array_equal(images.decoded(data, whole, 2)[..., 0], [[255, 0], [0, 255]])
+        np.testing.assert_array_equal(decode.decoded(data, whole, 2)[..., 0], [[255, 0], [0, 255]])
 
 
 @pytest.mark.parametrize("name", ["EPS", "WMF", "MPEG", "text", "nothing"])
@@ -139,8 +139,8 @@ def test_other_formats_are_opened_by_nobody(monkeypatch, name):
         "nothing": b"",
     }[name]
     with pytest.raises(ValueError, match="no image of a format that is read: JPEG, PNG"):
-        images.decoded(data, whole, 8)
-    assert not images.is_image(data)
+        decode.decoded(data, whole, 8)
+    assert not decode.is_image(data)
 
 
 def large(width, height):
@@ -156,28 +156,28 @@ def large(width, height):
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded_and_the_limit_can_be_raised(monkeypatch, recwarn):
     for side, has in ((14_000, "14000 x 14000 pixels, more than"), (60_000, "more than twice as many pixels as")):
         with pytest.raises(ValueError, match=f"it has {has} the 179 megapixels of config.data.max_megapixels; raise"):
-            images.decoded(large(side, side), whole, 8)
+            decode.decoded(large(side, side), whole, 8)
         with pytest.raises((OSError, SyntaxError)):  # allowed, and then damaged
-            images.decoded(large(side, 3), whole, 8, side * 3 / 1e6)
+            decode.decoded(large(side, 3), whole, 8, side * 3 / 1e6)
     with pytest.raises(ValueError, match=r"60 x 40 pixels, more than the 0.001 megapixels"):
-        images.decoded(encoded(picture()), whole, 8, 0.001)
+        decode.decoded(encoded(picture()), whole, 8, 0.001)
     # Pillow itself warns above its limit, and refuses above twice that.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(encoded(picture())))
     recwarn.clear()
-    assert images.decoded(encoded(picture()), whole, 8, 0.003).any()
+    assert decode.decoded(encoded(picture()), whole, 8, 0.003).any()
     assert not recwarn.list
 
 
 def test_a_palette_with_a_transparent_entry_and_an_animation():
     palette = picture().quantize(16)
     data = encoded(palette, "PNG", transparency=bytes([0] + [255] * 15))
-    np.testing.assert_array_equal(images.decoded(data, whole, 40), images.decoded(encoded(palette), whole, 40))
+    np.testing.assert_array_equal(decode.decoded(data, whole, 40), decode.decoded(encoded(palette), whole, 40))
     frames = [picture(seed=i).quantize(64) for i in range(3)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     first = np.asarray(frames[0].convert("RGB").resize((40, 40), Image.Resampling.BILINEAR))
-    assert np.abs(images.decoded(data, whole, 40).astype(int) - first).mean() < 3
+    assert np.abs(decode.decoded(data, whole, 40).astype(int) - first).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -196,7 +196,7 @@ def test_an_image_is_upright_whatever_its_exif_says(orientation, form):
         return 3, 5, 30, 32
 
     expected = upright.convert("RGB").resize((20, 20), Image.Resampling.BILINEAR, (3, 5, 30, 32))
-    np.testing.assert_array_equal(images.decoded(data, box_of, 20), np.asarray(expected))
+    np.testing.assert_array_equal(decode.decoded(data, box_of, 20), np.asarray(expected))
     assert sizes == [upright.size]
 
 
@@ -205,9 +205,9 @@ def test_an_image_is_upright_whatever_its_exif_says(orientation, form):
 def test_a_large_jpeg_is_decoded_smaller_where_the_box_allows(monkeypatch, side, factor, mode):
     data = encoded(picture(side, side + 7).convert(mode), "JPEG", quality=90)
     decoded = []
-    loaded = images._loaded
-    monkeypatch.setattr(images, "_loaded", lambda *args: decoded.append(loaded(*args)) or decoded[-1])
-    out = images.decoded(data, whole, 128)
+    loaded = decode._loaded
+    monkeypatch.setattr(decode, "_loaded", lambda *args: decoded.append(loaded(*args)) or decoded[-1])
+    out = decode.decoded(data, whole, 128)
     assert decoded[-1].size == (-(-side // factor), -(-(side + 7) // factor))
     full = Image.open(io.BytesIO(data)).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR)
     assert np.abs(out.astype(int) - np.asarray(full)).mean() < 2
@@ -219,8 +219,8 @@ def test_simplejpeg_changes_no_pixel(monkeypatch):
         data = encoded(picture(side, side - 11), "JPEG")
         results = []
         for there in (True, False):
-            monkeypatch.setattr(images, "has_simplejpeg", lambda there=there: there)
-            results.append(images.decoded(data, whole, 64))
+            monkeypatch.setattr(decode, "has_simplejpeg", lambda there=there: there)
+            results.append(decode.decoded(data, whole, 64))
         np.testing.assert_array_equal(*results)
 
 
@@ -228,15 +228,15 @@ def test_simplejpeg_changes_no_pixel(monkeypatch):
 def test_a_truncated_image_is_an_error(form):
     data = encoded(picture(200, 200), form)
     with pytest.raises((OSError, ValueError, SyntaxError)):
-        images.decoded(data[: len(data) // 2], whole, 20)
+        decode.decoded(data[: len(data) // 2], whole, 20)
     with pytest.raises(ValueError, match="no image of a format that is read: JPEG, PNG, "):
-        images.decoded(b"", whole, 20)
+        decode.decoded(b"", whole, 20)
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (64, 64), (1, 1), (3, 900), (900, 3)])
 def test_a_random_box_is_inside_and_of_an_allowed_shape(width, height):
     for view in range(300):
-        left, upper, right, lower = images.random_box(width, height, seed=0, step=5, view=view)
+        left, upper, right, lower = decode.random_box(width, height, seed=0, step=5, view=view)
         assert 0 <= left < right <= width
         assert 0 <= upper < lower <= height
         w, h = right - left, lower - upper
@@ -246,14 +246,14 @@ def test_a_random_box_is_inside_and_of_an_allowed_shape(width, height):
 
 
 def test_random_boxes_have_torchvisions_law_and_are_a_function_of_seed_step_and_view():
-    boxes = np.array([images.random_box(400, 300, seed=0, step=0, view=view) for view in range(4000)])
+    boxes = np.array([decode.random_box(400, 300, seed=0, step=0, view=view) for view in range(4000)])
     shares = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 120_000
     # 30,000 draws of torchvision 0.29's RandomResizedCrop.get_params: five standard errors of 4,000 at most.
     theirs = [0.148, 0.253, 0.422, 0.595, 0.739]
     np.testing.assert_allclose(np.quantile(shares, [0.1, 0.25, 0.5, 0.75, 0.9]), theirs, atol=0.025)
     np.testing.assert_allclose(boxes.mean(axis=0), [87.4, 41.6, 313.2, 257.9], atol=6)
-    assert images.random_box(400, 300, seed=0, step=0, view=7) == tuple(boxes[7])
-    changed = [images.random_box(400, 300, **{"seed": 0, "step": 0, "view": 7, name: 1}) for name in ("seed", "step")]
+    assert decode.random_box(400, 300, seed=0, step=0, view=7) == tuple(boxes[7])
+    changed = [decode.random_box(400, 300, **{"seed": 0, "step": 0, "view": 7, name: 1}) for name in ("seed", "step")]
     assert len({tuple(boxes[7]), *changed}) == 3
     assert Stream.CROPS == 3
 
@@ -269,5 +269,5 @@ def test_the_centre_is_torchvisions():
         w, h = resized.size
         left, upper = round((w - 56) / 2), round((h - 56) / 2)
         expected = np.asarray(resized.crop((left, upper, left + 56, upper + 56))).astype(int)
-        out = images.decoded(data, lambda w, h: images.centre_box(w, h, size=56, resize=64), 56)
+        out = decode.decoded(data, lambda w, h: decode.centre_box(w, h, size=56, resize=64), 56)
         assert np.abs(out - expected).max() <= 1

@@ -1,4 +1,4 @@
-"""Prepared TFDS directories, read record by record, without TensorFlow. Touches files."""
+"""Directories that TFDS has prepared, read record by record, without TensorFlow. Touches files."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.data.splits import Source
+from unimix_jax.data.types import Source
 from unimix_jax.errors import UserError
 
 INFO = "dataset_info.json"
@@ -16,7 +16,7 @@ _SPLITS = {"train": ("train",), "validation": ("validation", "val", "dev"), "tes
 
 
 class _Records(NamedTuple):
-    """The encoded images of one split by position; a tuple, so that it travels to worker processes."""
+    """The encoded images of one split, by position; a tuple, because worker processes receive it."""
 
     records: Any  # position -> the bytes of a tf.train.Example
     key: str  # of the image in it
@@ -26,7 +26,11 @@ class _Records(NamedTuple):
 
 
 def is_prepared(directory: pathlib.Path) -> bool:
-    """Return whether a directory is one that TFDS has prepared, or holds its only version."""
+    """Return whether TFDS has prepared a directory, or the only version in it.
+
+    Args:
+      directory: .../NAME/VERSION, or a folder above it.
+    """
     return _version(directory) is not None
 
 
@@ -38,12 +42,12 @@ def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str
       mean, std: float32[C], of the sources.
 
     Returns:
-      Sources by split: train, and validation and test where they are; a validation split alone is the test.
+      Sources by split: "train", and "validation" and "test" where they exist; a validation split alone is the test.
 
     Raises:
-      UserError: not stored as array_record, or without images and class labels.
+      UserError: the data is damaged, is not stored as array_record, or has no images with class labels.
     """
-    import tensorflow_datasets  # noqa: F401, what is wrong with it is no fault of the data
+    import tensorflow_datasets  # noqa: F401, outside of the `try`: an error of its import is no damage of the data
 
     directory = _version(directory)
     _check_description(directory)
@@ -51,7 +55,7 @@ def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str
         return _read(directory, mean, std)
     except UserError:
         raise
-    except Exception as error:  # of damaged data TFDS and its readers raise nearly anything
+    except Exception as error:  # TFDS and its readers raise nearly any type for damaged data
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{directory} cannot be read as a prepared TFDS directory ({type(error).__name__}: {reason}); prepare it "
@@ -60,7 +64,7 @@ def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str
 
 
 def _check_description(directory: pathlib.Path) -> None:
-    """Refuse what TFDS would follow without asking: modules that a description names, and files that are none."""
+    """Refuse what TFDS would open or import unchecked: special files, and modules that a description names."""
     for path in directory.iterdir():
         if not path.is_dir():
             storage.open_regular(path).close()
@@ -71,20 +75,26 @@ def _check_description(directory: pathlib.Path) -> None:
             raise UserError(f"{directory} has no {name}; prepare it again with TFDS 4 or later") from None
         except ValueError as error:
             raise UserError(f"{directory / name} is damaged ({error}); prepare it again") from None
-        parts = [content]
-        while parts:
-            part = parts.pop()
-            if isinstance(part, dict):
-                for key in ("pythonClassName", "type"):
-                    named = part.get(key)
-                    if name == FEATURES and isinstance(named, str) and not named.startswith(_TFDS_FEATURES):
-                        raise UserError(
-                            f"{directory / name} names the feature {named[:100]!r}, which is none of TFDS's own; "
-                            "images with class labels need no other"
-                        )
-                parts += part.values()
-            elif isinstance(part, list):
-                parts += part
+        if name == FEATURES:
+            _check_features(directory / name, content)
+
+
+def _check_features(path: pathlib.Path, content: Any) -> None:
+    """Refuse a description of features that names a class of another module than TFDS's own."""
+    nodes = [content]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            for key in ("pythonClassName", "type"):
+                name = node.get(key)
+                if isinstance(name, str) and not name.startswith(_TFDS_FEATURES):
+                    raise UserError(
+                        f"{path} names the feature {name[:100]!r}, which is none of TFDS's own; "
+                        "images with class labels need no other"
+                    )
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
 
 
 def _read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str, Source]:
@@ -100,7 +110,7 @@ def _read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[st
         and isinstance(features.get(keys[1]), tfds.features.ClassLabel)
     ):
         raise UserError(f"{directory} has no image {keys[0]!r} with a class label; its features are {list(features)}")
-    found = {}
+    sources = {}
     for split, names in _SPLITS.items():
         name = next((name for name in names if name in builder.info.splits), None)
         if name is None:
@@ -114,7 +124,7 @@ def _read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[st
             ) from None
         classes = features[keys[1]].num_classes
         labels = [_label(records[i], keys, classes, f"{directory}, {name}[{i}]") for i in range(len(records))]
-        found[split] = Source(
+        sources[split] = Source(
             np.array(labels, np.int32),
             tuple(features[keys[1]].names),
             mean,
@@ -123,14 +133,15 @@ def _read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[st
             root=builder.info.full_name,
             record=_Records(records, keys[0]),
         )
-    if "train" not in found:
+    if "train" not in sources:
         raise UserError(f"{directory} has no split 'train', only {', '.join(builder.info.splits)}")
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
-    return found
+    if "test" not in sources and "validation" in sources:
+        sources["test"] = sources.pop("validation")
+    return sources
 
 
 def _version(directory: pathlib.Path) -> pathlib.Path | None:
+    """Return the directory of the version: the directory itself, or the only one in it; otherwise None."""
     if (directory / INFO).is_file():
         return directory
     versions = sorted(path.parent for path in directory.glob(f"*/{INFO}"))

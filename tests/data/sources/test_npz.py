@@ -4,59 +4,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import priors
-from unimix_jax.config import default, use_photographs
 from unimix_jax.data import sources
-from unimix_jax.data.splits import digest
+from unimix_jax.data.digests import digest
 from unimix_jax.errors import UserError
 
 CUT = {"imbalance": 20.0, "profile": "exp", "subset_seed": 0, "split_seed": 0}
-
-
-def digits(**changes):
-    return sources.load(ConfigDict({"source": "digits", **CUT, **changes}))
-
-
-def identity(image, label):
-    return image.tobytes() + bytes([label])
-
-
-def test_digits_are_scikit_learns_and_its_splits_share_no_image():
-    from sklearn.datasets import load_digits
-
-    original = load_digits()
-    pixels = np.rint(original.data * 255 / 16).astype(np.uint8)
-    identities = [identity(*pair) for pair in zip(pixels, original.target, strict=True)]
-    assert len(set(identities)) == 1797  # no image occurs twice
-    splits = digits()
-    at = {}
-    for name in ("train", "validation", "test"):
-        source = getattr(splits, name)
-        assert source.images.shape[1:] == (8, 8, 1)
-        at[name] = {identity(*pair) for pair in zip(source.images, source.labels, strict=True)}
-        assert len(at[name]) == len(source.labels)
-        assert at[name] <= set(identities)
-    assert not at["train"] & at["test"]
-    assert not at["train"] & at["validation"]
-    assert not at["validation"] & at["test"]
-
-
-def test_digits_are_long_tailed_and_evaluated_on_balanced_splits():
-    splits = digits()
-    np.testing.assert_array_equal(splits.counts, priors.profile("exp", 99, 10, 20))
-    np.testing.assert_array_equal(np.bincount(splits.test.labels), [50] * 10)
-    np.testing.assert_array_equal(np.bincount(splits.validation.labels), [25] * 10)
-    pixels = splits.train.images / 255
-    np.testing.assert_allclose(splits.train.mean, pixels.mean(), rtol=1e-6)
-    np.testing.assert_allclose(splits.train.std, pixels.std(), rtol=1e-6)
-
-
-def test_the_split_seed_moves_the_test_set_and_the_subset_seed_does_not():
-    base = digits()
-    assert digest(digits().train) == digest(base.train)
-    assert digest(digits(subset_seed=1).test) == digest(base.test)
-    assert digest(digits(subset_seed=1).train) != digest(base.train)
-    assert digest(digits(split_seed=1).test) != digest(base.test)
 
 
 @pytest.fixture
@@ -107,13 +59,6 @@ def test_arrays_in_any_order_of_memory_and_names_in_bytes(arrays):
     splits = arrays(train_images=images, class_names=np.array([b"cat", b"dog", b"fox"]))
     assert digest(splits.train) == digest(arrays().train)
     assert splits.train.class_names == ("cat", "dog", "fox")
-
-
-def test_statistics_are_numpys(arrays):
-    images = np.random.default_rng(1).integers(0, 256, (12, 5, 4, 3), np.uint8) // np.array([1, 2, 3], np.uint8)
-    train = arrays(train_images=images, test_images=images[:3]).train
-    np.testing.assert_allclose(train.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(train.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-6)
 
 
 def test_arrays_with_other_names_are_ignored_aloud(arrays, caplog, monkeypatch):
@@ -201,25 +146,3 @@ def test_pickled_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "p.npz", train_images=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="pickled objects, which are not loaded"):
         sources.load(ConfigDict({"source": "arrays", **CUT, "file": str(tmp_path / "p.npz")}))
-
-
-def test_lists_of_one_class_and_classes_that_are_only_tested_are_refused(tmp_path):
-    config = default()
-    use_photographs(config)
-    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg", "c/2.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    config.data.update({"dir": str(tmp_path), "train_list": "train.txt", "test_list": "test.txt"})
-    (tmp_path / "train.txt").write_text("a/1.jpg 0\n")
-    (tmp_path / "test.txt").write_text("a/2.jpg 0\n")
-    with pytest.raises(UserError, match="the data has only one class, 'a'"):
-        sources.load(config.data)
-    (tmp_path / "train.txt").write_text("a/1.jpg 0\nb/1.jpg 1\n")
-    (tmp_path / "test.txt").write_text("a/2.jpg 0\nc/1.jpg 2\nc/2.jpg 2\n")
-    with pytest.raises(UserError, match=r"no training image in class 2 \(2\), but test has 2 of 2; leave"):
-        sources.load(config.data)
-
-
-def test_an_unknown_source_is_refused():
-    with pytest.raises(UserError, match="did you mean 'cifar10'"):
-        sources.load(ConfigDict({"source": "cifar-10"}))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from unimix_jax.config import default, use_photographs
-from unimix_jax.data import images, sources
+from unimix_jax.data import decode, sources
 from unimix_jax.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_a_prepared_directory_is_read_without_tensorflow(tmp_path, level):
     np.testing.assert_array_equal(found.counts, [8, 4])
     seen = set()
     for i, label in enumerate(found.train.labels):
-        red, green, _ = images.decoded(found.train.read(i), lambda w, h: (0, 0, w, h), 4)[0, 0]
+        red, green, _ = decode.decoded(found.train.read(i), lambda w, h: (0, 0, w, h), 4)[0, 0]
         assert label == (red % 3 == 0)
         assert green == 2 * red
         seen.add(int(red))
@@ -73,7 +73,7 @@ def test_a_prepared_split_can_be_held_out_and_cut(tmp_path):
     np.testing.assert_array_equal(found.counts, [5, 2])
     for source in (found.train, found.test):
         for i, label in enumerate(source.labels):
-            red = images.decoded(source.read(i), lambda w, h: (0, 0, w, h), 4)[0, 0, 0]
+            red = decode.decoded(source.read(i), lambda w, h: (0, 0, w, h), 4)[0, 0, 0]
             assert label == (red % 3 == 0)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax.data import cifar, pickles, sources
+from unimix_jax.data import pickles, readers, sources
+from unimix_jax.data.sources import cifar
 from unimix_jax.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -67,13 +68,13 @@ def test_both_versions_come_back_as_written(tmp_path, name, write):
     train, test = rows_and_labels(classes * 5, classes), rows_and_labels(classes, classes)
     names = tuple(f"class-{c}" for c in range(classes))
     write(tmp_path, name, train, test, names)
-    read_train, read_test, read_names = cifar.read(name, str(tmp_path))
+    read_train, read_test, read_names = cifar.read_rows(name, str(tmp_path))
     for read, written in ((read_train, train), (read_test, test)):
         np.testing.assert_array_equal(read[0], written[0])
         np.testing.assert_array_equal(read[1], written[1])
     assert read_names == names
     folder = next(tmp_path.iterdir())
-    assert cifar.read(name, str(folder))[2] == names  # the official folder itself may be named
+    assert cifar.read_rows(name, str(folder))[2] == names  # the official folder itself may be named
 
 
 def test_rows_are_three_planes():
@@ -83,18 +84,9 @@ def test_rows_are_three_planes():
     assert images[1, 2, 5, 2] == rows[1, 2048 + 2 * 32 + 5]
 
 
-def test_where_files_are_looked_for(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("UNIMIX_DATA_DIR", raising=False)
-    assert cifar.search_path("") == tmp_path / "data"
-    monkeypatch.setenv("UNIMIX_DATA_DIR", "/elsewhere")
-    assert str(cifar.search_path("")) == "/elsewhere"
-    assert str(cifar.search_path("/here")) == "/here"
-
-
 def test_missing_files_are_told_in_one_sentence(tmp_path):
     with pytest.raises(UserError) as error:
-        cifar.read("cifar10", str(tmp_path))
+        cifar.read_rows("cifar10", str(tmp_path))
     for part in (str(tmp_path), "cifar-10-batches-py", cifar.PAGE, "--config.data.dir", "--config.data.download"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -137,7 +129,7 @@ def test_damaged_files_get_a_sentence_and_run_no_code(tmp_path, monkeypatch, wha
     names = [str(c) for c in range(10)]
     damage(write_python(tmp_path, "cifar10", rows_and_labels(50, 10), rows_and_labels(10, 10), names), what)
     with pytest.raises(UserError, match=message):
-        cifar.read("cifar10", str(tmp_path))
+        cifar.read_rows("cifar10", str(tmp_path))
     assert not (tmp_path / "pwned").exists()
 
 
@@ -146,7 +138,7 @@ def test_a_torn_binary_file_gets_a_sentence(tmp_path):
     with open(folder / "test_batch.bin", "ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="not a multiple of 3073"):
-        cifar.read("cifar10", str(tmp_path))
+        cifar.read_rows("cifar10", str(tmp_path))
 
 
 def raw(*pieces):
@@ -229,8 +221,8 @@ def test_files_written_again_by_python_3_are_read(dump, encoding, protocol):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.skipif("UNIMIX_DATA_DIR" not in os.environ, reason="$UNIMIX_DATA_DIR does not name the real files")
 def test_the_real_files_are_read_as_pickle_reads_them(name):
-    layout, (_, (rows, labels), names) = cifar.LAYOUTS[name], cifar.read(name)
-    folder = cifar.search_path("") / layout.python
+    layout, (_, (rows, labels), names) = cifar.LAYOUTS[name], cifar.read_rows(name)
+    folder = readers.search_path("") / layout.python
     content = pickle.loads((folder / layout.python_files[1]).read_bytes(), encoding="bytes")
     np.testing.assert_array_equal(rows, content[b"data"])
     assert labels.tolist() == content[layout.label_key]
@@ -243,7 +235,7 @@ def test_labels_that_are_none_get_a_sentence(tmp_path, labels):
     folder = write_python(tmp_path, "cifar10", rows_and_labels(50, 10), rows_and_labels(10, 10), "abcdefghij")
     (folder / "data_batch_2").write_bytes(pickled({b"data": np.ones((2, 3072), np.uint8), b"labels": labels}))
     with pytest.raises(UserError, match="data_batch_2 "):
-        cifar.read("cifar10", str(tmp_path))
+        cifar.read_rows("cifar10", str(tmp_path))
 
 
 @pytest.fixture
@@ -295,7 +287,7 @@ def test_the_test_set_cannot_be_set_apart_wholly(whole, number):
 def test_the_real_cut_is_the_published_one(golden):
     data = {"source": "cifar10", "dir": "", "download": False, "profile": "exp", "subset_seed": 0, "imbalance": 100.0}
     splits = sources.load(ConfigDict({**data, "validation_per_class": 0, "split_seed": 0}))
-    (rows, _), _, _ = cifar.read("cifar10")
+    (rows, _), _, _ = cifar.read_rows("cifar10")
     np.testing.assert_array_equal(
         splits.train.images, cifar.to_images(rows[golden("subset_official")["indices_c10_exp_100"]])
     )

@@ -1,4 +1,4 @@
-"""The official CIFAR-10 and CIFAR-100 files, python or binary version, and their download. Touches files."""
+"""CIFAR-10 and CIFAR-100 from their official files, the python or the binary version. Touches files."""
 
 import pathlib
 from typing import NamedTuple
@@ -6,16 +6,19 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.data import download, pickles
-from unimix_jax.data.splits import search_path
+from unimix_jax.data import download, longtail, pickles
+from unimix_jax.data.readers import search_path
+from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import UserError
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
 PAGE = HOME + "cifar.html"
+FIELDS = ("dir", "download", "validation_per_class")
+Labelled = tuple[np.ndarray, np.ndarray]  # rows uint8[N, 3072], labels int32[N]
 
 
 class Layout(NamedTuple):
-    """Where one data set keeps its images, in both versions."""
+    """The files of one data set, in both versions."""
 
     classes: int
     archive: str  # the binary version, which needs no unpickling
@@ -61,16 +64,57 @@ _LARGEST = 512 * storage.MIB  # bytes of a file; the largest official one has 15
 _LARGEST_NAMES = storage.MIB
 
 
-def read(name: str, directory: str = "", fetch: bool = False):
+def read(data) -> Splits:
+    """Read CIFAR-10 or CIFAR-100, with the long-tailed training set of LDAM-DRW.
+
+    The test set stays whole, unless `data.validation_per_class` is above 0: so many test images of each class are then
+    the validation set, and are not in the test set.
+
+    Args:
+      data: the group `config.data`, with `source` ("cifar10" or "cifar100"), `dir`, `download`,
+        `validation_per_class`, `split_seed`, `profile`, `imbalance`, `subset_seed`.
+
+    Returns:
+      The splits.
+
+    Raises:
+      UserError: files are missing, damaged, or hold what CIFAR's files never do.
+    """
+    (rows, labels), (test_rows, test_labels), names = read_rows(data.source, data.dir, data.download)
+    subset = longtail.subset_of_balanced(labels, len(names), data)
+    rows, labels = rows[subset], labels[subset]
+    black = np.flatnonzero(~rows.any(axis=1))
+    if len(black):
+        raise UserError(
+            f"{len(black)} of the {len(subset)} chosen training images are all black (the first is image "
+            f"{subset[black[0]]}): the files under {search_path(data.dir)} are not complete for "
+            f"imbalance {data.imbalance:g}, profile {data.profile}, subset_seed {data.subset_seed}"
+        )
+    validation = longtail.hold_out(test_labels, len(names), data.validation_per_class, data.split_seed)
+    held_out = f"{data.validation_per_class} test images of each class for validation, by chance (split_seed)"
+    mean, std = np.float32(MEAN), np.float32(STD)
+
+    def source(rows, labels):
+        return Source(labels, names, mean, std, to_images(rows))
+
+    return Splits(
+        train=source(rows, labels),
+        validation=source(test_rows[validation], test_labels[validation]) if validation.any() else None,
+        test=source(test_rows[~validation], test_labels[~validation]),
+        held_out=held_out if validation.any() else "",
+    )
+
+
+def read_rows(name: str, directory: str = "", fetch: bool = False) -> tuple[Labelled, Labelled, tuple[str, ...]]:
     """Read a CIFAR data set in the order of its files.
 
     Args:
       name: "cifar10" or "cifar100".
-      directory: the folder that holds the official folder; "" see `search_path`.
-      fetch: download the binary version (170 MB) if neither version is there.
+      directory: the folder that holds the official folder; "" for the default of `search_path`.
+      fetch: whether to download the binary version (170 MB) if neither version exists.
 
     Returns:
-      (rows, labels) of the training files, (rows, labels) of the test file, class names; rows are
+      (rows, labels) of the training files, (rows, labels) of the test file, and the class names; rows are
       uint8[N, 3072] (see `to_images`), labels int32[N].
 
     Raises:
@@ -81,17 +125,8 @@ def read(name: str, directory: str = "", fetch: bool = False):
         root = root.parent  # the official folder itself was named
     folders = root / layout.python, root / layout.binary
     if fetch and not any(folder.exists() for folder in folders):
-        archive = root / layout.archive
-        theirs = archive.exists()
-        if theirs:
-            download.check(archive, layout.md5)
-        else:
-            download.fetch(HOME + layout.archive, archive, layout.md5, _LARGEST)
-        train, test, names = layout.binary_files
-        download.extract(archive, folders[1], (*train, test, names), _LARGEST)
-        if not theirs:
-            archive.unlink()
-    for folder, files, read_rows, read_names in (
+        _download(layout, root)
+    for folder, files, read_file, read_names in (
         (folders[0], layout.python_files, _python_rows, _python_names),
         (folders[1], layout.binary_files, _binary_rows, _binary_names),
     ):
@@ -100,10 +135,10 @@ def read(name: str, directory: str = "", fetch: bool = False):
             for file in (*train, test, names):
                 if not (folder / file).is_file():
                     raise UserError(f"{folder} lacks the file {file}; unpack the archive from {PAGE} again")
-            parts = [read_rows(folder / file, layout) for file in train]
+            parts = [read_file(folder / file, layout) for file in train]
             return (
                 (np.concatenate([rows for rows, _ in parts]), np.concatenate([labels for _, labels in parts])),
-                read_rows(folder / test, layout),
+                read_file(folder / test, layout),
                 read_names(folder / names, layout),
             )
     raise UserError(
@@ -112,12 +147,34 @@ def read(name: str, directory: str = "", fetch: bool = False):
     )
 
 
+def _download(layout: Layout, root: pathlib.Path) -> None:
+    """Make the folder of the binary version; an archive that the user has put there is used and stays."""
+    archive = root / layout.archive
+    users_own = archive.exists()
+    if users_own:
+        download.check(archive, layout.md5)
+    else:
+        download.fetch(HOME + layout.archive, archive, layout.md5, _LARGEST)
+    train, test, names = layout.binary_files
+    download.extract(archive, root / layout.binary, (*train, test, names), _LARGEST)
+    if not users_own:
+        archive.unlink()
+
+
 def to_images(rows: np.ndarray) -> np.ndarray:
-    """Turn rows of three colour planes, uint8[N, 3072], into images uint8[N, 32, 32, 3]."""
+    """Turn rows of three colour planes into images.
+
+    Args:
+      rows: uint8[N, 3072].
+
+    Returns:
+      uint8[N, 32, 32, 3].
+    """
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _checked(path: pathlib.Path, rows: np.ndarray, labels: np.ndarray, layout: Layout):
+def _checked(path: pathlib.Path, rows: np.ndarray, labels: np.ndarray, layout: Layout) -> Labelled:
+    """Return rows and labels; refuse other shapes, types or labels than CIFAR's."""
     if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072 or labels.shape != rows.shape[:1]:
         raise UserError(
             f"{path} holds images {rows.dtype}{rows.shape} and {len(labels)} labels, not rows of 3072 bytes"
@@ -127,7 +184,7 @@ def _checked(path: pathlib.Path, rows: np.ndarray, labels: np.ndarray, layout: L
     return rows, labels
 
 
-def _binary_rows(path: pathlib.Path, layout: Layout):
+def _binary_rows(path: pathlib.Path, layout: Layout) -> Labelled:
     data, size = np.frombuffer(storage.read_bytes(path, _LARGEST), np.uint8), 3072 + layout.label_bytes
     if len(data) % size:
         raise UserError(f"{path} has {len(data)} bytes, not a multiple of {size}; it is damaged")
@@ -139,7 +196,7 @@ def _binary_names(path: pathlib.Path, layout: Layout) -> tuple[str, ...]:
     return _all_names(path, storage.read_text(path, _LARGEST_NAMES).split(), layout)
 
 
-def _python_rows(path: pathlib.Path, layout: Layout):
+def _python_rows(path: pathlib.Path, layout: Layout) -> Labelled:
     content = _unpickled(path, _LARGEST)
     rows, labels = content.get(b"data"), content.get(layout.label_key)
     if not isinstance(rows, np.ndarray) or not isinstance(labels, list):
@@ -147,7 +204,7 @@ def _python_rows(path: pathlib.Path, layout: Layout):
     wrong = next((label for label in labels if type(label) is not int), None)
     if wrong is not None:
         raise UserError(f"{path} holds the label {wrong!r}, which is no whole number; it is no CIFAR file")
-    return _checked(path, rows, np.array(labels, np.int32), layout)  # no opcode that is read has larger numbers
+    return _checked(path, rows, np.array(labels, np.int32), layout)  # the opcodes of `pickles` hold no larger numbers
 
 
 def _python_names(path: pathlib.Path, layout: Layout) -> tuple[str, ...]:

@@ -1,0 +1,79 @@
+"""Where images come from: a module for each form of data, whose function reads it and returns `Splits`.
+
+A new source is such a function, an entry of `SOURCES`, and a config.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax import priors
+from unimix_jax.data.sources import cifar, digits, npz, photographs
+from unimix_jax.data.types import Splits
+from unimix_jax.errors import UserError, one_of
+
+
+class Entry(NamedTuple):
+    """A source that a config can name."""
+
+    read: Callable[..., Splits]  # called with the group `config.data`
+    fields: tuple[str, ...] = ()  # of that group, which the source reads beside those of all sources
+
+
+SOURCES = {
+    "digits": Entry(digits.read),
+    "cifar10": Entry(cifar.read, cifar.FIELDS),
+    "cifar100": Entry(cifar.read, cifar.FIELDS),
+    "arrays": Entry(npz.read, npz.FIELDS),
+    "photographs": Entry(photographs.read, photographs.FIELDS),
+}
+
+
+def load(data) -> Splits:
+    """Read the data that a config describes.
+
+    Args:
+      data: the group `config.data`; `data.source` is a name in `SOURCES`, the other fields are what that source reads.
+
+    Returns:
+      The splits, of at least two classes that all have training images.
+
+    Raises:
+      UserError: the data is missing or damaged, has one class only, or a class has no training image.
+    """
+    source = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)]
+    for field in source.fields:
+        if field not in data:
+            raise UserError(f"config.data has no field {field!r}, which the source {data.source!r} reads; see configs/")
+    splits = source.read(data)
+    check_classes(splits)
+    return splits
+
+
+def check_classes(splits: Splits) -> None:
+    """Refuse data on which no classifier can be trained.
+
+    Args:
+      splits: of any source.
+
+    Raises:
+      UserError: there is one class only, or classes have no training image; the message counts their images in the
+        other splits.
+    """
+    names, counts = splits.train.class_names, splits.counts
+    if len(names) < 2:
+        only = f"only one class, {names[0]!r}" if names else "no class"
+        raise UserError(f"the data has {only}; a classifier needs images of two classes at least")
+    empty = np.flatnonzero(counts == 0).tolist()
+    if not empty:
+        return
+    shown = ", ".join(f"{c} ({names[c]})" for c in empty[:3])
+    more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+    elsewhere = ""
+    for split, source in splits.evaluated.items():
+        evaluated = priors.class_counts(source.labels, len(names))
+        some = [f"{evaluated[c]} of {names[c]}" for c in empty if evaluated[c]]
+        if some:
+            elsewhere += f", but {split} has {', '.join(some[:3])}{', ...' if len(some) > 3 else ''}"
+    raise UserError(f"no training image in class {shown}{more}{elsewhere}; leave the class out or give it images")

@@ -1,0 +1,159 @@
+"""Single encoded images to pixels: the view of a training step, the view of an evaluation, and how they are read."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from unimix_jax.data import decode
+from unimix_jax.data.sampling import ByClass
+from unimix_jax.data.types import Picks, Source
+from unimix_jax.errors import UserError
+
+
+class Reading(NamedTuple):
+    """How encoded images become pixels: fields of `config.data`."""
+
+    size: int  # of a side
+    resize: int  # of the shorter side, of which an evaluation takes the centre
+    min_area: float  # smallest share of an image that a random crop takes
+    skip_unreadable: bool  # replace an image that cannot be read, or leave it out of an evaluation
+    threads: int  # 0 for one a core
+    workers: int  # processes; 0 for threads of this one
+    max_megapixels: float = decode.MAX_MEGAPIXELS  # of an image; a larger one counts as unreadable
+
+
+class View(NamedTuple):
+    """One decoded image of a batch."""
+
+    image: np.ndarray  # uint8[size, size, 3]; uint8[0] if there is nothing to decode, or nothing could be decoded
+    unreadable: tuple[str, ...]  # images that could not be read in its place
+
+
+_NOTHING = np.zeros(0, np.uint8)  # not None, which grain leaves out
+
+
+def training_view(
+    position: int,
+    *,
+    source: Source,
+    sets: ByClass,
+    picks_at: Callable[..., Picks],
+    views: int,
+    seed: int,
+    reading: Reading,
+) -> View:
+    """Decode one image of a training step, cropped at random.
+
+    Args:
+      position: step * views + the number of the view in the step.
+      source: of the training images.
+      sets: `sorted_by_class` of its labels.
+      picks_at: called as picks_at(step=...).
+      views: images to decode in a step, at most.
+      seed: of the crops.
+      reading: how.
+
+    Returns:
+      The view; no image for a partner that is a view of the batch itself.
+
+    Raises:
+      UserError: the image cannot be read and is not to be replaced, or no image of its class can be read.
+    """
+    step, slot = divmod(position, views)
+    picks = cached_picks(picks_at, step)
+    size = len(picks.index)
+    if slot < size:
+        index, view = picks.index[slot], picks.view[slot]
+    elif partner_is_in_batch(picks)[slot - size]:
+        return View(_NOTHING, ())
+    else:
+        index, view = picks.partner[slot - size], picks.partner_view[slot - size]
+    box_of = functools.partial(decode.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
+    image = decoded_image(source, index, box_of, reading.size, reading)
+    if image is not None:
+        return View(image, ())
+    # The next image of its class replaces it.
+    label, unreadable = source.labels[index], [source.path_of(index)]
+    members = sets.order[sets.first[label] : sets.first[label] + sets.counts[label]]
+    for member in np.roll(members, -int(np.searchsorted(members, index)))[1:]:
+        image = decoded_image(source, member, box_of, reading.size, reading)
+        if image is not None:
+            return View(image, tuple(unreadable))
+        unreadable.append(source.path_of(member))
+    raise UserError(f"none of the {len(members)} images of class {source.class_names[label]!r} can be read")
+
+
+def evaluated_view(position: int, *, source: Source, reading: Reading) -> View:
+    """Decode the centre of one image.
+
+    Args:
+      position: of the image.
+      source: of the images.
+      reading: how.
+
+    Returns:
+      The view; no image if it cannot be read and is to be left out.
+
+    Raises:
+      UserError: the image cannot be read and is not to be left out.
+    """
+    box_of = functools.partial(decode.centre_box, size=reading.size, resize=reading.resize)
+    image = decoded_image(source, position, box_of, reading.size, reading)
+    return View(_NOTHING, (source.path_of(position),)) if image is None else View(image, ())
+
+
+def decoded_image(
+    source: Source, position: int, box_of: Callable[[int, int], decode.Box], size: int, reading: Reading
+) -> np.ndarray | None:
+    """Read and decode one image.
+
+    Args:
+      source: of the images.
+      position: of the image.
+      box_of: (width, height) -> the box to decode.
+      size: of a side of the result.
+      reading: how.
+
+    Returns:
+      uint8[size, size, 3]; None if the image cannot be read and `reading.skip_unreadable` is set.
+
+    Raises:
+      UserError: the image cannot be read.
+    """
+    try:
+        return decode.decoded(source.read(int(position)), box_of, size, reading.max_megapixels)
+    except Exception as error:  # damage is raised as nearly any type
+        if reading.skip_unreadable:
+            return None
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"cannot read the image {source.path_of(position)} ({reason}); mend it or take it out, or go on without "
+            "such images by --config.data.skip_unreadable"
+        ) from None
+
+
+@functools.lru_cache(maxsize=16)
+def cached_picks(picks_at: Callable[..., Picks], step: int) -> Picks:
+    """Return picks_at(step=step), computed once for all views of a step.
+
+    Args:
+      picks_at: a function that can be hashed, such as a partial one.
+      step: from 0.
+    """
+    return picks_at(step=step)
+
+
+def partner_is_in_batch(picks: Picks) -> np.ndarray:
+    """Return which partners are views of the batch itself.
+
+    Args:
+      picks: of a batch with partners.
+
+    Returns:
+      bool[B].
+    """
+    size = len(picks.index)
+    slots = np.minimum(picks.partner_view, size - 1)
+    return (picks.partner_view < size) & (picks.index[slots] == picks.partner)
