@@ -15,7 +15,7 @@ ROOMS = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") 
 
 GROUND = {"errors", "storage", "priors", "batch", "workdir", "interrupts", "doors", "timings"}
 DOORS = {"main", "evaluate"}
-WINGS = {"data", "models", "methods", "measures"}
+WINGS = {"data", "models", "methods", "measures", "cpu_kernels"}
 LATE = {
     "matplotlib",
     "PIL",
@@ -43,7 +43,7 @@ TOUCH_FILES = {
     "data/sources.py",
     "data/splits.py",
     "measures/files.py",
-    "models/weights.py",
+    "models/pretrained.py",
     "training/record.py",
 }
 FILE_CALLS = r"(?<![\w.])open\(|\.(read|write)_(bytes|text)\(|\bos\.(walk|listdir|replace)\(|\bload_file\("

@@ -31,7 +31,7 @@ def special(request, tmp_path):
 
 def test_what_is_no_regular_file_is_not_opened(special):
     from unimix_jax.data import photographs
-    from unimix_jax.models import weights
+    from unimix_jax.models import pretrained
 
     for read in (
         workdir.read_predictions,
@@ -44,9 +44,9 @@ def test_what_is_no_regular_file_is_not_opened(special):
             read(special)
         special = special if special.exists() else special.with_suffix(".txt")
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
-        weights.digest(special)
+        pretrained.digest(special)
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
-        weights.begun_from(special, {})
+        pretrained.begun_from(special, {})
     with pytest.raises(UserError, match="must be uniform, train"):
         priors.read_test_prior(str(special), np.array([1, 2]))
     with pytest.raises(UserError, match="which is neither there nor in"):

@@ -10,11 +10,12 @@ import pytest
 
 from unimix_jax import settings
 from unimix_jax.batch import Batch
+from unimix_jax.cpu_kernels import assembly
 from unimix_jax.data import sampling
 from unimix_jax.errors import UserError
 from unimix_jax.methods import method
 from unimix_jax.methods.rows import ROWS
-from unimix_jax.models import assembly, resnet
+from unimix_jax.models import resnet
 from unimix_jax.training import optim, parallel, steps
 
 from .. import quick

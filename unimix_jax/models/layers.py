@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax.models import cpu, native
+from unimix_jax.cpu_kernels import batch_norm as cpu
+from unimix_jax.cpu_kernels import convolution as native
 
 KERNELS = (
     "plain",

@@ -18,12 +18,13 @@ import numpy as np
 
 from unimix_jax import priors, timings, workdir
 from unimix_jax.batch import Batch, Picks, Predictions
+from unimix_jax.cpu_kernels import assembly
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
 from unimix_jax.errors import Failure, Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
-from unimix_jax.models import assembly, layers, resnet, weights
+from unimix_jax.models import layers, pretrained, resnet
 from unimix_jax.training import checkpoints, optim, parallel, prediction, progress, record, steps
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def run(
         begun_at = time.monotonic()
         with clock.part("set-up"):
             this = prepare(config, directory, clock, stopped)
-        begun_from = weights.digest(config.init) if config.init and not _has_checkpoints(directory) else None
+        begun_from = pretrained.digest(config.init) if config.init and not _has_checkpoints(directory) else None
         environment = parallel.environment(this.devices, config.parallel.how, this.network.kernels)
         with clock.part("data"):
             about = record.begin(
@@ -230,7 +231,7 @@ def prepare(
             "batch_stats only"
         )
     if config.init and not _has_checkpoints(directory):
-        variables = weights.begun_from(config.init, variables)
+        variables = pretrained.begun_from(config.init, variables)
     return Run(
         config,
         directory,

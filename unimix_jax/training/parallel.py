@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from unimix_jax import workdir
+from unimix_jax.cpu_kernels import assembly
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.models import assembly
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +162,9 @@ def _no_native(untested: bool) -> str:
     """
     import jaxlib
 
-    from unimix_jax.models import cpu, layers, native
+    from unimix_jax.cpu_kernels import batch_norm as cpu
+    from unimix_jax.cpu_kernels import convolution as native
+    from unimix_jax.models import layers
 
     if why := assembly.missing():
         return why

@@ -15,9 +15,12 @@ import pytest
 
 from unimix_jax import workdir
 from unimix_jax.batch import Batch
+from unimix_jax.cpu_kernels import assembly
+from unimix_jax.cpu_kernels import batch_norm as cpu
+from unimix_jax.cpu_kernels import convolution as native
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.method import Stage
-from unimix_jax.models import assembly, cpu, layers, native, resnet
+from unimix_jax.models import layers, resnet
 from unimix_jax.training import optim, steps
 
 from .. import quick

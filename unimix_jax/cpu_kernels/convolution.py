@@ -10,8 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from unimix_jax.models import assembly
-from unimix_jax.models.assembly import Code
+from unimix_jax.cpu_kernels import assembly
+from unimix_jax.cpu_kernels.assembly import Code
 
 _SMALL = 2**18  # bytes of a kernel's gradient of which every part of a batch can have its own
 _PARTS = 8  # of a batch then, and threads at most; a constant, for the order of a sum is seen in its last bits

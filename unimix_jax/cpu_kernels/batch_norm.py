@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unimix_jax.models import native
+from unimix_jax.cpu_kernels import convolution as native
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
