@@ -367,10 +367,10 @@ def _write_weights(folder: pathlib.Path) -> None:
 
 
 def _read_weights(folder: pathlib.Path) -> None:
-    from unimix_jax.models import pretrained, resnet
+    from unimix_jax.models import pretrained
 
     pretrained.digest(folder / "w.safetensors")
-    pretrained.begun_from(folder / "w.safetensors", resnet.from_pytorch(_weights()))
+    pretrained.load(folder / "w.safetensors", pretrained.from_pytorch(_weights()))
 
 
 def _write_archive(folder: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import slots
 def main():
     parser = argparse.ArgumentParser()
     slots.add_case(parser)
-    parser.add_argument("--variant", default="auto", help="of layers.KERNELS, or what the loop would choose")
+    parser.add_argument("--variant", default="auto", help="a backend of models.ops, or auto: what the loop chooses")
     case = parser.parse_args()
     slots.pin(case.threads)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first start
@@ -23,7 +23,7 @@ def main():
     from unimix_jax.batch import Batch
     from unimix_jax.data import sampling
     from unimix_jax.methods import method as methods
-    from unimix_jax.models import resnet
+    from unimix_jax.models import init, resnet
     from unimix_jax.training import optim, parallel, steps
 
     parallel.prepare_runtime(1 if case.network == "resnet8" else 0)  # as configs/digits_lt.py
@@ -40,13 +40,13 @@ def main():
         rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=priors.read_test_prior("uniform", counts),
     ).stages[0]
-    kernels = parallel.kernels(devices, "auto") if case.variant == "auto" else case.variant
-    network = resnet.build(case.network, case.classes, axis=parallel.AXIS, kernels=kernels)
+    backend = parallel.ops_backend(devices, case.variant)
+    network = resnet.build(case.network, case.classes, axis=parallel.AXIS)
     shape = (case.size, case.size, case.channels)
     mean, std = np.full(case.channels, 0.47, np.float32), np.full(case.channels, 0.25, np.float32)
     augmented = case.what == "augmented"
-    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented)
-    state = steps.first_state(resnet.initialise(network, shape, 0), recipe.optimiser)
+    recipe = steps.Recipe(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented, ops=backend)
+    state = steps.first_state(init.initialise(network, shape, 0), recipe.optimiser)
     state = parallel.replicate(state, devices)
     numbers = steps.Numbers(np.uint32(0), np.float32(0.01), stage.class_weight)
 
@@ -89,7 +89,7 @@ def main():
     run(1)
     seconds = time.perf_counter() - begun
     run(1)
-    slots.serve(run, compile_seconds=seconds, jax=jax.__version__, kernels=kernels)
+    slots.serve(run, compile_seconds=seconds, jax=jax.__version__, ops=backend)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_what_is_no_regular_file_is_not_opened(special):
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
         pretrained.digest(special)
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
-        pretrained.begun_from(special, {})
+        pretrained.load(special, {})
     with pytest.raises(UserError, match="must be uniform, train"):
         priors.read_test_prior(str(special), np.array([1, 2]))
     with pytest.raises(UserError, match="which is neither there nor in"):

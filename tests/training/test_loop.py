@@ -411,8 +411,8 @@ def stop_after(directory, cache, step, number):
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
-    parallel.kernels(jax.devices(), "auto")  # native programs have been tried, on this machine
-    for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("native-agrees-*"):
+    parallel.ops_backend(jax.devices(), "auto")  # CPU kernels have been tried, on this machine
+    for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("cpu_kernels-trial-*"):
         shutil.copy(known, cache)
     argv, environment = command(tmp_path / "whole", cache)
     done = subprocess.run([*argv, "--timings"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

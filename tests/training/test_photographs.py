@@ -12,7 +12,7 @@ from unimix_jax import settings, workdir
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.measures import files, tables
 from unimix_jax.methods.rows import ROWS
-from unimix_jax.models import resnet
+from unimix_jax.models import init
 from unimix_jax.training import loop, parallel, prediction, steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
@@ -90,7 +90,7 @@ def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path
         fields = {"data.dir": folder, "parallel.devices": devices, "batch_size": 8, "data.max_megapixels": 7.5}
         this = loop.prepare(config(**fields), tmp_path)  # by 4 images on one device, by 8 on eight
         assert this.reading.max_megapixels == 7.5
-        variables = resnet.initialise(this.network, this.image_shape, 0)
+        variables = init.initialise(this.network, this.image_shape, 0)
         state = parallel.replicate(steps.first_state(variables, this.recipe.optimiser), this.devices)
         scores, _ = prediction.predictor(this)(state, ("validation", "test"))
         for name, score in scores.items():

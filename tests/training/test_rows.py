@@ -17,7 +17,7 @@ from unimix_jax import settings, workdir
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.rows import ROWS
-from unimix_jax.models import resnet
+from unimix_jax.models import init, resnet
 from unimix_jax.training import loop, optim, parallel, steps
 
 from .. import quick
@@ -48,7 +48,7 @@ def two_steps(name, stage_index, devices):
     """The change of parameters and statistics over the first two steps of a stage, and their sums."""
     this = prepared(name, devices)
     stage = this.method.stages[stage_index]
-    variables = resnet.initialise(this.network, (8, 8, 1), this.config.seed)
+    variables = init.initialise(this.network, (8, 8, 1), this.config.seed)
     state = loop.begun(this, stage, steps.first_state(variables, this.recipe.optimiser))
     state = state._replace(step=parallel.replicate(np.int32(stage.first), this.devices))
     before, sums = jax.device_get((state.params, state.batch_stats)), []
@@ -108,7 +108,7 @@ def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_pat
 def test_a_retrained_classifier_begins_anew_and_the_backbone_stays():
     this = prepared("crt", 1)
     plain, retrained = this.method.stages
-    variables = resnet.initialise(this.network, (8, 8, 1), 0)
+    variables = init.initialise(this.network, (8, 8, 1), 0)
     state = steps.first_state(variables, optim.sgd(0.9, 0))
     state = state._replace(opt_state=jax.tree.map(lambda leaf: leaf + 1, state.opt_state))
     begun = jax.device_get(loop.begun(this, retrained, state))

@@ -18,16 +18,16 @@ import numpy as np
 
 from unimix_jax import priors, timings, workdir
 from unimix_jax.batch import Batch, Picks, Predictions
-from unimix_jax.cpu_kernels import assembly
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
 from unimix_jax.errors import Failure, Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
-from unimix_jax.models import layers, pretrained, resnet
+from unimix_jax.models import heads, init, pretrained, resnet
 from unimix_jax.training import checkpoints, optim, parallel, prediction, progress, record, steps
 
 _log = logging.getLogger(__name__)
+_OPS = {"auto": "auto", "on": "cpu_kernels", "off": "xla"}  # goes when the field is config.parallel.ops
 
 
 class Run(NamedTuple):
@@ -85,7 +85,7 @@ def run(
         with clock.part("set-up"):
             this = prepare(config, directory, clock, stopped)
         begun_from = pretrained.digest(config.init) if config.init and not _has_checkpoints(directory) else None
-        environment = parallel.environment(this.devices, config.parallel.how, this.network.kernels)
+        environment = parallel.environment(this.devices, config.parallel.how, this.recipe.ops)
         with clock.part("data"):
             about = record.begin(
                 about,
@@ -191,7 +191,7 @@ def prepare(
         steps_per_epoch=steps_per_epoch,
         rules={"order": sampling.ORDERS, "partners": sampling.PARTNERS},
         test_prior=priors.read_test_prior(config.test_prior, counts),
-        logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
+        logit_scale=heads.HEADS[one_of("head (config.method.head)", config.method.head, heads.HEADS)].logit_scale,
     )
     if config.test_prior != "uniform" and not any("test_prior" in stage.loss.keywords for stage in method.stages):
         _log.warning(
@@ -201,7 +201,7 @@ def prepare(
         )
     devices = parallel.local_devices(config.parallel.devices)
     parallel.check_batch(config.batch_size, len(devices), config.accumulate)
-    one_of("network (config.network)", config.network, resnet.NETWORKS)  # before native programs are tried, for seconds
+    one_of("network (config.network)", config.network, resnet.NETWORKS)  # before CPU kernels are tried, for seconds
     axis = parallel.AXIS if config.parallel.batch_norm == "global" else None
     network = resnet.build(
         config.network,
@@ -210,7 +210,6 @@ def prepare(
         axis=axis,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        kernels=parallel.kernels(devices, config.parallel.native),
     )
     recipe = steps.Recipe(
         optim.sgd(config.optim.momentum, config.optim.weight_decay),
@@ -221,17 +220,18 @@ def prepare(
         tuple(config.data.jitter),
         config.accumulate,
         unroll=parallel.is_cpu(devices),
+        ops=parallel.ops_backend(devices, _OPS[config.parallel.native]),
     )
     shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     method = _with_inner_mixing(method, sets, shape, config, len(devices))
-    variables = resnet.initialise(network, shape, config.seed)
+    variables = init.initialise(network, shape, config.seed)
     if others := variables.keys() - {"params", "batch_stats"}:
         raise UserError(
             f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "
             "batch_stats only"
         )
     if config.init and not _has_checkpoints(directory):
-        variables = pretrained.begun_from(config.init, variables)
+        variables = pretrained.load(config.init, variables)
     return Run(
         config,
         directory,
@@ -368,14 +368,14 @@ def _describe(this: Run, parameters: int) -> None:
         this.config.batch_size,
         devices,
         "s" if devices > 1 else "",
-        this.network.kernels,
+        this.recipe.ops,
     )
-    if this.config.parallel.cores not in (0, assembly.threads()):
+    if this.config.parallel.cores not in (0, parallel.threads()):
         _log.info(
             "config.parallel.cores is %d, but XLA has %d threads here: the command sets them when it starts, and "
             "$PJRT_NPROC or $NPROC go before it",
             this.config.parallel.cores,
-            assembly.threads(),
+            parallel.threads(),
         )
     if this.splits.validation is None and this.config.eval_every:
         _log.info("there is no validation split: evaluations on the way are on the test split")
@@ -475,7 +475,7 @@ def begun(this: Run, stage: methods.Stage, state: steps.TrainState) -> steps.Tra
     """Return the state with which a stage begins: a new classifier, an optimiser without memory, where it says so."""
     if stage.reinitialise:
         draw = 1 + this.method.stages.index(stage)
-        drawn = resnet.initialise(this.network, this.image_shape, this.config.seed, draw)["params"]
+        drawn = init.initialise(this.network, this.image_shape, this.config.seed, draw)["params"]
         state = state._replace(params={**state.params, "head": drawn["head"]})
     if stage.restart:
         state = state._replace(opt_state=this.recipe.optimiser.init(jax.device_get(state.params)))

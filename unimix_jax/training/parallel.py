@@ -5,12 +5,10 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
-import inspect
 import logging
 import os
 import pathlib
 import pkgutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,9 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unimix_jax import workdir
-from unimix_jax.cpu_kernels import assembly
 from unimix_jax.errors import UserError, one_of
+from unimix_jax.models import ops
 
 _log = logging.getLogger(__name__)
 
@@ -121,88 +118,60 @@ def compiler_options() -> dict[str, str]:
     return known
 
 
-# The interface by which XLA calls native programs is its public one; still each version is tried before it is let in.
-_TESTED_JAXLIB = ("0.10.", "0.11.", "0.12.")
-_AGREES = """
-import sys
-sys.path.append(sys.argv[1])
-from unimix_jax.models import layers
-print("agrees" if layers.native_agrees() else "differs")
-"""
-
-
-def kernels(devices: Sequence, wish: str) -> str:
-    """Return which form of a network's layers these devices run, of `layers.KERNELS`.
+def ops_backend(devices: Sequence, setting: str) -> str:
+    """Return which backend of `models.ops` computes the layers on these devices, and register it.
 
     Args:
       devices: those of the run.
-      wish: config.parallel.native: "auto", "on" or "off"; native programs are for CPUs only.
+      setting: config.parallel.ops: "auto", "xla" or "cpu_kernels"; CPU kernels are for CPUs only.
+
+    Returns:
+      "xla" or "cpu_kernels".
 
     Raises:
-      UserError: "on", and they cannot be had.
+      UserError: "cpu_kernels", and they cannot be used.
     """
-    if wish == "off":
-        return "cpu" if is_cpu(devices) else "plain"
-    why = _no_native(wish == "on") if is_cpu(devices) else "the devices are no CPUs"
-    if why and wish == "on":
-        raise UserError(f"config.parallel.native is on, but there are no native programs here: {why}; set it to auto")
-    if not is_cpu(devices):
-        return "plain"
-    if why:
-        _log.info("steps take longer than they could: there are no native programs, for %s", why)
-    return "cpu" if why else "native"
+    if setting == "xla" or (setting == "auto" and not is_cpu(devices)):
+        return "xla"
+    required = setting == "cpu_kernels"
+    reason = _register_cpu_kernels(any_jaxlib=required) if is_cpu(devices) else "the devices are no CPUs"
+    if reason and required:
+        raise UserError(f"config.parallel.ops is cpu_kernels, which cannot be used here: {reason}; set it to auto")
+    if reason:
+        _log.info("steps take longer than they could, because the CPU kernels cannot be used: %s", reason)
+    return "xla" if reason else "cpu_kernels"
 
 
-@functools.cache
-def _no_native(untested: bool) -> str:
-    """Return why native programs cannot be had on this machine; "" if they can.
+def _register_cpu_kernels(any_jaxlib: bool) -> str:
+    """Register the optional CPU kernels as a backend of `models.ops`; return why they cannot be used, "" if they can.
 
-    They are machine code called by another's, where a mistake ends the process: so they are tried first in another
-    one, on threads, until they agreed once with the plain layers for this kind of machine, jaxlib and source.
+    Args:
+      any_jaxlib: whether to try a version of jaxlib too with which the project was not tested.
     """
-    import jaxlib
+    if importlib.util.find_spec("unimix_jax.cpu_kernels") is None:
+        return "this installation does not have them"
+    from unimix_jax import cpu_kernels  # the only import of the package; whoever deletes its folder deletes this line
 
-    from unimix_jax.cpu_kernels import batch_norm as cpu
-    from unimix_jax.cpu_kernels import convolution as native
-    from unimix_jax.models import layers
-
-    if why := assembly.missing():
-        return why
-    version = jaxlib.__version__
-    if not (untested or version.startswith(_TESTED_JAXLIB)):
-        return f"jaxlib {version} is none of those with which they were tested"
-    try:
-        source = [inspect.getsource(room) for room in (assembly, native, cpu, layers)]
-    except OSError:
-        return "their source is not here, by which a trial of them is remembered"
-    cache, name = jax.config.jax_compilation_cache_dir, f"native-agrees-{assembly.digest(version, *source)}"
-    if cache and (answer := workdir.read_cached(cache, name)):
-        return "" if answer == b"agrees" else answer.decode()
-    _log.info("trying native programs, once on this machine")
-    command = [sys.executable, "-c", _AGREES, str(pathlib.Path(__file__).parents[2])]
-    several = {"JAX_PLATFORMS": "cpu", "NPROC": "4", "PJRT_NPROC": "4"}
-    try:
-        tried = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env={**os.environ, **several}, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"they could not be tried ({error})"
-    why = ""
-    if tried.stdout.split()[-1:] != ["agrees"]:
-        last = (tried.stdout + tried.stderr).strip().rpartition("\n")[2]
-        why = f"a trial of them ended with code {tried.returncode}: {last}"
-    if cache:
-        workdir.write_cached(cache, name, (why or "agrees").encode())
-    return why
+    if not (reason := cpu_kernels.unavailable(any_jaxlib)):
+        ops.register("cpu_kernels", cpu_kernels.implementations(threads()))
+    return reason
 
 
-def environment(devices: Sequence, how: str, kernels: str) -> dict:
+def threads() -> int:
+    """Return how many threads XLA's pool has: what its variables say, or one for each core of this process."""
+    for name in ("PJRT_NPROC", "NPROC"):
+        if os.environ.get(name, "").isdecimal():
+            return max(1, int(os.environ[name]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(devices: Sequence, how: str, ops: str) -> dict:
     """Return what the bits of a result depend on beside config and data: versions, devices, options.
 
     Args:
       devices: those of the run.
       how: their wrapping.
-      kernels: the form of its network's layers.
+      ops: the backend of the layers.
     """
     import flax
     import jaxlib
@@ -214,9 +183,9 @@ def environment(devices: Sequence, how: str, kernels: str) -> dict:
         **{name: module.__version__ for name, module in modules.items()},
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cores": assembly.threads(),
+        "cores": threads(),
         "how": how,
-        "kernels": kernels,
+        "ops": ops,
         "compiler_options": compiler_options() if how == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -12,6 +12,7 @@ from unimix_jax.batch import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.method import Stage
+from unimix_jax.models import ops
 from unimix_jax.training import augment, keys
 
 
@@ -43,6 +44,7 @@ class Recipe(NamedTuple):
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of brightness, contrast, saturation
     accumulate: int = 1  # parts of a device's share that are differentiated one after the other
     unroll: bool = True  # write the parts out instead of looping: faster on a CPU, more memory elsewhere
+    ops: str = "xla"  # the backend of the network's layers, see `models.ops`
 
 
 def first_state(variables: dict, optimiser: optax.GradientTransformation) -> TrainState:
@@ -140,7 +142,7 @@ def train_step(
       mixing, a hit is a prediction of the label with the larger weight.
     """
     everything = mixed_batch(batch, numbers.seed, state.step, stage, recipe)
-    factors = dict(stage.trains)
+    factors, apply = dict(stage.trains), ops.using(recipe.ops, network.apply)
 
     def frozen(path) -> bool:
         return factors.get(group_of(path), 1) == 0
@@ -155,9 +157,9 @@ def train_step(
         if mixed.hidden is not None:
             mix = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
         if stage.batch_norm == "frozen":
-            logits = network.apply(variables, mixed.image, train=False, mix=mix)
+            logits = apply(variables, mixed.image, train=False, mix=mix)
         else:
-            logits, updates = network.apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
+            logits, updates = apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
             batch_stats = updates.get("batch_stats", batch_stats)
         losses = mixing.objective(stage.loss, logits, mixed, numbers.class_weight)
         return losses.sum(), (logits, batch_stats)
@@ -209,4 +211,4 @@ def _accumulated(part, mixed: mixing.Mixed, batch_stats, recipe: Recipe):
 def predict_step(variables: dict, images, *, network: nn.Module, recipe: Recipe):
     """Return the logits float32[B, K] of raw images uint8[B, H, W, C], by the running statistics."""
     images = augment.normalise(images, recipe.mean, recipe.std)
-    return network.apply(variables, images, train=False)
+    return ops.using(recipe.ops, network.apply)(variables, images, train=False)
