@@ -35,7 +35,7 @@ _TESTED_JAXLIB = ("0.10.", "0.11.", "0.12.")
 _THREADS = 4
 _SCRIPT = """
 import sys
-sys.path.append(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
 from unimix_jax.cpu_kernels import trial
 print("agrees" if trial.agrees() else "differs")
 """
@@ -63,7 +63,8 @@ def unavailable(any_jaxlib: bool = False) -> str:
     if cache and (answer := storage.read_cached(cache, name)):
         return "" if answer == b"agrees" else answer.decode()
     _log.info("trying the CPU kernels, once on this machine")
-    command = [sys.executable, "-c", _SCRIPT, str(pathlib.Path(__file__).parents[2])]
+    # -P and the first place in sys.path: the package of this process, not another one in the working directory.
+    command = [sys.executable, "-P", "-c", _SCRIPT, str(pathlib.Path(__file__).parents[2])]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": str(_THREADS), "PJRT_NPROC": str(_THREADS)}
     try:
         trial = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
