@@ -383,7 +383,7 @@ TAKE_LOGITS = {
     "softmax": lambda logits, labels: parts.softmax(logits),
     "fit_temperature": adapt.fit_temperature,
     "fit_bias_corrected": adapt.fit_bias_corrected,
-    "calibrated": lambda logits, labels: adapt.calibrated(logits, adapt.Calibration(1.0, np.zeros(3))),
+    "calibrated": lambda logits, labels: adapt.calibrated(logits, adapt.Calibration(1.0, np.zeros(3), np.ones(3))),
     "shift_prior": lambda logits, labels: adapt.shift_prior(logits, np.ones(3), np.ones(3)),
     "estimate_prior": lambda logits, labels: adapt.estimate_prior(logits, logits_prior=np.ones(3), samples=0),
     "estimate_prior, validation": lambda logits, labels: adapt.estimate_prior(

@@ -19,6 +19,7 @@ IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
 TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
 _LEAST = 1e-6  # what an estimated share is at least, times 1/K: a prior must be positive to be shifted to
 _PULL = 3.0  # standard deviation of a share around that of the validation images in BBSE, times 1/K
+_BIAS = 1.0  # standard deviation of a bias around what is expected of it, see the table in docs/measures.md
 _STEPS = 3000  # of EM
 _ROUNDS = 3  # of BBSE, whose errors depend on the shares
 _SPREAD = 0.1  # total variation between an estimate and those of other samples, above which that is said
@@ -127,23 +128,31 @@ class Calibration(NamedTuple):
 
     temperature: float
     bias: np.ndarray  # float64[K], mean 0
+    prior: np.ndarray  # float64[K], what calibrated logits stand for
 
 
-def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibration | None = None) -> Calibration:
+def fit_bias_corrected(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    logits_prior: np.ndarray | None = None,
+    start: Calibration | None = None,
+) -> Calibration:
     """Fit a temperature and a bias a class by NLL: calibrated probabilities of the labels' own prior.
 
-    The biases are kept small by the pull of one image (of all classes in equal parts), so that a class without
-    validation images gets a finite one.
+    Each bias is pulled to what is expected of it, as by a Gaussian around that: a few images of a class say less of its
+    bias than the model itself does, and a class without images has one too. Where `logits_prior` is known,
+    log(share of the labels / logits_prior) is expected; else 0.
 
     Args:
       logits: float[N, K] of validation data.
       labels: int[N].
-      start: where to begin; None for a fitted temperature and no bias.
+      logits_prior: float[K], what softmax(logits) stands for, such as `Predictions.logits_prior`; None if unknown.
+      start: where to begin; None for a fitted temperature and the biases that are expected.
 
     Returns:
       The `Calibration`; its NLL with the pull is never above that of `start`.
 
-    Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling).
+    Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling); the pull is ours.
     """
     from scipy.optimize import minimize
 
@@ -151,26 +160,33 @@ def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibratio
     labels = batch.checked_labels(labels, logits.shape, "labels")
     size, classes = logits.shape
     rows = np.arange(size)
+    # One image in all is shared out, so that no share is 0.
+    shares = (np.bincount(labels, minlength=classes) + 1 / classes) / (size + 1)
+    expected = np.zeros(classes)
+    if logits_prior is not None:
+        expected = np.log(shares / _prior(logits_prior, classes, "logits_prior"))
+        expected -= expected.mean()
 
     def loss(theta):
         inverse, bias = np.exp(theta[0]), theta[1:]
         shifted = normalised(inverse * logits + bias)
-        value = -shifted[rows, labels].sum()
+        away = (bias - expected) / _BIAS
+        value = (away**2).sum() / 2 - shifted[rows, labels].sum()
         probabilities = np.exp(shifted)
         probabilities[rows, labels] -= 1
         gradient = np.concatenate([[inverse * (probabilities * logits).sum()], probabilities.sum(axis=0)])
-        # One image of every class in equal parts, at logits 0: convex, and its least at equal biases.
-        prior = normalised(bias[None])[0]
-        value -= prior.mean()
-        gradient[1:] += np.exp(prior) - 1 / classes
+        gradient[1:] += away / _BIAS
         return value / size, gradient / size
 
-    start = start or Calibration(fit_temperature(logits, labels), np.zeros(classes))
-    first = np.concatenate([[-np.log(start.temperature)], start.bias])
+    temperature, bias = (start.temperature, start.bias) if start else (fit_temperature(logits, labels), expected)
+    first = np.concatenate([[-np.log(temperature)], bias])
     bounds = [(-np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0]))] + [(None, None)] * classes
     found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
     theta = found.x if found.fun < loss(first)[0] else first
-    return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean())
+    if logits_prior is None:
+        # Biases that stay near 0 leave the logits' own prior in part: what they stand for now is what they say.
+        shares = mean_shares(np.exp(normalised(np.exp(theta[0]) * logits + theta[1:])))
+    return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean(), shares)
 
 
 def calibrated(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -358,7 +374,8 @@ def estimate_prior(
       logits: float[N, K] of the data to predict.
       validation: logits float[V, K] and labels int[V] of the same model, for the calibration and BBSE; its prior
         may be any.
-      logits_prior: float[K], what softmax(logits) stands for; EM falls back to it without validation data.
+      logits_prior: float[K], what softmax(logits) stands for: the calibration begins with it, and EM falls back to it
+        without validation data.
       method: "em" or "bbse".
       calibration: of `fit_bias_corrected` on the validation data, if it is already there.
       samples: of the bootstrap; 0 for no interval (nan). Both test and validation images are drawn again; the
@@ -400,17 +417,12 @@ def estimate_prior(
                 f"the validation predictions have {held_logits.shape[1]} classes, those to predict {classes}; both "
                 "must come from one model"
             )
-        calibration = calibration or fit_bias_corrected(held_logits, held_labels)
+        calibration = calibration or fit_bias_corrected(held_logits, held_labels, logits_prior)
         held = softmax(calibrated(held_logits, calibration))
-        source = mean_shares(held)
+        source = calibration.prior
         probabilities = softmax(calibrated(logits, calibration))
-        sizes = np.bincount(held_labels, minlength=classes)
-        if sizes.min() < _FEW:
-            few = int((sizes < _FEW).sum())
-            warnings.append(
-                f"{few} of {classes} classes have fewer than {_FEW} validation images, so that what is learnt from "
-                "them is uncertain"
-            )
+        if words := few_images(held_labels, classes):
+            warnings.append(f"{words}, so that what is learnt from them is uncertain")
     random = np.random.Generator(np.random.Philox(key=seed))
 
     def by_em():
@@ -423,11 +435,8 @@ def estimate_prior(
             resampled = probabilities, source
             if validation is not None:
                 index = random.integers(len(held_labels), size=len(held_labels))
-                again = fit_bias_corrected(held_logits[index], held_labels[index], calibration)
-                resampled = (
-                    softmax(calibrated(logits, again)),
-                    mean_shares(softmax(calibrated(held_logits[index], again))),
-                )
+                again = fit_bias_corrected(held_logits[index], held_labels[index], logits_prior, calibration)
+                resampled = softmax(calibrated(logits, again)), again.prior
             many = min(10, samples - first)
             weights = random.multinomial(size, np.full(size, 1 / size), size=many).T
             drawn.append(em(*resampled, weights=weights, start=start, steps=100, tolerance=1e-4)[0].T)
@@ -481,6 +490,12 @@ def _misfit(
         f"the model is {100 * confidence.mean():.1f} % confident of these images, where other shares of the validation "
         f"images' classes would make it {100 * expected:.1f} %: the images themselves seem to differ"
     ]
+
+
+def few_images(labels: np.ndarray, classes: int) -> str:
+    """Say how many classes have too few validation images to learn much from; "" where none has."""
+    few = int((np.bincount(labels, minlength=classes) < _FEW).sum())
+    return f"{few} of {classes} classes have fewer than {_FEW} validation images" if few else ""
 
 
 def mean_shares(probabilities: np.ndarray) -> np.ndarray:

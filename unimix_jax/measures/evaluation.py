@@ -66,7 +66,7 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
         validation = validation._replace(counts=test.counts)
         result["validation"] = metrics.summary(validation, **measured)
         result["temperature"] = adapt.fit_temperature(validation.logits, validation.labels)
-        calibration = adapt.fit_bias_corrected(validation.logits, validation.labels)
+        calibration = adapt.fit_bias_corrected(validation.logits, validation.labels, test.logits_prior)
     if test.counts is not None:
         result["counts"] = test.counts.tolist()
     if test.labels is not None:
@@ -160,12 +160,13 @@ def _standing(test: Predictions, validation: Predictions | None, calibration) ->
     alone will not do: fitted on validation images of another prior than that of the logits, it makes up for both.)
     """
     if calibration is not None:
-        held = parts.softmax(adapt.calibrated(validation.logits, calibration))
         words = (
-            f"calibrated on the {len(held)} validation images by a temperature, {calibration.temperature:.3g}, and a "
-            "bias for each class"
+            f"calibrated on the {len(validation.labels)} validation images by a temperature, "
+            f"{calibration.temperature:.3g}, and a bias for each class"
         )
-        return (adapt.calibrated(test.logits, calibration), adapt.mean_shares(held)), words
+        if few := adapt.few_images(validation.labels, test.logits.shape[1]):
+            words += f" (uncertain, for {few})"
+        return (adapt.calibrated(test.logits, calibration), calibration.prior), words
     trained = None if test.logits_prior is None else (test.logits, test.logits_prior)
     return trained, "the model's own, which are not calibrated, for there are no validation predictions"
 
