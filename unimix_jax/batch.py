@@ -10,7 +10,8 @@ import numpy as np
 from unimix_jax.errors import UserError
 
 LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))  # -708.4: the log probability that stands for a probability of 0
-_ROUNDED = 1e-2  # row sums of probabilities in half precision miss 1 by less
+_ROUNDED = 5e-2  # row sums of probabilities in half precision or of two decimals miss 1 by less
+_ROUNDED_FEW = 5e-3  # the same for few rows, where genuine logits could come nearer by chance
 _MANY_ROWS = 20  # genuine logits do not come that near to 1 by chance in so many rows
 
 
@@ -129,19 +130,26 @@ def checked_logits(logits, what: str) -> np.ndarray:
 def refuse_probabilities(logits: np.ndarray, what: str) -> None:
     """Refuse probabilities, or per cent, under the name of logits: softmax would be taken of them once more.
 
-    Refused are numbers [N, K] of which none is negative and every row sums to 1, or every row to 100: within 1e-5 of
-    that, or, where there are 20 rows or more, within 1e-2 of it (rounded ones). One-hot rows are such too. Genuine
-    logits are so by chance in no practical case, and with 1 added to all of them never.
+    Refused are numbers [N, K] of which none is below 0 (rounding may leave -1e-4) and every row sums to 1, or every row
+    to 100. How near the sums must be depends on what chance does to genuine logits: within 5 % in 20 rows or more, which
+    holds rounded probabilities and whole per cent; within .5 % in fewer rows of three classes or more, if also none is
+    above 1 (100); else within 1e-5. One-hot rows are such too. Genuine logits are so by chance in no practical case, and
+    with 1 added to all of them never.
 
     Raises:
       UserError: they look like probabilities.
     """
-    if not logits.size or logits.min() < -1e-6:  # genuine logits go no further, but for a few
+    if not logits.size or logits.min() < -1e-2:  # genuine logits go no further, but for a few
         return
     sums = logits.sum(axis=1, dtype=np.float64)
-    within = _ROUNDED if len(sums) >= _MANY_ROWS else 1e-5
     for total, name in ((1, "probabilities"), (100, "per cent")):
-        if np.abs(sums / total - 1).max() <= within:
+        if len(sums) >= _MANY_ROWS:
+            within = _ROUNDED
+        elif logits.shape[1] > 2 and logits.max() <= total:
+            within = _ROUNDED_FEW
+        else:
+            within = 1e-5
+        if logits.min() >= -1e-4 * total and np.abs(sums / total - 1).max() <= within:
             raise UserError(
                 f"{what} look like {name}: no entry is negative and every row sums to {total}, so softmax would be "
                 "taken twice; give probabilities as such (array 'probabilities' of a file, or "

@@ -73,7 +73,7 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
         result["test_share"] = (np.bincount(test.labels, minlength=classes) / len(test.labels)).tolist()
         result["test"] = metrics.summary(test, **measured)
         if options.samples:
-            names = tuple(metrics.MEASURES) if options.classwise else intervals.DEFAULT
+            names = intervals.ALL if options.classwise else intervals.DEFAULT
             found = intervals.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
             result["test"]["intervals"] = {name: list(ends) for name, ends in found.items()}
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}

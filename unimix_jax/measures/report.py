@@ -243,9 +243,10 @@ def _measures_text(result: dict) -> tuple[str, ...]:
     )
     if "intervals" in result["test"]:
         lines.append(
-            f"Intervals: bootstrap over the images, {options['samples']} samples; those of ECE, smooth ECE and MCE are "
-            "of the error that endless images would show, which chance makes larger on few (the intervals of SCE, ACE "
-            "and TACE, where there are some, do not allow for that). By chance: what a perfectly calibrated model with "
+            f"Intervals: bootstrap over the images, {options['samples']} samples; those of ECE and smooth ECE are of "
+            "the error that endless images would show, which chance makes larger on few (the intervals of SCE, ACE and "
+            "TACE, where there are some, do not allow for that). MCE has none, for it hangs on the few images of one "
+            "bin. By chance: what a perfectly calibrated model with "
             "these confidences shows on so many images; a calibration error near that says nothing against the model."
         )
     if "temperature" in result:
