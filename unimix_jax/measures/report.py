@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax.errors import printable
-from unimix_jax.measures import metrics, parts, plots, tables, theory
+from unimix_jax.measures import metrics, parts, plots, tables
 from unimix_jax.measures.evaluation import Given
 from unimix_jax.measures.tables import Table
 
@@ -209,16 +209,22 @@ def laws_section(laws: list[dict], factor: dict) -> Section:
       laws: panels of `plots.class_distributions`; the last is UniMix's.
       factor: alpha, class_exponent and wrap of UniMix.
     """
-    mass = theory.unimix_mass(laws[0]["exact"][0] / laws[0]["exact"][-1])
+    prior = laws[0]["exact"]
+
+    def rarer_first(exponent):
+        """Share, in per cent, of the pairs whose natural first image is of a rarer class than its partner."""
+        partner = prior**exponent / (prior**exponent).sum()
+        return 100 * (prior[:, None] * partner * (prior[:, None] < prior)).sum()
+
     text = (
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, "
         "A.5 of mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of "
         "UniMix, factor and sampler (Corollary 3). They are made for counts that fall exponentially from the most to "
         "the least frequent class.",
         "A.8 and A.12 are masses rather than laws: they count only pairs whose natural first image is the rarer one. "
-        "Those of A.8 are half of the pairs, and the other half has the same law; those of A.12 are, at this imbalance "
-        f"and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for constant, "
-        "which gives every mixed image to its rarer class.",
+        f"Of the pairs of these classes those of A.8 are {rarer_first(1.0):.2g} %, and as many, whose second image is "
+        f"the rarer one, have the same law; those of A.12 are {rarer_first(factor['class_exponent']):.2g} % with this "
+        "sampler. Both take the factor for constant, which gives every mixed image to its rarer class.",
         "The bars are the exact law of the class that dominates a mixed image under this project's sampler and factor, "
         "the dots what these drew.",
         f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "

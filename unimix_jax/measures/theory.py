@@ -147,8 +147,8 @@ def unimix_density(y: np.ndarray, *, num_classes: int, imbalance: float, class_e
 def unimix_mass(imbalance: float) -> float:
     """Integral of `unimix_density` with exponent -1, whatever K.
 
-    It is the share of the pairs in which the natural image is rarer than its inversely sampled partner: .173 for an
-    imbalance of 10, .037 for 100.
+    It is the share of the pairs in which the natural image is rarer than its inversely sampled partner, of endlessly
+    many classes: .173 for an imbalance of 10, .037 for 100. Of few classes it is less, for many pairs are of one class.
 
     Args:
       imbalance: rho, largest class / smallest, at least 1.
