@@ -494,6 +494,11 @@ def test_what_the_logits_stand_for_is_said_where_the_labels_have_other_shares():
     sentence = metrics.summary(predictions)["other_prior"]
     assert "stand for the training images' prior" in sentence
     assert "57 % of the shares differ, most in class a, 90.0 % against 33.3 %" in sentence
+    other = metrics.summary(predictions._replace(counts=None))["other_prior"]
+    assert other.startswith("the logits stand for another prior than these images have: 57 %")
+    at_temperature = evaluation.evaluate(evaluation.Given("m", predictions, predictions), evaluation.Options(samples=0))
+    assert "other_prior" in at_temperature["test"]
+    assert "other_prior" not in at_temperature["test_at_temperature"]
     uniform = predictions._replace(logits_prior=np.full(3, 1 / 3))
     assert "other_prior" not in metrics.summary(uniform)
     # Shares drawn by the prior differ by chance, of few images much.

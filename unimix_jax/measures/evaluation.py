@@ -79,7 +79,8 @@ def evaluate(given: Given, options: Options = Options()) -> dict:  # noqa: B008,
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
             result["test"]["by_chance"] = intervals.by_chance(test, **chance)
         if "temperature" in result:
-            cooled = test._replace(logits=test.logits / result["temperature"])
+            # Divided by a temperature the logits stand for no prior that is known.
+            cooled = test._replace(logits=test.logits / result["temperature"], logits_prior=None)
             result["test_at_temperature"] = metrics.summary(cooled, **measured)
     held = None if validation is None else (validation.logits, validation.labels)
     estimator = {"validation": held, "calibration": calibration, "logits_prior": test.logits_prior}
