@@ -304,8 +304,8 @@ def _other_prior(predictions: Predictions) -> str:
     name = predictions.class_names[most] if predictions.class_names else most
     return (
         f"the logits stand for {which}: {100 * distance:.0f} % of the shares differ, most in class {name}, "
-        f"{100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are those of the logits as they are, "
-        "and --test_prior of evaluate corrects them"
+        f"{100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are those of the logits as they "
+        "are, and --test_prior of evaluate corrects them"
     )
 
 
