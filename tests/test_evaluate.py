@@ -134,7 +134,7 @@ def test_a_run_gives_every_number_and_picture(door, run):
     probabilities = per_example.softmax(predictions.logits)
     for name, measure in metrics.MEASURES.items():
         assert test[name] == pytest.approx(measure(probabilities, predictions.labels), rel=1e-12), name
-    assert set(test["intervals"]) == {*metrics.MEASURES, "many", "medium", "few"} - {"sce", "ace", "tace"}
+    assert set(test["intervals"]) == {*metrics.MEASURES, "many", "medium", "few"} - {"mce", "sce", "ace", "tace"}
     assert result["temperature"] > 1
     assert result["test_at_temperature"]["nll"] < test["nll"]
     words = f"calibrated on the 120 validation images by a temperature, {result['corrected_logits'].split()[9]}"
@@ -454,6 +454,12 @@ def test_the_class_distributions(door, tmp_path):
     # 100,000 pairs: a standard error of .16 % at most.
     np.testing.assert_allclose(table[:, 1::2], table[:, ::2], atol=0.8)
     assert table[-1, 6] > 3 * table[-1, 0]  # UniMix prefers the rarest class
+    # Pairs whose first image is of the rarer class, counted one by one.
+    shares, text = table[:, 0] / 100, (tmp_path / "a1" / "report.md").read_text()
+    inverse = (1 / shares) / (1 / shares).sum()
+    pairs = [(a, b) for a in range(6) for b in range(6) if a > b]
+    assert f"A.8 counts {100 * sum(shares[a] * shares[b] for a, b in pairs):.2g} %" in text
+    assert f"A.12 are {100 * sum(shares[a] * inverse[b] for a, b in pairs):.2g} %" in text
     assert table[0, 0] / table[-1, 0] == pytest.approx(50, rel=0.01)  # of numbers of two decimals
     assert page.texts["h1"] == ["Class distributions: 6 classes, imbalance 50"]
     assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()

@@ -216,6 +216,7 @@ class Measure(Traits):
       bins: whether it takes a number of bins, as `bins`.
       classwise: whether it looks at the probability of every class; these are measured together, and slowly.
       raised_by_chance: whether chance makes it larger also for a perfectly calibrated model.
+      interval: whether it has a bootstrap interval.
       more_classes_than: the number of classes up to which it says nothing.
     """
 
@@ -227,6 +228,7 @@ class Measure(Traits):
     bins: bool = False
     classwise: bool = False
     raised_by_chance: bool = False
+    interval: bool = True
     more_classes_than: int = 1
 
     @property

@@ -384,7 +384,9 @@ TAKE_LOGITS = {
     "softmax": lambda logits, labels: per_example.softmax(logits),
     "fit_temperature": calibration.fit_temperature,
     "fit_bias_corrected": calibration.fit_bias_corrected,
-    "calibrated": lambda logits, labels: calibration.calibrated(logits, calibration.Calibration(1.0, np.zeros(3))),
+    "calibrated": lambda logits, labels: calibration.calibrated(
+        logits, calibration.Calibration(1.0, np.zeros(3), np.ones(3))
+    ),
     "shift_prior": lambda logits, labels: label_shift.shift_prior(logits, np.ones(3), np.ones(3)),
     "estimate_prior": lambda logits, labels: label_shift.estimate_prior(logits, logits_prior=np.ones(3), samples=0),
     "estimate_prior, validation": lambda logits, labels: label_shift.estimate_prior(
@@ -413,6 +415,15 @@ def test_everything_that_takes_logits_refuses_probabilities(name, scale):
         pytest.param(
             np.round(100 * per_example.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))), 2), id="per cent"
         ),
+        pytest.param(
+            np.round(per_example.softmax(np.random.default_rng(0).normal(0, 2, (50, 10))), 2), id="two decimals"
+        ),
+        pytest.param(np.array([[0.334, 0.334, 0.334], [0.2, 0.2, 0.601]]), id="few rows of three decimals"),
+        pytest.param(np.array([[33, 33, 33], [71, 20, 11]]), id="few rows of whole per cent"),
+        pytest.param(
+            np.round(100 * per_example.softmax(np.random.default_rng(0).normal(0, 2, (50, 10)))), id="whole per cent"
+        ),
+        pytest.param(np.array([[1.00005, 0.0, -0.00005]] * 20), id="a little below 0"),
     ],
 )
 def test_rows_that_are_probabilities_are_known_as_such(rows):
@@ -429,9 +440,27 @@ def test_genuine_logits_are_not_refused():
             for _ in range(300):
                 logits = random.normal(0, random.choice([0.1, 1, 10]), (rows, classes))
                 checked_logits(logits, "logits")
-                checked_logits(np.abs(logits), "logits")
-    for given in ([[0.0, 0.0]], [[0.3, 0.6]], [[1.0, 1.0], [0.2, 0.8]], [[0.2, 0.8], [-0.1, 1.1]], [[2.0, -1.0]]):
+                if rows > 1:  # one row without a negative number comes near to 1 in a percent of draws
+                    checked_logits(np.abs(logits), "logits")
+    for given in (
+        [[0.0, 0.0]],
+        [[0.3, 0.6]],
+        [[1.0, 1.0], [0.2, 0.8]],
+        [[0.2, 0.8], [-0.1, 1.1]],
+        [[2.0, -1.0]],
+        [[0.3, 0.702]],
+        [[33.5, 33, 32.4]],
+    ):
         checked_logits(np.array(given), "logits")
+
+
+def test_rounded_probabilities_find_a_way_in():
+    half = per_example.softmax(np.random.default_rng(0).normal(0, 2, (50, 30))).astype(np.float16)
+    with pytest.raises(UserError, match="divide each row by its sum, or give their logarithms as 'logits'"):
+        Predictions.from_probabilities(half)
+    whole = half.astype(np.float64)
+    Predictions.from_probabilities(whole / whole.sum(axis=1, keepdims=True))
+    checked_logits(np.log(whole), "logits")
 
 
 def test_predictions_of_probabilities_are_measured_as_these():
@@ -474,6 +503,13 @@ def test_what_the_logits_stand_for_is_said_where_the_labels_have_other_shares():
     sentence = metrics.summary(predictions)["other_prior"]
     assert "stand for the training images' prior" in sentence
     assert "57 % of the shares differ, most in class a, 90.0 % against 33.3 %" in sentence
+    other = metrics.summary(predictions._replace(counts=None))["other_prior"]
+    assert other.startswith("the logits stand for another prior than these images have: 57 %")
+    at_temperature = evaluation.evaluate(
+        evaluation.ModelOutputs("m", predictions, predictions), evaluation.Options(samples=0)
+    )
+    assert "other_prior" in at_temperature["test"]
+    assert "other_prior" not in at_temperature["test_at_temperature"]
     uniform = predictions._replace(logits_prior=np.full(3, 1 / 3))
     assert "other_prior" not in metrics.summary(uniform)
     # Shares drawn by the prior differ by chance, of few images much.

@@ -52,10 +52,21 @@ def test_the_solid_bar_of_an_under_confident_bin_ends_at_the_accuracy():
     probabilities = np.tile([0.55, 0.45], (10, 1))
     figure = plots.reliability({"test": metrics.reliability(probabilities, np.zeros(10, int), 10)})  # accuracy 1
     pixels, _ = drawn(figure)
-    # Inside of the bin 0.5 to 0.6, beside the gap from 0.55 to 1.
-    for height in (0.3, 0.7, 0.95):
-        x, y = figure.axes[0].transData.transform((0.51, height))
-        np.testing.assert_allclose(pixels[len(pixels) - round(y), round(x)], [0, 0x72 / 255, 0xB2 / 255], atol=1e-6)
+    blue, pale = np.array([0, 0x72, 0xB2]) / 255, np.array([0xD6, 0xE9, 0xF8]) / 255
+
+    def inside(left, right, low, high):
+        """Shares of the pixels of a part of the axes that are blue and that are pale."""
+        (x, y), (x_end, y_end) = figure.axes[0].transData.transform([(left, low), (right, high)])
+        part = pixels[len(pixels) - round(y_end) : len(pixels) - round(y), round(x) : round(x_end)]
+        return [(np.abs(part - colour).max(axis=-1) < 0.02).mean() for colour in (blue, pale)]
+
+    # The bin reaches from 0.5 to 0.6, the gap from 0.55 to 1: hatched in its whole width, and blue all the way up.
+    assert inside(0.51, 0.59, 0.05, 0.48) == [1, 0]
+    for left, right in ((0.505, 0.53), (0.53, 0.57), (0.57, 0.595)):
+        for low, high in ((0.57, 0.75), (0.75, 0.98)):
+            of_blue, of_pale = inside(left, right, low, high)
+            assert of_blue > 0.3
+            assert of_pale > 0.02
 
 
 LONG = ("W" * 60, "a rather long name, in words, of a run that says all of what was done in it")

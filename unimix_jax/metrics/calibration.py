@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax.metrics import per_example
-from unimix_jax.metrics.per_example import normalised
-from unimix_jax.metrics.predictions import checked_labels, checked_logits
+from unimix_jax.metrics.per_example import mean_shares, normalised
+from unimix_jax.metrics.predictions import checked_labels, checked_logits, checked_prior
 
 TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
+_BIAS = 1.0  # standard deviation of a bias around its expected value, see the table in docs/measures.md
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -25,6 +26,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
       T > 0; never one whose NLL is above that of T = 1.
 
     Source: Guo et al., ICML 2017.
+
+    >>> logits, labels = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]), np.array([0, 1, 0, 0])
+    >>> round(fit_temperature(logits, labels), 3)  # softmax(2 / T) = 3/4
+    1.82
     """
     logits = np.asarray(checked_logits(logits, "logits"), np.float64)
     labels = checked_labels(labels, logits.shape, "labels")
@@ -55,27 +60,40 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 class Calibration(NamedTuple):
-    """What `calibrated` does to logits: divide by a temperature, add a bias a class."""
+    """What `calibrated` does to logits: divide by a temperature, add a bias for each class."""
 
     temperature: float
     bias: np.ndarray  # float64[K], mean 0
+    prior: np.ndarray  # float64[K], which calibrated logits stand for
 
 
-def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibration | None = None) -> Calibration:
-    """Fit a temperature and a bias a class by NLL: calibrated probabilities of the labels' own prior.
+def fit_bias_corrected(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    logits_prior: np.ndarray | None = None,
+    start: Calibration | None = None,
+) -> Calibration:
+    """Fit a temperature and a bias for each class by NLL, for calibrated probabilities of the labels' own prior.
 
-    The biases are kept small by the pull of one image (of all classes in equal parts), so that a class without
-    validation images gets a finite one.
+    Each bias is pulled to its expected value by a Gaussian, because a few images of a class say less about its bias
+    than the model itself; so a class without images has a bias, too. If `logits_prior` is known, the expected bias is
+    log(share of the labels / logits_prior), otherwise 0.
 
     Args:
       logits: float[N, K] of validation data.
       labels: int[N].
-      start: where to begin; None for a fitted temperature and no bias.
+      logits_prior: float[K], the prior that softmax(logits) stands for, such as `Predictions.logits_prior`; None if it
+        is not known.
+      start: where to start; None for a fitted temperature and the expected biases.
 
     Returns:
       The `Calibration`; its NLL with the pull is never above that of `start`.
 
-    Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling).
+    Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling); the pull is ours.
+
+    >>> logits, labels = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 1.0], [0.0, 2.0]]), np.array([0, 1, 0, 1])
+    >>> fit_bias_corrected(logits, labels, logits_prior=np.array([0.5, 0.5])).prior.tolist()
+    [0.5, 0.5]
     """
     from scipy.optimize import minimize
 
@@ -83,28 +101,46 @@ def fit_bias_corrected(logits: np.ndarray, labels: np.ndarray, start: Calibratio
     labels = checked_labels(labels, logits.shape, "labels")
     size, classes = logits.shape
     rows = np.arange(size)
+    # One more image is divided among the classes, so that no share is 0.
+    shares = (np.bincount(labels, minlength=classes) + 1 / classes) / (size + 1)
+    expected = np.zeros(classes)
+    if logits_prior is not None:
+        expected = np.log(shares / checked_prior(logits_prior, classes, "logits_prior"))
+        expected -= expected.mean()
 
     def loss(theta):
         inverse, bias = np.exp(theta[0]), theta[1:]
         shifted = normalised(inverse * logits + bias)
-        value = -shifted[rows, labels].sum()
+        distance = (bias - expected) / _BIAS
+        value = (distance**2).sum() / 2 - shifted[rows, labels].sum()
         probabilities = np.exp(shifted)
         probabilities[rows, labels] -= 1
         gradient = np.concatenate([[inverse * (probabilities * logits).sum()], probabilities.sum(axis=0)])
-        # One image of every class in equal parts, at logits 0: convex, and its least at equal biases.
-        prior = normalised(bias[None])[0]
-        value -= prior.mean()
-        gradient[1:] += np.exp(prior) - 1 / classes
+        gradient[1:] += distance / _BIAS
         return value / size, gradient / size
 
-    start = start or Calibration(fit_temperature(logits, labels), np.zeros(classes))
-    first = np.concatenate([[-np.log(start.temperature)], start.bias])
+    temperature, bias = (start.temperature, start.bias) if start else (fit_temperature(logits, labels), expected)
+    first = np.concatenate([[-np.log(temperature)], bias])
     bounds = [(-np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0]))] + [(None, None)] * classes
     optimum = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
     theta = optimum.x if optimum.fun < loss(first)[0] else first
-    return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean())
+    if logits_prior is None:
+        # Biases that stay near 0 keep the logits' own prior in part, so that the probabilities say what they stand for.
+        shares = mean_shares(np.exp(normalised(np.exp(theta[0]) * logits + theta[1:])))
+    return Calibration(float(np.exp(-theta[0])), theta[1:] - theta[1:].mean(), shares)
 
 
 def calibrated(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Apply a `Calibration` to logits float[N, K]; float64[N, K]."""
+    """Apply a calibration to logits.
+
+    Args:
+      logits: float[N, K].
+      calibration: of `fit_bias_corrected`.
+
+    Returns:
+      float64[N, K].
+
+    >>> calibrated(np.array([[2.0, 0.0]]), Calibration(2.0, np.array([0.5, -0.5]), np.array([0.5, 0.5]))).tolist()
+    [[1.5, -0.5]]
+    """
     return np.asarray(checked_logits(logits, "logits"), np.float64) / calibration.temperature + calibration.bias

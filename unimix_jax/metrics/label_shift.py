@@ -12,12 +12,11 @@ from unimix_jax import priors
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.calibration import Calibration, calibrated, fit_bias_corrected
-from unimix_jax.metrics.per_example import softmax
-from unimix_jax.metrics.predictions import check_probabilities, checked_labels, checked_logits
+from unimix_jax.metrics.per_example import LEAST_SHARE, softmax
+from unimix_jax.metrics.predictions import check_probabilities, checked_labels, checked_logits, checked_prior
 
 METHODS = ("em", "bbse")
 IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
-_LEAST = 1e-6  # what an estimated share is at least, times 1/K: a prior must be positive to be shifted to
 _PULL = 3.0  # standard deviation of a share around that of the validation images in BBSE, times 1/K
 _STEPS = 3000  # of EM
 _ROUNDS = 3  # of BBSE, whose errors depend on the shares
@@ -47,8 +46,8 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
     [[-0.916, 2.47]]
     """
     logits = checked_logits(logits, "logits")
-    shift = np.log(_prior(to_prior, logits.shape[1], "to_prior"))
-    return logits + (shift - np.log(_prior(from_prior, logits.shape[1], "from_prior")))
+    shift = np.log(checked_prior(to_prior, logits.shape[1], "to_prior"))
+    return logits + (shift - np.log(checked_prior(from_prior, logits.shape[1], "from_prior")))
 
 
 class Estimate(NamedTuple):
@@ -98,7 +97,7 @@ def em(
     [0.8, 0.2]
     """
     check_probabilities(probabilities)
-    source = _prior(source_prior, probabilities.shape[1], "source_prior")[:, None]
+    source = checked_prior(source_prior, probabilities.shape[1], "source_prior")[:, None]
     ratios = probabilities / source.T
     # Only the direction of a row matters: the largest ratio of each is 1, so that none overflows.
     largest = ratios.max(axis=1, keepdims=True)
@@ -106,7 +105,7 @@ def em(
     shares = np.full((len(ratios), 1), 1.0) if weights is None else np.asarray(weights, np.float64)
     totals = shares.sum(axis=0)
     constant = (np.log(largest) * shares).sum(axis=0) / totals
-    prior = source if start is None else _prior(start, len(source), "start")[:, None]
+    prior = source if start is None else checked_prior(start, len(source), "start")[:, None]
     prior = np.repeat(prior, shares.shape[1], axis=1)
 
     def step(prior):
@@ -152,7 +151,7 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
       float64[K, K].
     """
     check_probabilities(probabilities)
-    source = _prior(source_prior, probabilities.shape[1], "source_prior")
+    source = checked_prior(source_prior, probabilities.shape[1], "source_prior")
     scores = probabilities / source
     scores /= (scores @ prior)[:, None]
     # A share is known to 1 at worst; shares sum to 1.
@@ -210,7 +209,7 @@ def bbse(
         weighted = np.linalg.solve(spread, means)
         system, right = means.T @ weighted + np.diag(pull), weighted.T @ target + pull * centre
         shares = _not_negative(system, right)
-    return priors.prior(np.maximum(shares, _LEAST / classes)), np.sqrt(np.diag(np.linalg.inv(system)))
+    return priors.prior(np.maximum(shares, LEAST_SHARE / classes)), np.sqrt(np.diag(np.linalg.inv(system)))
 
 
 def _not_negative(system: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -272,7 +271,7 @@ def estimate_prior(
                 "to estimate the test prior, give labelled validation predictions, or the prior that the logits "
                 "stand for (logits_prior)"
             )
-        source, probabilities = _prior(logits_prior, classes, "logits_prior"), softmax(logits)
+        source, probabilities = checked_prior(logits_prior, classes, "logits_prior"), softmax(logits)
         warnings.append("the probabilities were not calibrated first, for there are no validation predictions")
     else:
         held_logits, held_labels = validation
@@ -283,17 +282,12 @@ def estimate_prior(
                 f"the validation predictions have {held_logits.shape[1]} classes, those to predict {classes}; both "
                 "must come from one model"
             )
-        calibration = calibration or fit_bias_corrected(held_logits, held_labels)
+        calibration = calibration or fit_bias_corrected(held_logits, held_labels, logits_prior)
         held = softmax(calibrated(held_logits, calibration))
-        source = mean_shares(held)
+        source = calibration.prior
         probabilities = softmax(calibrated(logits, calibration))
-        sizes = np.bincount(held_labels, minlength=classes)
-        if sizes.min() < _FEW:
-            few = int((sizes < _FEW).sum())
-            warnings.append(
-                f"{few} of {classes} classes have fewer than {_FEW} validation images, so that what is learnt from "
-                "them is uncertain"
-            )
+        if words := few_images(held_labels, classes):
+            warnings.append(f"{words}, so that what is learnt from them is uncertain")
     random = np.random.Generator(np.random.Philox(key=seed))
 
     def by_em():
@@ -301,16 +295,13 @@ def estimate_prior(
         if len(likelihoods) >= _STEPS:
             warnings.append(f"EM had not settled after {_STEPS} steps: some shares may be others")
         covariance = em_covariance(probabilities, source, prior)
-        start, drawn = np.maximum(prior, _LEAST / classes), [np.empty((0, classes))]
+        start, drawn = np.maximum(prior, LEAST_SHARE / classes), [np.empty((0, classes))]
         for first in range(0, samples, 10):
             resampled = probabilities, source
             if validation is not None:
                 index = random.integers(len(held_labels), size=len(held_labels))
-                again = fit_bias_corrected(held_logits[index], held_labels[index], calibration)
-                resampled = (
-                    softmax(calibrated(logits, again)),
-                    mean_shares(softmax(calibrated(held_logits[index], again))),
-                )
+                again = fit_bias_corrected(held_logits[index], held_labels[index], logits_prior, calibration)
+                resampled = softmax(calibrated(logits, again)), again.prior
             many = min(10, samples - first)
             weights = random.multinomial(size, np.full(size, 1 / size), size=many).T
             drawn.append(em(*resampled, weights=weights, start=start, steps=100, tolerance=1e-4)[0].T)
@@ -323,7 +314,7 @@ def estimate_prior(
     else:
         prior, errors = bbse(probabilities, held, held_labels)
         drawn = prior[None]  # its errors hold the chance of both sets of images
-    prior = priors.prior(np.maximum(prior, _LEAST / classes))
+    prior = priors.prior(np.maximum(prior, LEAST_SHARE / classes))
     if not samples:
         return Estimate(prior, *np.full((2, classes), np.nan), method, tuple(warnings))
     tail = 50 * (1 - level)
@@ -370,13 +361,18 @@ def _misfit(
     ]
 
 
-def mean_shares(probabilities: np.ndarray) -> np.ndarray:
-    """Return the mean of float64[N, K] probabilities, float64[K], with a floor for a class that has none at all."""
-    return np.maximum(probabilities.mean(axis=0), _LEAST / probabilities.shape[1])
+def few_images(labels: np.ndarray, classes: int) -> str:
+    """Return how many classes have too few validation images to learn much from, in words; "" if none has.
 
+    Args:
+      labels: int[V], of the validation images.
+      classes: K.
 
-def _prior(prior: np.ndarray, classes: int, name: str) -> np.ndarray:
-    prior = np.asarray(prior, np.float64)
-    if prior.shape != (classes,) or not np.isfinite(prior).all() or not (prior > 0).all():
-        raise UserError(f"{name} has shape {list(prior.shape)}; it must hold {classes} positive numbers, one a class")
-    return prior / prior.sum()
+    Returns:
+      A clause such as "3 of 10 classes have fewer than 10 validation images".
+
+    >>> few_images(np.repeat([0, 1], [20, 3]), 2)
+    '1 of 2 classes have fewer than 10 validation images'
+    """
+    few = int((np.bincount(labels, minlength=classes) < _FEW).sum())
+    return f"{few} of {classes} classes have fewer than {_FEW} validation images" if few else ""

@@ -185,7 +185,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
     return per_example.ece_of(*per_example.top_label(probabilities, labels), bins)
 
 
-@registry.Measure(title="MCE", bins=True, raised_by_chance=True)
+@registry.Measure(title="MCE", bins=True, raised_by_chance=True, interval=False)
 def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Return the maximum calibration error: the largest |accuracy - confidence| over the bins of `ece`.
 

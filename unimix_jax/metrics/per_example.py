@@ -16,6 +16,7 @@ from unimix_jax.metrics.predictions import (
 )
 
 BINS = 15
+LEAST_SHARE = 1e-6  # of a class, times 1/K: a prior must be positive, so that logits can be shifted to it
 _ROWS = 4096  # examples in a block, where blocks are copied
 
 
@@ -180,3 +181,8 @@ def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np
     labels = checked_labels(labels, probabilities.shape, "labels")
     check_probabilities(probabilities)
     return probabilities, labels
+
+
+def mean_shares(probabilities: np.ndarray) -> np.ndarray:
+    """Return the mean of float64[N, K] probabilities, float64[K], with a floor for a class that has none at all."""
+    return np.maximum(probabilities.mean(axis=0), LEAST_SHARE / probabilities.shape[1])

@@ -12,7 +12,9 @@ from unimix_jax import npz, storage
 from unimix_jax.errors import UserError
 
 LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))  # -708.4: the log probability that stands for a probability of 0
-_ROUNDED = 1e-2  # row sums of probabilities in half precision miss 1 by less
+_ROUNDED = 5e-2  # row sums of probabilities in half precision or of two decimals miss 1 by less
+_BELOW_ZERO = -1e-4  # probabilities that were computed as differences can be as low
+_ROUNDED_FEW = 5e-3  # the same for few rows, where genuine logits could come nearer by chance
 _MANY_ROWS = 20  # genuine logits do not come that near to 1 by chance in so many rows
 
 
@@ -119,18 +121,23 @@ def checked_logits(logits: ArrayLike, what: str) -> np.ndarray:
 def refuse_probabilities(logits: np.ndarray, what: str) -> None:
     """Refuse probabilities, or per cent, under the name of logits: softmax would be taken of them once more.
 
-    Refused are numbers [N, K] of which none is negative and every row sums to 1, or every row to 100: within 1e-5 of
-    that, or, where there are 20 rows or more, within 1e-2 of it (rounded ones). One-hot rows are such too. Genuine
-    logits are so by chance in no practical case, and with 1 added to all of them never.
+    Refused are numbers [N, K] of which none is below 0 (rounding may leave -1e-4) and every row sums to 1, or every row
+    to 100. How near the sums must come depends on what genuine logits do by chance: within 5 % in 20 rows or more, and
+    for whole per cent; within .5 % in fewer rows of three classes or more, if none is above 1 (or 100) either; else
+    within 1e-5. One-hot rows are such too. Genuine logits are so by chance in no practical case, and with 1 added to
+    all of them never.
 
     Raises:
       UserError: they look like probabilities.
     """
-    if not logits.size or logits.min() < -1e-6:  # genuine logits go no further, but for a few
+    if not logits.size or logits.min() < _BELOW_ZERO:  # genuine logits go no further, but for a few
         return
-    sums = logits.sum(axis=1, dtype=np.float64)
-    within = _ROUNDED if len(sums) >= _MANY_ROWS else 1e-5
+    sums, highest = logits.sum(axis=1, dtype=np.float64), logits.max()
     for total, name in ((1, "probabilities"), (100, "per cent")):
+        if len(sums) >= _MANY_ROWS or (total == 100 and (logits == np.round(logits)).all()):
+            within = _ROUNDED
+        else:
+            within = _ROUNDED_FEW if logits.shape[1] > 2 and highest <= total else 1e-5
         if np.abs(sums / total - 1).max() <= within:
             raise UserError(
                 f"{what} look like {name}: no entry is negative and every row sums to {total}, so softmax would be "
@@ -209,8 +216,8 @@ def check_probabilities(probabilities: np.ndarray, what: str = "probabilities") 
         row = int(off.argmax())
         total = probabilities[row].sum(dtype=np.float64)
         raise UserError(
-            f"{what} of example {row} sum to {total:.6g}; each row must sum to 1 within 1e-5 (where half precision is "
-            "too coarse for that, give the logits)"
+            f"{what} of example {row} sum to {total:.6g}; each row must sum to 1 within 1e-5: divide each row by its "
+            "sum, or give their logarithms as 'logits'"
         )
 
 
@@ -249,3 +256,10 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     if "class_names" in arrays:
         arrays["class_names"] = npz.names_of(arrays["class_names"], f"class_names of {path}")
     return checked_predictions(Predictions(**arrays), str(path))
+
+
+def checked_prior(prior: np.ndarray, classes: int, name: str) -> np.ndarray:
+    prior = np.asarray(prior, np.float64)
+    if prior.shape != (classes,) or not np.isfinite(prior).all() or not (prior > 0).all():
+        raise UserError(f"{name} has shape {list(prior.shape)}; it must hold {classes} positive numbers, one a class")
+    return prior / prior.sum()

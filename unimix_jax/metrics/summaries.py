@@ -132,17 +132,17 @@ def _other_prior(predictions: Predictions) -> str:
     chance = np.sqrt(2 / np.pi * prior * (1 - prior) / len(predictions.labels)).sum() / 2
     if distance <= 2 * chance + 0.02:
         return ""
-    which, counts = "a test prior chosen for training", predictions.counts
+    which, counts = "another prior than these images have", predictions.counts
     if np.ptp(prior) < 1e-6:
-        which = "a uniform prior"
+        which = "a uniform prior, and these images have another one"
     elif counts is not None and np.abs(priors.prior(counts) - prior).max() < 1e-6:
-        which = "the training images' prior"
+        which = "the training images' prior, and these images have another one"
     most = int(np.abs(prior - share).argmax())
     name = predictions.class_names[most] if predictions.class_names else most
     return (
-        f"the logits stand for {which}, and these images have another one: {100 * distance:.0f} % of the shares "
-        f"differ, most in class {name}, {100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are "
-        "those of the logits as they are, and --test_prior of evaluate corrects them"
+        f"the logits stand for {which}: {100 * distance:.0f} % of the shares differ, most in class {name}, "
+        f"{100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are those of the logits as they "
+        "are, and --test_prior of evaluate corrects them"
     )
 
 

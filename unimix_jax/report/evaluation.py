@@ -71,20 +71,21 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
         validation = validation._replace(counts=test.counts)
         result["validation"] = metrics.summary(validation, **measured)
         result["temperature"] = fit_temperature(validation.logits, validation.labels)
-        calibration = fit_bias_corrected(validation.logits, validation.labels)
+        calibration = fit_bias_corrected(validation.logits, validation.labels, test.logits_prior)
     if test.counts is not None:
         result["counts"] = test.counts.tolist()
     if test.labels is not None:
         result["test_share"] = (np.bincount(test.labels, minlength=classes) / len(test.labels)).tolist()
         result["test"] = metrics.summary(test, **measured)
         if options.samples:
-            names = tuple(metrics.MEASURES) if options.classwise else bootstrap.DEFAULT
+            names = bootstrap.ALL if options.classwise else bootstrap.DEFAULT
             found = bootstrap.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
             result["test"]["intervals"] = {name: list(ends) for name, ends in found.items()}
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
             result["test"]["by_chance"] = bootstrap.expected_if_calibrated(test, **chance)
         if "temperature" in result:
-            cooled = test._replace(logits=test.logits / result["temperature"])
+            # Divided by a temperature the logits stand for no prior that is known.
+            cooled = test._replace(logits=test.logits / result["temperature"], logits_prior=None)
             result["test_at_temperature"] = metrics.summary(cooled, **measured)
     held = None if validation is None else (validation.logits, validation.labels)
     estimator = {"validation": held, "calibration": calibration, "logits_prior": test.logits_prior}
@@ -167,12 +168,13 @@ def _standing(test: Predictions, validation: Predictions | None, calibration) ->
     alone will not do: fitted on validation images of another prior than that of the logits, it makes up for both.)
     """
     if calibration is not None:
-        held = per_example.softmax(calibrated(validation.logits, calibration))
         words = (
-            f"calibrated on the {len(held)} validation images by a temperature, {calibration.temperature:.3g}, and a "
-            "bias for each class"
+            f"calibrated on the {len(validation.labels)} validation images by a temperature, "
+            f"{calibration.temperature:.3g}, and a bias for each class"
         )
-        return (calibrated(test.logits, calibration), label_shift.mean_shares(held)), words
+        if few := label_shift.few_images(validation.labels, test.logits.shape[1]):
+            words += f" (uncertain, because {few})"
+        return (calibrated(test.logits, calibration), calibration.prior), words
     trained = None if test.logits_prior is None else (test.logits, test.logits_prior)
     return trained, "the model's own, which are not calibrated, for there are no validation predictions"
 

@@ -71,8 +71,8 @@ def image(figure: "Figure", kind: str, dpi: int = 150) -> bytes:
 def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
     """Reliability diagrams side by side: accuracy in each bin of confidence, the gap hatched, the examples below.
 
-    The bar ends at the accuracy. The gap to the confidence stands on the bar where the model is over-confident, and
-    lies in it where the model is under-confident.
+    The bar ends at the accuracy. The gap to the confidence stands on the bar where the model is over-confident, and is
+    a pale hatching over the bar where the model is under-confident.
 
     Args:
       panels: title -> bins of `metrics.reliability`.
@@ -86,7 +86,7 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
     figure, axes = _figure(figure_width, 4.4 * rows, 2 * rows, columns, height_ratios=[3, 1] * rows, squeeze=False)
     accuracy = {"facecolor": BLUE, "edgecolor": "white"}
     over = {"facecolor": "#F6D5BF", "edgecolor": RED, "hatch": "////"}
-    under = {"facecolor": "#D6E9F8", "edgecolor": BLUE, "hatch": "////"}
+    under = {"facecolor": BLUE, "edgecolor": "#D6E9F8", "hatch": "////"}  # the bar is seen to end at the accuracy
     for i, (title, bins) in enumerate(panels.items()):
         upper, lower = axes[2 * (i // columns)][i % columns], axes[2 * (i // columns) + 1][i % columns]
         left, width = bins.edges[:-1], np.diff(bins.edges)
@@ -94,13 +94,13 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
         error = float(np.nansum(np.abs(bins.accuracy - bins.confidence) * bins.count) / bins.count.sum())
         upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         upper.bar(left[held], bins.accuracy[held], width[held], align="edge", linewidth=0.6, **accuracy)
-        for found, share, style in (
-            (held & (bins.confidence > bins.accuracy), 1, over),
-            # Narrower than the bar of the accuracy, which it lies in: that one is seen to end at the accuracy.
-            (held & (bins.confidence < bins.accuracy), 0.6, under),
+        for found, style in (
+            (held & (bins.confidence > bins.accuracy), over),
+            (held & (bins.confidence < bins.accuracy), under),
         ):
-            gap, place = (bins.confidence - bins.accuracy)[found], (left + width / 2)[found]
-            upper.bar(place, gap, share * width[found], bottom=bins.accuracy[found], linewidth=0.6, **style)
+            gap = (bins.confidence - bins.accuracy)[found]
+            place = {"x": left[found], "width": width[found], "align": "edge"}
+            upper.bar(height=gap, bottom=bins.accuracy[found], linewidth=0.6, **place, **style)
         upper.set(title=f"{_fitting(title, figure_width / columns - 0.75, 10, bold=True)}\nECE {100 * error:.1f} %")
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         upper.tick_params(labelbottom=False)

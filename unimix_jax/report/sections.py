@@ -11,7 +11,6 @@ from unimix_jax.metrics import per_example
 from unimix_jax.report import plots, tables
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.tables import Table
-from unimix_jax.theory import closed_forms
 
 _CURVES = "Training (faint) and evaluation on the way (marked: circles for the first split, squares for the second)."
 _GROUPS = {
@@ -211,16 +210,23 @@ def class_distributions_section(panels: list[dict], factor: dict) -> Section:
       panels: of `class_distributions.panels`; the last is UniMix's.
       factor: alpha, class_exponent and wrap of UniMix.
     """
-    mass = closed_forms.unimix_mass(panels[0]["exact"][0] / panels[0]["exact"][-1])
+    prior = panels[0]["exact"]
+
+    def rarer_first(exponent):
+        """Return the percentage of pairs whose natural first image is of a rarer class than its partner."""
+        partner_prior = prior**exponent / (prior**exponent).sum()
+        return 100 * (prior[:, None] * partner_prior * (prior[:, None] < prior)).sum()
+
     text = (
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, "
         "A.5 of mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of "
         "UniMix, factor and sampler (Corollary 3). They are made for counts that fall exponentially from the most to "
         "the least frequent class.",
         "A.8 and A.12 are parts of a distribution: they count only pairs whose natural first image is the rarer one. "
-        "Those of A.8 are half of the pairs, and the other half has the same distribution; those of A.12 are, at this "
-        f"imbalance and with the paper's inverse sampler, {100 * mass:.2g} % of the pairs. Both take the factor for "
-        "constant, which gives every mixed image to its rarer class.",
+        f"A.8 counts {rarer_first(1.0):.2g} % of the pairs of these classes; the pairs whose second image is the rarer "
+        "one are as many and have the same distribution. A.12 counts "
+        f"{rarer_first(factor['class_exponent']):.2g} % with this sampler. Both take the factor for constant, which "
+        "gives every mixed image to its rarer class.",
         "The bars are the exact distribution of the class that dominates a mixed image under this project's sampler "
         "and factor, the dots a sample of it.",
         f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
@@ -247,9 +253,10 @@ def _measures_text(result: dict) -> tuple[str, ...]:
     )
     if "intervals" in result["test"]:
         lines.append(
-            f"Intervals: bootstrap over the images, {options['samples']} samples; those of ECE, smooth ECE and MCE are "
-            "of the error that endless images would show, which chance makes larger on few (the intervals of SCE, ACE "
-            "and TACE, where there are some, do not allow for that). By chance: what a perfectly calibrated model with "
+            f"Intervals: bootstrap over the images, {options['samples']} samples; those of ECE and smooth ECE are of "
+            "the error that endless images would show, which chance makes larger on few (the intervals of SCE, ACE and "
+            "TACE, where there are some, do not allow for that). MCE has none, for it hangs on the few images of one "
+            "bin. By chance: what a perfectly calibrated model with "
             "these confidences shows on so many images; a calibration error near that says nothing against the model."
         )
     if "temperature" in result:
