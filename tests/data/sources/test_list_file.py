@@ -70,12 +70,12 @@ def test_wrong_lists_get_a_sentence(lists, train, message):
         both(lists, train)
 
 
-def test_an_image_listed_twice_counts_once_aloud(lists, heard):
+def test_an_image_listed_twice_counts_once_with_a_warning(lists, heard):
     assert both(lists, TRAIN + "cat/1.jpg 0\n").train.names == ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
     assert "lists 1 images more than once" in heard.text
 
 
-def test_labels_with_gaps_are_numbered_anew_aloud(lists, heard):
+def test_labels_with_gaps_are_numbered_anew_with_a_warning(lists, heard):
     found = both(lists, "a/1.jpg 2\nb/1.jpg 7\nb/2.jpg 7\n", "a/9.jpg 2\nb/9.jpg 7\n")
     np.testing.assert_array_equal(found.train.labels, [0, 1, 1])
     np.testing.assert_array_equal(found.test.labels, [0, 1])
@@ -101,7 +101,7 @@ def test_missing_images_are_counted_before_training(lists):
 
 
 @pytest.mark.parametrize("root", ["below", "above"])
-def test_an_image_root_one_level_off_is_found_aloud(lists, heard, root):
+def test_an_image_root_one_level_off_is_found_with_a_warning(lists, heard, root):
     lists("train.txt", TRAIN)
     lists("test.txt", TEST)
     (lists.root / "deep").mkdir()
