@@ -14,7 +14,8 @@ import time
 
 import numpy as np
 
-from unimix_jax import errors, settings, storage
+from unimix_jax import errors, storage
+from unimix_jax.config import parse
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.report import tables
 from unimix_jax.training import runtime
@@ -31,7 +32,7 @@ def measures(name: str, seed: int, directory: pathlib.Path, epochs: int | None) 
     argv += [f"--config.epochs={epochs}"] if epochs else []
     run = f"{seed}-{epochs}-epochs" if epochs else str(seed)
     try:
-        result = run(settings.parse(argv).config, directory / name / run)
+        result = run(parse(argv).config, directory / name / run)
     except errors.NonFiniteError:
         return [np.nan] * len(MEASURES)
     return [100 * result["test"][measure] for measure in MEASURES]

@@ -33,6 +33,7 @@ from unittest import mock
 import numpy as np
 
 from unimix_jax import priors, storage
+from unimix_jax.config.compare import differing_keys
 from unimix_jax.data import download, sources
 from unimix_jax.data.sources import cifar, inaturalist, list_file, tfds
 from unimix_jax.errors import UserError
@@ -188,7 +189,7 @@ def _write_arrays(folder: pathlib.Path) -> None:
 def _read_arrays(folder: pathlib.Path):
     from ml_collections import ConfigDict
 
-    fields = {"source": "arrays", "file": str(folder / "f.npz"), "imbalance": 1.0, "profile": "exp", "cut_seed": 0}
+    fields = {"source": "arrays", "file": str(folder / "f.npz"), "imbalance": 1.0, "profile": "exp", "subset_seed": 0}
     return sources.load(ConfigDict(fields))
 
 
@@ -198,7 +199,7 @@ def _write_run(folder: pathlib.Path) -> None:
         "mixer": {"name": "unimix", "alpha": 0.5},
         "pair_sampler": {"name": "by_class"},
     }
-    config = {"seed": 0, "epochs": 2, "batch_size": 8, "network": "resnet8", "test_prior": "uniform", "init": ""}
+    config = {"seed": 0, "epochs": 2, "batch_size": 8, "network": "resnet8", "test_prior": "uniform", "pretrained": ""}
     config |= {"method": {"name": "erm", "stages": {"mixed": stage}}, "data": {"source": "digits", "imbalance": 40.0}}
     storage.write_json(folder / "config.json", config | {"optim": {"learning_rate": 0.1}})
     about = {"images": 8, "digest": "abc"}
@@ -248,7 +249,7 @@ def _read_run(folder: pathlib.Path) -> None:
     except UserError as error:
         refusal = error
     config = storage.read_json(folder / "config.json")
-    rundir.differing_keys(config or {}, {"seed": 0})
+    differing_keys(config or {}, {"seed": 0})
     rundir.read_manifest(folder / "run.json")
     results = rundir.read_results(folder / "metrics.json")
     if results is not None:

@@ -19,7 +19,8 @@ def main():
     import jax
     import numpy as np
 
-    from unimix_jax import priors, settings
+    from unimix_jax import priors
+    from unimix_jax.config import default, use_method
     from unimix_jax.data.types import Batch
     from unimix_jax.methods import build as methods
     from unimix_jax.models import resnet
@@ -29,8 +30,8 @@ def main():
 
     runtime.prepare_runtime(1 if case.network == "resnet8" else 0)  # as configs/digits_lt.py
     devices = local_devices(1)
-    config = settings.default()
-    settings.use_method(config, "unimix_bayias")
+    config = default()
+    use_method(config, "unimix_bayias")
     counts = np.array(slots.counts(case.classes))
     stage = methods.build(
         config.method.to_dict(),

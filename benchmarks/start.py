@@ -75,7 +75,7 @@ def digits() -> dict:
 
 def loop(rounds: int) -> dict:
     """Compare the loop with its own step, pair by pair."""
-    from unimix_jax import settings
+    from unimix_jax.config import parse
     from unimix_jax.data import loading
     from unimix_jax.training import input as training_input
     from unimix_jax.training import loop, rundir, runtime
@@ -97,7 +97,7 @@ def loop(rounds: int) -> dict:
         )
         argv = ["main", "--config=arrays.py", f"--config.data.file={file}", "--config.network=resnet32"]
         argv += [f"--config.log_every={taken + 1}", "--config.eval_every=0", "--config.batch_size=128"]
-        experiment = prepare(settings.parse(argv).config, pathlib.Path("unwritten"))
+        experiment = prepare(parse(argv).config, pathlib.Path("unwritten"))
         stage = experiment.method.stages[0]._replace(last=taken + 1)
         experiment = dataclasses.replace(experiment, method=experiment.method._replace(stages=(stage,)))
         step = loop.compiled_step(experiment, stage)

@@ -1,1 +1,1 @@
-"""One short file a task; see `unimix_jax/settings.py` for the fields that all of them have."""
+"""One short file a task; `--config=FILE --help` lists its fields, `unimix_jax/config/fields.py` declares them."""

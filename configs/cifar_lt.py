@@ -6,17 +6,14 @@ Arguments after the colon: dataset (cifar10, cifar100), imbalance, method. The o
 for under --config.data.dir, else $UNIMIX_DATA_DIR, else ~/data; --config.data.download fetches them.
 """
 
-from unimix_jax import settings
+from unimix_jax.config import arguments, default, use_method, use_source
 from unimix_jax.errors import one_of
 
 
 def get_config(text=None):
-    given = settings.arguments(text, dataset="cifar10", imbalance=100.0, method="unimix_bayias")
-    config = settings.default()
-    config.data.source = one_of("dataset", given["dataset"], ("cifar10", "cifar100"))
-    config.data.imbalance = given["imbalance"]
-    config.data.dir = ""  # folder of the official folder; "" for $UNIMIX_DATA_DIR or ~/data
-    config.data.download = False  # fetch the binary version (170 MB) if it is not there
-    config.data.validation_per_class = 0  # test images of each class to set apart for validation: no part of the test
-    settings.use_method(config, given["method"])
+    values = arguments(text, dataset="cifar10", imbalance=100.0, method="unimix_bayias")
+    config = default()
+    use_source(config, one_of("dataset", values["dataset"], ("cifar10", "cifar100")))
+    config.data.imbalance = values["imbalance"]
+    use_method(config, values["method"])
     return config

@@ -15,28 +15,28 @@ recipe=paper has 1, and recipe=usual .5, the paper's on CIFAR. At 1 the wrapped 
 preference for a class: only the inversely sampled partners are left of UniMix. MiSLAS mixes photographs with .2.
 """
 
-from unimix_jax import settings
+from unimix_jax.config import (
+    arguments,
+    default,
+    use_method,
+    use_paper_schedule,
+    use_source,
+    use_usual_schedule,
+)
 from unimix_jax.errors import one_of
 
 
 def get_config(text=None):
-    given = settings.arguments(text, method="unimix_bayias", network="resnet10", recipe="paper")
-    config = settings.default()
-    settings.use_photographs(config)
-    config.network = given["network"]
-    config.epochs = 90
-    config.batch_size = 512 if given["network"] in ("resnet10", "resnet18", "resnet34") else 64
-    config.optim.learning_rate = 0.2
-    config.optim.decay_at = (1 / 3, 2 / 3)  # epochs 30 and 60
-    config.optim.decay_factor = 0.1
+    values = arguments(text, method="unimix_bayias", network="resnet10", recipe="paper")
+    config = default()
+    use_source(config, "photographs")
+    config.network = values["network"]
     config.data.train_list = "ImageNet_LT_train.txt"
     config.data.validation_list = "ImageNet_LT_val.txt"
     config.data.test_list = "ImageNet_LT_test.txt"
-    if one_of("recipe", given["recipe"], ("paper", "usual")) == "usual":
-        config.epochs = 180
-        config.batch_size = 256
-        config.optim.learning_rate = 0.1
-        config.optim.schedule = "cosine"
-        config.optim.weight_decay = 5e-4
-    settings.use_method(config, given["method"], data="imagenet_lt", recipe=given["recipe"])
+    config.batch_size = 512 if values["network"] in ("resnet10", "resnet18", "resnet34") else 64
+    use_paper_schedule(config)
+    if one_of("recipe", values["recipe"], ("paper", "usual")) == "usual":
+        use_usual_schedule(config, epochs=180, weight_decay=5e-4)
+    use_method(config, values["method"], data="imagenet_lt", recipe=values["recipe"])
     return config

@@ -14,28 +14,29 @@ without preference for a class: only the inversely sampled partners are left of 
 .2. C.2 names no warm-up and no epoch at which mixing stops: there is none, and .6 of the run as on CIFAR.
 """
 
-from unimix_jax import settings
+from unimix_jax.config import (
+    arguments,
+    default,
+    use_method,
+    use_paper_schedule,
+    use_source,
+    use_usual_schedule,
+)
 from unimix_jax.errors import one_of
 
 
 def get_config(text=None):
-    given = settings.arguments(text, method="unimix_bayias", network="resnet50", recipe="paper")
-    config = settings.default()
-    settings.use_photographs(config)
-    config.network = given["network"]
-    config.epochs = 90
-    config.batch_size = 512
-    config.optim.learning_rate = 0.2
-    config.optim.decay_at = (1 / 3, 2 / 3)  # epochs 30 and 60
-    config.optim.decay_factor = 0.1
+    values = arguments(text, method="unimix_bayias", network="resnet50", recipe="paper")
+    config = default()
+    use_source(config, "photographs")
+    config.network = values["network"]
     config.data.train_list = "iNaturalist18_train.txt"
     config.data.test_list = "iNaturalist18_val.txt"
     config.data.mean = (0.466, 0.471, 0.380)
     config.data.std = (0.195, 0.194, 0.192)
-    if one_of("recipe", given["recipe"], ("paper", "usual")) == "usual":
-        config.epochs = 200
-        config.batch_size = 256
-        config.optim.learning_rate = 0.1
-        config.optim.schedule = "cosine"
-    settings.use_method(config, given["method"], data="inat2018", recipe=given["recipe"])
+    config.batch_size = 512
+    use_paper_schedule(config)
+    if one_of("recipe", values["recipe"], ("paper", "usual")) == "usual":
+        use_usual_schedule(config, epochs=200, weight_decay=1e-4)
+    use_method(config, values["method"], data="inat2018", recipe=values["recipe"])
     return config

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from unimix_jax import evaluate, main, metrics, settings, storage
+from unimix_jax import evaluate, main, metrics, storage
+from unimix_jax.config import find_config, parse
 from unimix_jax.errors import UserError
 from unimix_jax.report import files
 from unimix_jax.training.run import run
@@ -52,12 +53,10 @@ def test_the_loss_of_the_document_trains_by_its_command(own_losses, capsys):
 
 
 def test_the_document_s_line_of_a_config_sets_the_option(own_losses):
-    text = (settings.find_config("digits_lt.py")).read_text()
+    text = (find_config("digits_lt.py")).read_text()
     line = blocks("docs/own_loss.md", "python")[1].strip()
     (own_losses / "own.py").write_text(text.replace("    return config", f"    {line}\n    return config"))
-    stages = prepare(
-        settings.parse(["main", "--config=own.py:method=unimix"]).config, pathlib.Path("unwritten")
-    ).method.stages
+    stages = prepare(parse(["main", "--config=own.py:method=unimix"]).config, pathlib.Path("unwritten")).method.stages
     assert [s.loss.keywords["strength"] for s in stages] == [1.0, 1.0]
 
 
@@ -65,7 +64,7 @@ def test_a_loss_that_averages_is_refused(own_losses):
     (own_losses / "my_losses.py").write_text("def mean(logits, labels):\n    return logits.mean()\n")
     argv = ["main", "--config=digits_lt.py:method=erm", "--config.method.stages.plain.loss.name=my_losses:mean"]
     with pytest.raises(UserError, match=r"returns shape \(\)"):
-        run(settings.parse([*argv, "--config.parallel.devices=1"]).config, own_losses / "run")
+        run(parse([*argv, "--config.parallel.devices=1"]).config, own_losses / "run")
 
 
 def test_the_measures_of_the_document_are_measured(capsys):

@@ -38,10 +38,10 @@ def given(tmp_path):
     (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "typed.py").write_text(
-        "from unimix_jax import settings\n"
+        "from unimix_jax.config import default, use_method\n"
         "def get_config():\n"
-        "    config = settings.default()\n"
-        "    settings.use_method(config, 'erm')\n"
+        "    config = default()\n"
+        "    use_method(config, 'erm')\n"
         "    del config.epochs\n"
         "    config.epochs = '3'\n"
         "    return config\n"
@@ -67,7 +67,7 @@ def given(tmp_path):
         pytest.param(["--config={given}/broken.py"], "is not Python", id="a config with a syntax error"),
         pytest.param(["--config={given}/raises.py"], "division by zero", id="a config that raises"),
         pytest.param(["--config={given}/empty.py"], "get_config", id="a config without get_config"),
-        pytest.param(["--config={given}/other.py"], "made by unimix_jax.settings.default", id="another config"),
+        pytest.param(["--config={given}/other.py"], "made by unimix_jax.config.default", id="another config"),
         pytest.param([DIGITS, "--config.eval_evry=1"], "did you mean 'eval_every'", id="unknown key"),
         pytest.param(
             [DIGITS, "--config.optim.learning_rat=1"], "did you mean 'optim.learning_rate'", id="unknown inner key"
@@ -86,7 +86,7 @@ def given(tmp_path):
             [DIGITS, "--config.method.stages.mixed.pair_sampler.class_exponent=-99"], "in -10..10", id="exponent"
         ),
         pytest.param([DIGITS, "--config.method.head=round"], "unknown head", id="unknown head"),
-        pytest.param([DIGITS, "--config.data.source=cifar10"], "has no field 'dir'", id="source without its fields"),
+        pytest.param([DIGITS, "--config.data.source=cifar10"], "has no field data.dir", id="source without its fields"),
         pytest.param([DIGITS, "--config.method.stages.plain.loss=focal"], "write loss.name", id="a loss without name"),
         pytest.param(["--config=configs"], "which is a folder", id="the folder of configs"),
         pytest.param(["--config={given}/typed.py"], "config.epochs is '3'", id="a config with another type"),

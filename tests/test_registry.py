@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import registry, settings
+from unimix_jax import registry
+from unimix_jax.config import parse
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build, losses, mixing
 from unimix_jax.methods.recipes import NEW_ENTRIES, NEW_FUNCTIONS, RECIPES
@@ -130,7 +131,7 @@ def test_a_loss_outside_of_the_package_is_a_function_with_traits_and_one_recipe(
     of_user(monkeypatch, floored=floored)
     recipe = {"about": "mine", "stages": {"plain": {"loss": {"name": "mine:floored", "floor": 0.25}}}}
     monkeypatch.setitem(RECIPES, "floored", recipe)
-    config = settings.parse(["main", "--config=digits_lt.py:method=floored"]).config
+    config = parse(["main", "--config=digits_lt.py:method=floored"]).config
     method = build.build(
         config.method.to_dict(), COUNTS, name="floored", epochs=1, steps_per_epoch=1, test_prior=COUNTS, logit_scale=30
     )

@@ -17,6 +17,7 @@ LAYERS = (
     {"main", "evaluate"},
     {"training", "report"},
     {"data", "methods", "models", "metrics", "theory", "cpu_kernels"},
+    {"settings"},
     {"config"},
     {"priors", "npz"},
     {"registry", "storage", "cli"},

@@ -4,7 +4,8 @@ import functools
 import shlex
 import sys
 
-from unimix_jax import cli, errors, settings
+from unimix_jax import cli, errors
+from unimix_jax.config import Command, parse, usage
 from unimix_jax.training import timings
 
 
@@ -25,7 +26,9 @@ def _execute(argv: list[str], stop_requested) -> str:
     """Carry out a command line; return the text to print."""
     clock = timings.Clock()
     with clock.part("import"):
-        command = settings.parse(argv)
+        if not argv[1:]:
+            cli.echo(usage())  # then the sentence and the exit code of a mistake: a script's variable may be empty
+        command = parse(argv)
     if isinstance(command, str):
         return command
     from unimix_jax.training import rundir
@@ -39,14 +42,14 @@ def _execute(argv: list[str], stop_requested) -> str:
             rundir.discard(directory)  # it stays as soon as a run has begun in it
 
 
-def _run(command: settings.Command, directory, stop_requested, clock: timings.Clock) -> str:
+def _run(command: Command, directory, stop_requested, clock: timings.Clock) -> str:
     # Only now the heavy imports: help and mistakes are answered at once.
     with clock.part("import"):
         from unimix_jax.report import tables
         from unimix_jax.training import runtime
         from unimix_jax.training.run import run
 
-    with runtime.runtime(command.config.parallel.cores):
+    with runtime.runtime(command.config.parallel.cpu_threads):
         result = run(command.config, directory, stop_requested, clock)
         cli.echo(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")
         with clock.part("report"):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from unimix_jax import settings
+from unimix_jax.config import parse
 from unimix_jax.data import pairs, sampling
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build, losses, mixing
@@ -287,7 +287,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_that_of_its_paper(name):
-    config = settings.parse(["main", f"--config=cifar_lt.py:method={name}"]).config
+    config = parse(["main", f"--config=cifar_lt.py:method={name}"]).config
     counts = np.array([5000, 400, 50])
     built = build.build(
         config.method.to_dict(), counts, name=name, epochs=200, steps_per_epoch=1, test_prior=TEST_PRIOR

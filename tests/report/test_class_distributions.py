@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from unimix_jax import priors, settings
+from unimix_jax import priors
+from unimix_jax.config import parse
 from unimix_jax.data import longtail
 from unimix_jax.report import class_distributions
 from unimix_jax.theory import closed_forms
@@ -67,13 +68,13 @@ def test_what_is_not_drawn(counts):
     ],
 )
 def test_the_factor_is_the_run_s(argv, expected):
-    config = settings.parse(["main", "--config=digits_lt.py", *argv]).config
+    config = parse(["main", "--config=digits_lt.py", *argv]).config
     assert class_distributions.factor_of(manifest.plain(config)) == expected
 
 
 def test_a_method_that_does_not_mix_so_has_the_paper_s_factor():
     for method in ("erm", "mixup", "unimix_bayias_code"):
-        config = settings.parse(["main", f"--config=digits_lt.py:method={method}"]).config
+        config = parse(["main", f"--config=digits_lt.py:method={method}"]).config
         assert class_distributions.factor_of(manifest.plain(config)) == {
             "alpha": 0.5,
             "class_exponent": -1.0,

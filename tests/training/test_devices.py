@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import settings
+from unimix_jax.config import parse, shipped_configs
 from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as method
@@ -203,10 +203,10 @@ def untried(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
 def test_native_programs_are_tried_in_another_process_once(untried):
-    assert kernels(jax.devices(), "off") == "cpu"
+    assert kernels(jax.devices(), "xla") == "cpu"
     assert kernels(jax.devices(), "auto") == "native"
     untried.setattr(subprocess, "run", None)  # neither the process nor the cache asks again
-    assert kernels(jax.devices(), "on") == "native"
+    assert kernels(jax.devices(), "cpu_kernels") == "native"
 
 
 @pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
@@ -304,20 +304,20 @@ def test_without_native_programs_a_run_goes_on_and_says_why(untried, caplog, att
     with caplog.at_level("INFO"):
         assert kernels(jax.devices(), "auto") == "cpu"
     assert why in caplog.text
-    if attribute != "_TESTED_JAXLIB":  # which "on" overrules
-        with pytest.raises(UserError, match=r"parallel\.native is on.*" + why):
-            kernels(jax.devices(), "on")
+    if attribute != "_TESTED_JAXLIB":  # which "cpu_kernels" overrules
+        with pytest.raises(UserError, match=r"parallel\.ops is cpu_kernels.*" + why):
+            kernels(jax.devices(), "cpu_kernels")
 
 
 def test_native_programs_are_for_cpus():
     device = types.SimpleNamespace(platform="gpu")
-    assert kernels([device], "auto") == kernels([device], "off") == "plain"
+    assert kernels([device], "auto") == kernels([device], "xla") == "plain"
     with pytest.raises(UserError, match="no CPUs"):
-        kernels([device], "on")
+        kernels([device], "cpu_kernels")
 
 
 @pytest.mark.parametrize("devices", [8, 16, 32])
-@pytest.mark.parametrize("name", settings.shipped_configs())
+@pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, devices):
     texts = {
         "cifar_lt.py": ("", "dataset=cifar100", "method=unimix_bayias_code"),
@@ -325,8 +325,8 @@ def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, d
         "inat2018.py": ("", "recipe=usual"),
     }
     for text in texts.get(name, ("",)):
-        config = settings.parse(["main", f"--config={name}:{text}"]).config
-        check_batch(config.batch_size, devices, config.accumulate)
+        config = parse(["main", f"--config={name}:{text}"]).config
+        check_batch(config.batch_size, devices, config.grad_accum_steps)
         block = rounded_up(config.eval_batch_size, devices)
         assert block % devices == 0
         assert 0 <= block - config.eval_batch_size < devices
@@ -337,8 +337,8 @@ def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, d
     [
         (30, 8, 1, r"not a multiple of the 8 devices; set it to 24 or 32, or choose another number of devices"),
         (5, 8, 1, r"set it to 8, or"),
-        (64, 3, 4, r"the 3 devices times 4 parts of config.accumulate; set it to 60 or 72, or"),
-        (5, 1, 2, r"the 1 device times 2 parts of config.accumulate; set it to 4 or 6$"),
+        (64, 3, 4, r"the 3 devices times 4 parts of config.grad_accum_steps; set it to 60 or 72, or"),
+        (5, 1, 2, r"the 1 device times 2 parts of config.grad_accum_steps; set it to 4 or 6$"),
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_that_can(size, devices, parts, message):

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import main, metrics, settings, storage
+from unimix_jax import main, metrics, storage
+from unimix_jax.config import parse
+from unimix_jax.config.compare import flat
 from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import read_predictions, write_predictions
@@ -40,7 +42,7 @@ def config(*overrides, method="unimix_bayias"):
     """A short digits run of a network's stem, on one device instead of the tests' eight."""
     argv = ["main", f"--config=digits_lt.py:method={method}", "--config.network=stem", *SHORT]
     argv += ["--config.parallel.devices=1", *overrides]
-    return settings.parse(argv).config
+    return parse(argv).config
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +174,11 @@ def test_another_config_is_refused_naming_the_keys_and_neutral_ones_pass(finishe
     directory, _ = finished
     with pytest.raises(UserError, match=r"data.imbalance \(20.0 there, 10.0 here\), seed \(0 there, 1 here\)"):
         run(config("--config.seed=1", "--config.data.imbalance=10"), directory)
-    run(config("--config.data.residence=device", "--config.checkpoint.every=2"), directory)
-    assert "began with another checkpoint.every, data.residence" in capsys.readouterr().err
+    run(config("--config.data.on_device", "--config.checkpoint.every=2"), directory)
+    assert "began with another checkpoint.every, data.on_device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("overrides", [(), ("--config.data.residence=device",)], ids=["host", "device"])
+@pytest.mark.parametrize("overrides", [(), ("--config.data.on_device",)], ids=["host", "device"])
 def test_the_same_seed_gives_the_same_bits_wherever_the_images_are(finished, tmp_path, overrides):
     run(config(*overrides), tmp_path)
     assert numbers_of(tmp_path) == numbers_of(finished[0])
@@ -198,7 +200,7 @@ def test_all_devices_and_both_wrappings_end_at_the_same_model(tmp_path):
     logits = {}
     for name, count, how in (("one", 1, "shard_map"), ("eight", 8, "shard_map"), ("pmap", 8, "pmap")):
         run(
-            config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.how={how}", method="erm"),
+            config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.spmd={how}", method="erm"),
             tmp_path / name,
         )
         logits[name] = read_predictions(tmp_path / name / "predictions.npz").logits
@@ -217,7 +219,7 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path, monkeypatch)
     def run_on(file):
         argv = ["main", "--config=arrays.py:network=stem,method=erm", f"--config.data.file={tmp_path / file}"]
         argv += ["--config.epochs=1", "--config.batch_size=32", "--config.eval_batch_size=8"]
-        run(settings.parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
+        run(parse([*argv, "--config.parallel.devices=1"]).config, tmp_path / "run")
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -314,7 +316,7 @@ def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
         patch.setattr(ConfigDict, "__getitem__", watched)
         patch.setattr(manifest, "plain", lambda _: plain)
         run(given, tmp_path)
-    fields = {key for key in rundir.flat(plain) if not key.startswith("method.")}
+    fields = {key for key in flat(plain) if not key.startswith("method.")}
     assert fields - read == set()
 
 

@@ -2,12 +2,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import settings
+from unimix_jax.config import default
 from unimix_jax.training import optim, schedules
 
 
 def optim_config(**changes):
-    config = settings.default().optim
+    config = default().optim
     config.update(changes)
     return config
 

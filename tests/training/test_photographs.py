@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from unimix_jax import settings, storage
+from unimix_jax import storage
+from unimix_jax.config import parse
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.metrics.predictions import read_predictions
@@ -28,7 +29,7 @@ SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.e
 
 def config(name="image_folder.py", **fields):
     overrides = [f"--config.{field}={value}" for field, value in {**SMALL, **fields}.items()]
-    return settings.parse(["main", f"--config={name}", *overrides]).config
+    return parse(["main", f"--config={name}", *overrides]).config
 
 
 def draw(root, counts):
@@ -142,7 +143,7 @@ def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
     norm = {f"bn1.{leaf}": np.ones(16) for leaf in ("weight", "bias", "running_mean", "running_var")}
     arrays = {k: v.astype(np.float32) for k, v in {**arrays, **norm, "linear.bias": np.zeros(9)}.items()}
     save_file(arrays, tmp_path / "w.safetensors")
-    begun = {"data.dir": folder, "init": tmp_path / "w.safetensors", "epochs": 1}
+    begun = {"data.dir": folder, "pretrained": tmp_path / "w.safetensors", "epochs": 1}
     first = prepare(config(**begun), tmp_path).variables["params"]
     np.testing.assert_array_equal(first["conv1"]["conv"]["kernel"], arrays["conv1.weight"].transpose(2, 3, 1, 0))
     with pytest.raises(Interrupted):
@@ -151,7 +152,7 @@ def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
     (tmp_path / "w.safetensors").unlink()  # a checkpoint has all that is needed
     run(config(**begun), tmp_path / "run")
     facts = tables.run_facts(files.read_run(tmp_path / "run").about)
-    assert facts["first weights"] == f"{begun['init']}, digest {about['data']['init']['digest']}"
+    assert facts["first weights"] == f"{begun['pretrained']}, digest {about['data']['init']['digest']}"
     assert "the classifier starts anew" in (tmp_path / "run" / "log.txt").read_text()
     with pytest.raises(UserError, match="which cannot be read"):
         run(config(**begun), tmp_path / "another")
@@ -193,18 +194,18 @@ def test_every_recipe_starts_trains_and_is_evaluated(folder, tmp_path, name):
 
 
 def test_parts_of_a_batch_do_not_mix_inside_of_the_network(folder, tmp_path):
-    fields = {"data.dir": folder, "accumulate": 2}
+    fields = {"data.dir": folder, "grad_accum_steps": 2}
     assert prepare(config(**fields), tmp_path).step_config.grad_accum_steps == 2
-    with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
+    with pytest.raises(UserError, match="does not see its partners: set config.grad_accum_steps to 1"):
         prepare(config("image_folder.py:method=manifold_mixup", **fields), tmp_path)
     with pytest.raises(UserError, match="not a multiple of the 1 device times 3 parts"):
-        prepare(config(**{**fields, "accumulate": 3}), tmp_path)
+        prepare(config(**{**fields, "grad_accum_steps": 3}), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.residence", "device", "it must be host"),
+        ("data.on_device", True, "it must be false"),
         ("data.layout", "flat", "auto or classes"),
         ("data.max_megapixels", 0.0, "megapixels above 0"),
         ("data.min_area", 0.0, "above 0 and at most 1"),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import settings
+from unimix_jax.config import parse
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.recipes import RECIPES
@@ -38,7 +38,7 @@ def prepared(name, devices):
     # Flips by view, which are a third of the program that crops are.
     argv += ["--config.data.pad=0", "--config.data.flip=true"]
     argv += ["--config.epochs=10", f"--config.parallel.devices={devices}"]
-    return prepare(settings.parse(argv).config, pathlib.Path("unwritten"))
+    return prepare(parse(argv).config, pathlib.Path("unwritten"))
 
 
 def step_of(experiment, stage):
@@ -101,7 +101,7 @@ def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_pat
         argv = ["main", f"--config=digits_lt.py:method={name}", "--config.network=stem", "--config.epochs=5"]
         argv += ["--config.eval_every=0", "--config.log_every=1", "--config.parallel.devices=1"]
         before = compilations()
-        run(settings.parse(argv).config, tmp_path / name)
+        run(parse(argv).config, tmp_path / name)
         lines = rundir.read_metrics(tmp_path / name / "metrics.jsonl")
         return compilations() - before, {line["stage"] for line in lines if "stage" in line}
 
@@ -168,7 +168,7 @@ def mine(monkeypatch):
 def mixed_by(mixer, partners, *more):
     argv = ["main", "--config=digits_lt.py:method=mixup", "--config.network=stem", "--config.parallel.devices=1"]
     argv += [f"--config.method.stages.mixed.{k}.name={v}" for k, v in (("mixer", mixer), ("pair_sampler", partners))]
-    return prepare(settings.parse([*argv, *more]).config, pathlib.Path("unwritten"))
+    return prepare(parse([*argv, *more]).config, pathlib.Path("unwritten"))
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, p
 @pytest.mark.parametrize("partners", ["permutation", "in_batch", "mine:neighbour"])
 def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(mine, mixer, partners):
     assert [stage.mixes_inside for stage in mixed_by(mixer, partners).method.stages] == [True, False]
-    with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
-        mixed_by(mixer, partners, "--config.accumulate=2")
+    with pytest.raises(UserError, match="does not see its partners: set config.grad_accum_steps to 1"):
+        mixed_by(mixer, partners, "--config.grad_accum_steps=2")
 
 
 def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
     for partners in ("by_class", "mine:anywhere"):
-        experiment = mixed_by("mine:blended", partners, "--config.accumulate=2")
+        experiment = mixed_by("mine:blended", partners, "--config.grad_accum_steps=2")
         assert not any(stage.mixes_inside for stage in experiment.method.stages)
 
 

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from unimix_jax import settings, storage
+from unimix_jax import storage
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.training import rundir
@@ -155,23 +155,6 @@ def test_measures_that_no_run_writes_get_a_sentence(tmp_path, results):
     storage.write_json(tmp_path / "metrics.json", results)
     with pytest.raises(UserError, match="holds no measures"):
         rundir.read_results(tmp_path / "metrics.json")
-
-
-def test_configs_are_compared_by_what_changes_numbers():
-    old = {"seed": 0, "data": {"dir": "a", "imbalance": 10.0}, "checkpoint": {"every": 1}, "t": [0.8, 0.9], "gone": 1}
-    new = {"seed": 1, "data": {"dir": "b", "imbalance": 10.0}, "checkpoint": {"every": 2}, "t": (0.8, 0.9), "new": 1}
-    assert rundir.differing_keys(old, new) == (["gone", "new", "seed"], ["checkpoint.every", "data.dir"])
-
-
-def test_fields_that_choose_the_data_pass_for_its_digests_are_compared():
-    """Every field that may differ says either that numbers stay, or that the data is compared."""
-    fields = set(rundir.NEUTRAL + rundir.SEEN_IN_DATA)
-    assert not set(rundir.NEUTRAL) & set(rundir.SEEN_IN_DATA)
-    assert "data.skip_unreadable" in rundir.SEEN_IN_DATA
-    config = settings.default()
-    settings.use_photographs(config)
-    known = rundir.flat(json.loads(config.to_json_best_effort())) | {"data.download": 0, "data.file": 0}
-    assert fields <= known.keys()
 
 
 def test_digests_tell_results_that_were_changed_or_are_gone(tmp_path):

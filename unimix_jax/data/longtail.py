@@ -1,7 +1,7 @@
 """Long-tailed subsets of a data set, and images held out for the test and for validation. numpy only.
 
 "Counts" are images per class, "imbalance" is the largest class divided by the smallest. Where a function takes `data`,
-it is the group `config.data`, of which it reads `profile`, `imbalance` and `cut_seed`.
+it is the group `config.data`, of which it reads `profile`, `imbalance` and `subset_seed`.
 """
 
 import math
@@ -116,7 +116,7 @@ def subset_of_balanced(labels: np.ndarray, num_classes: int, data) -> np.ndarray
             f"an imbalance of {data.imbalance:g} leaves no training image in class {first}: the profile starts from "
             f"the size of the smallest class, {full.min()}; set a smaller imbalance, or 1 for all images"
         )
-    return long_tailed_subset(labels, counts, data.cut_seed)
+    return long_tailed_subset(labels, counts, data.subset_seed)
 
 
 def subset_of_skewed(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
@@ -149,7 +149,7 @@ def subset_of_skewed(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
             f"an imbalance of {data.imbalance:g} leaves no training image in class {np.flatnonzero(counts == 0)[0]}: "
             f"the largest class could have {low} at most; set a smaller imbalance, or 1 for all images"
         )
-    return long_tailed_subset(labels, counts, data.cut_seed)
+    return long_tailed_subset(labels, counts, data.subset_seed)
 
 
 def shifted_test_subset(labels: np.ndarray, counts: np.ndarray, imbalance: float, seed: int = 0) -> np.ndarray:

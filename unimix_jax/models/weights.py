@@ -69,7 +69,9 @@ def _floats(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with storage.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
         if size > _LARGEST:
-            raise UserError(f"config.init names {path}, which has {size / storage.GIB:.1f} GiB; at most 4 are read")
+            raise UserError(
+                f"config.pretrained names {path}, which has {size / storage.GIB:.1f} GiB; at most 4 are read"
+            )
         arrays = {}
         with safe_open(path, framework="numpy") as found:
             for name in found.keys():  # noqa: SIM118, it is no dict
@@ -78,7 +80,7 @@ def _floats(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 kind, dimensions = found.get_slice(name).get_dtype(), len(found.get_slice(name).get_shape())
                 if kind not in _FLOATS:
                     raise UserError(
-                        f"config.init names {path}, whose {name[:100]} is of type {kind}; weights must be of "
+                        f"config.pretrained names {path}, whose {name[:100]} is of type {kind}; weights must be of "
                         f"{', '.join(_FLOATS)}"
                     )
                 if len(name) > _LONGEST_NAME or dimensions > 4:
@@ -93,12 +95,14 @@ def _floats(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except (
         SafetensorError, AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError
     ) as error:  # fmt: skip
-        raise UserError(f"config.init names {path}, which is no whole .safetensors file of floats: {error}") from None
+        raise UserError(
+            f"config.pretrained names {path}, which is no whole .safetensors file of floats: {error}"
+        ) from None
     return arrays
 
 
 def _unreadable(path, error: OSError) -> UserError:
-    return UserError(f"config.init names {path}, which cannot be read: {error.strerror or error}")
+    return UserError(f"config.pretrained names {path}, which cannot be read: {error.strerror or error}")
 
 
 def _head(values: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

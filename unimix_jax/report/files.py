@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import npz, storage
+from unimix_jax.config import old_names
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.report import html, plots
@@ -40,6 +41,8 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
     config = storage.read_json(directory / rundir.CONFIG)
     if config is None:
         raise UserError(f"{directory} is no run directory: it has no {rundir.CONFIG}")
+    config, renamed = old_names.with_new_names(config)
+    old_names.warn(str(directory / rundir.CONFIG), renamed)
     test = directory / rundir.predictions_file("test")
     if not test.exists():
         raise UserError(f"the run in {directory} is not finished: it has no {test.name}; start its command again first")
@@ -68,7 +71,7 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
 def _check_stages(config: dict) -> None:
     """Raise a ValueError if the stages of a config are not what a run writes: the report uses their factor."""
     for stage in config.get("method", {}).get("stages", {}).values():
-        mixer, partners = stage.get("mixer", {}), stage.get("partners", {})
+        mixer, partners = stage.get("mixer", {}), stage.get("pair_sampler", {})
         if (mixer.get("name"), partners.get("name")) != ("unimix", "by_class"):
             continue
         for part, key, least, most in ((mixer, "alpha", 1e-9, 1e6), (partners, "class_exponent", -1e3, 1e3)):

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import metrics, registry
+from unimix_jax.config.compare import flat
 from unimix_jax.errors import printable
 from unimix_jax.metrics import label_shift
 from unimix_jax.report.evaluation import ModelOutputs
-from unimix_jax.training import rundir
 
 GROUPS = ("many", "medium", "few")  # of classes, as `priors.groups` names them
 
@@ -285,7 +285,7 @@ def run_tables(outputs: ModelOutputs) -> tuple[Table, ...]:
     """Return the facts about a run, and every field of its config."""
     about = outputs.about
     rows = [["what", "value"], *([k, v] for k, v in run_facts(about).items())]
-    config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(rundir.flat(about["config"]).items()))]
+    config = [["field", "value"], *([k, _plain(v)] for k, v in sorted(flat(about["config"]).items()))]
     return Table("Run", rows), Table("Every field of the config", config, folded=True)
 
 
@@ -300,7 +300,7 @@ def runs_tables(ran: list[ModelOutputs]) -> tuple[Table, ...]:
             [outputs.name, *(fact.get(key, "-") for key in unlike)] for outputs, fact in zip(ran, facts, strict=True)
         ]
         shown.append(Table("In each run", [["run", *unlike], *rows]))
-    configs = [rundir.flat(outputs.about["config"]) for outputs in ran]
+    configs = [flat(outputs.about["config"]) for outputs in ran]
     keys = sorted({k for c in configs for k in c if any(c.get(k) != other.get(k) for other in configs)})
     if keys:
         differing = [["field", *(g.name for g in ran)], *([k, *(_plain(c.get(k, "-")) for c in configs)] for k in keys)]
@@ -332,7 +332,7 @@ def run_facts(about: dict) -> dict[str, str]:
     facts["measured at"] = None if last is None else f"the last step, epoch {last:g}"
     facts["first weights"] = None if config.get("seed") is None else f"drawn at random, seed {config['seed']}"
     if "init" in data:
-        facts["first weights"] = f"{config.get('init')}, digest {data['init']['digest']}"
+        facts["first weights"] = f"{config.get('pretrained')}, digest {data['init']['digest']}"
     optim = config.get("optim", {})
     if "epochs" in config and "learning_rate" in optim:
         facts["optimisation"] = (

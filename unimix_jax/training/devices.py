@@ -41,16 +41,18 @@ def kernels(devices: Sequence, wish: str) -> str:
 
     Args:
       devices: those of the run.
-      wish: config.parallel.native: "auto", "on" or "off"; native programs are for CPUs only.
+      wish: config.parallel.ops: "auto", "cpu_kernels" or "xla"; native programs are for CPUs only.
 
     Raises:
-      UserError: "on", and they cannot be had.
+      UserError: "cpu_kernels", and they cannot be had.
     """
-    if wish == "off":
+    if wish == "xla":
         return "cpu" if is_cpu(devices) else "plain"
-    why = _no_native(wish == "on") if is_cpu(devices) else "the devices are no CPUs"
-    if why and wish == "on":
-        raise UserError(f"config.parallel.native is on, but there are no native programs here: {why}; set it to auto")
+    why = _no_native(wish == "cpu_kernels") if is_cpu(devices) else "the devices are no CPUs"
+    if why and wish == "cpu_kernels":
+        raise UserError(
+            f"config.parallel.ops is cpu_kernels, but there are no native programs here: {why}; set it to auto"
+        )
     if not is_cpu(devices):
         return "plain"
     if why:
@@ -120,7 +122,7 @@ def check_batch(size: int, devices: int, parts: int = 1) -> None:
     Args:
       size: images of the batch.
       devices: that share it.
-      parts: of each device's share, config.accumulate.
+      parts: of each device's share, config.grad_accum_steps.
 
     Raises:
       UserError: it is not a multiple of devices * parts; the nearest sizes that are.
@@ -129,7 +131,7 @@ def check_batch(size: int, devices: int, parts: int = 1) -> None:
     if size % share:
         below, above = size // share * share, rounded_up(size, share)
         of = f"{devices} device{'s' if devices > 1 else ''}"
-        times = f" times {parts} parts of config.accumulate" if parts > 1 else ""
+        times = f" times {parts} parts of config.grad_accum_steps" if parts > 1 else ""
         nearest = f"{below} or {above}" if below else f"{above}"
         other = ", or choose another number of devices by --config.parallel.devices" if devices > 1 else ""
         raise UserError(f"config.batch_size is {size}, not a multiple of the {of}{times}; set it to {nearest}{other}")
@@ -168,7 +170,7 @@ def distribute(
     Returns:
       A function of the same arguments. `pmap` leaves out `compiler_options`, which it cannot pass on.
     """
-    one_of("wrapping (config.parallel.how)", spmd, SPMD)
+    one_of("wrapping (config.parallel.spmd)", spmd, SPMD)
     step = functools.partial(step, axis=AXIS)
     if spmd == "pmap":
         axes = tuple(0 if s else None for s in split)

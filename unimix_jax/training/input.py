@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
     """Yield the stage and the placed batch of each step after step `first`; runs in the prefetching thread.
 
-    With `data.residence=device` the indices of the batch are placed, and the step gathers the images.
+    With `data.on_device` the indices of the batch are placed, and the step gathers the images.
     """
     config, train = experiment.config, experiment.splits.train
     table = functools.cache(functools.partial(_neighbour_table, experiment))
@@ -44,15 +44,15 @@ def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
             stage_batches = _read(experiment, pair_sampler, indices_of, steps)
         else:
             stage_batches = (indices_of(step=step) for step in steps)
-            if config.data.residence == "host":
+            if not config.data.on_device:
                 stage_batches = (loading.gather(train.images, train.labels, indices) for indices in stage_batches)
         for batch in stage_batches:
-            yield stage, devices.shard(batch, experiment.devices, config.parallel.how)
+            yield stage, devices.shard(batch, experiment.devices, config.parallel.spmd)
 
 
 def resident(experiment: Experiment) -> tuple:
     """Return the training images and labels on the devices if the config wants them there, otherwise ()."""
-    if experiment.config.data.residence == "host":
+    if not experiment.config.data.on_device:
         return ()
     train = experiment.splits.train
     return devices.replicate((train.images, train.labels), experiment.devices)

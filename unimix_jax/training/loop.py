@@ -160,7 +160,7 @@ def stage_start(experiment: Experiment, stage: Stage, state: TrainState) -> Trai
 def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
     """Return the step of a stage on the devices: (state, batch or indices, inputs, *resident arrays)."""
     step = functools.partial(train_step, stage=stage, network=experiment.network, config=experiment.step_config)
-    on_device = experiment.config.data.residence == "device"
+    on_device = experiment.config.data.on_device
 
     def step_from_indices(state, indices, inputs, images, labels, *, axis):
         return step(state, loading.gather(images, labels, indices), inputs, axis=axis)
@@ -168,7 +168,7 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
     return devices.distribute(
         step_from_indices if on_device else step,
         experiment.devices,
-        experiment.config.parallel.how,
+        experiment.config.parallel.spmd,
         split=(False, True, False, False, False) if on_device else (False, True, False),
         donate=(0,),
     )

@@ -14,6 +14,8 @@ import numpy as np
 
 import unimix_jax
 from unimix_jax import storage
+from unimix_jax.config import old_names
+from unimix_jax.config.compare import differing_keys, flat
 from unimix_jax.data.digests import content, digest
 from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError
@@ -46,9 +48,11 @@ def previous_manifest(config: "ConfigDict", directory: pathlib.Path) -> dict:
     old_config = storage.read_json(directory / rundir.CONFIG)
     if old_config is None:
         return {}
-    differing, neutral = rundir.differing_keys(*map(schedules.with_warmup_as_it_is, (old_config, plain(config))))
+    old_config, renamed = old_names.with_new_names(old_config)
+    old_names.warn(str(directory / rundir.CONFIG), renamed)
+    differing, neutral = differing_keys(*map(schedules.with_warmup_as_it_is, (old_config, plain(config))))
     if differing:
-        old, new = rundir.flat(old_config), rundir.flat(plain(config))
+        old, new = flat(old_config), flat(plain(config))
         shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in differing[:5])
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
@@ -108,7 +112,7 @@ def new_manifest(
     }
     starts = [*previous.get("starts", []), start]
     for key in ("version", "commit", "environment"):
-        old, new = (rundir.flat({key: each[key]}) for each in (starts[0], start))
+        old, new = (flat({key: each[key]}) for each in (starts[0], start))
         for name in sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
             _log.warning(
                 "this run began with %s %s and goes on with %s: the result may differ in its last bits",
@@ -155,7 +159,7 @@ def _check_data(before: dict, now: dict, saved: bool) -> None:
                 f"the {name} images have the names of those which this run began with, but other contents ({other}); "
                 "restore them or give a new --workdir"
             )
-        what = {"test_prior": "test prior is not that", "init": "file of config.init is not that"}
+        what = {"test_prior": "test prior is not that", "init": "file of config.pretrained is not that"}
         why, left_out = "", [each.get("unreadable") or 0 for each in (was, here)]
         if left_out[0] != left_out[1]:
             everything = [each.get("images", 0) + count for each, count in zip((was, here), left_out, strict=True)]

@@ -32,7 +32,7 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     Args:
       experiment: of `setup.prepare`.
     """
-    devices, spmd = experiment.devices, experiment.config.parallel.how
+    devices, spmd = experiment.devices, experiment.config.parallel.spmd
     wanted, size = experiment.config.eval_batch_size, rounded_up(experiment.config.eval_batch_size, len(devices))
     if size != wanted:
         _log.info("eval_batch_size %d is rounded up to %d, a multiple of the %d devices", wanted, size, len(devices))

@@ -44,7 +44,7 @@ def run(
     """Train as the config says, or go on where an earlier call stopped.
 
     Args:
-      config: of `settings.default()`, checked by `settings.check`.
+      config: of `config.default()`, checked by `config.check`.
       directory: the run directory; made if needed.
       stop_requested: of `cli.graceful_stop`; once it is set, the run saves and leaves.
       clock: counts the time of each part.
@@ -96,7 +96,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
     """Write config.json and run.json for this start; return what run.json holds."""
     config, directory = experiment.config, experiment.directory
     has_checkpoints = rundir.has_checkpoints(directory)
-    environment = runtime.environment(experiment.devices, config.parallel.how, experiment.network.kernels)
+    environment = runtime.environment(experiment.devices, config.parallel.spmd, experiment.network.kernels)
     with experiment.clock.part("data"):
         about = manifest.new_manifest(
             previous,
@@ -104,7 +104,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
             experiment.splits,
             experiment.method.test_prior,
             environment,
-            weights.digest(config.init) if config.init and not has_checkpoints else None,
+            weights.digest(config.pretrained) if config.pretrained and not has_checkpoints else None,
             saved=has_checkpoints,
         )
     _log.info("run directory: %s", directory)

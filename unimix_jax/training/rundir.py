@@ -35,34 +35,6 @@ UNREADABLE = "unreadable.txt"
 # What a run writes before config.json.
 _BEFORE_CONFIG = (LOCK, LOG, UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED + ".tmp")
 
-# Keys in which a resumed run may differ: they change what is recorded and kept, how long it takes, or the last bits
-# of sums (residence, the threads and programs of layers, the wrapping over devices, remat).
-NEUTRAL = (
-    "data.residence",
-    "data.threads",
-    "data.workers",
-    "eval_every",
-    "log_every",
-    "parallel.cores",
-    "parallel.how",
-    "parallel.native",
-    "remat",
-)
-NEUTRAL_GROUPS = ("checkpoint.",)
-# Keys that say where data is and which of it is taken: they may differ as long as the data is the same, which its
-# digests in run.json say. With `skip_unreadable` other images may be trained on, and then the run is refused.
-SEEN_IN_DATA = (
-    "data.dir",
-    "data.download",
-    "data.file",
-    "data.layout",
-    "data.max_megapixels",
-    "data.skip_other_files",
-    "data.skip_unreadable",
-    "data.test_list",
-    "data.train_list",
-    "data.validation_list",
-)
 _MOST_METRICS = 256 * storage.MIB  # bytes of metrics.jsonl, a million lines
 _LONGEST_LINE = 1 << 16
 _SHOWN = ("accuracy", "many", "medium", "few", "ece", "mce")  # measures that are shown when a run ends
@@ -336,34 +308,6 @@ def truncate_metrics(path: pathlib.Path, step: int) -> None:
     """Drop the lines after `step`, which a resumed run writes again."""
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def flat(config: dict, prefix: str = "") -> dict:
-    """Flatten nested dicts to dotted keys: {"data": {"dir": 1}} becomes {"data.dir": 1}."""
-    pairs = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            pairs |= flat(value, f"{prefix}{key}.")
-        else:
-            pairs[prefix + key] = value
-    return pairs
-
-
-def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
-    """Compare two configs.
-
-    Args:
-      old, new: nested dicts as read from config.json (tuples are lists there).
-
-    Returns:
-      The dotted keys that differ and change numbers, and those that differ and do not, or do so only by way of the
-      data, whose digests are compared.
-    """
-    old, new = flat(old), flat(json.loads(json.dumps(new)))
-    missing = object()
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k, missing) != new.get(k, missing))
-    neutral = [k for k in keys if k in NEUTRAL + SEEN_IN_DATA or k.startswith(NEUTRAL_GROUPS)]
-    return [k for k in keys if k not in neutral], neutral
 
 
 def write_list(path: pathlib.Path, names: tuple[str, ...], labels: np.ndarray, rows: np.ndarray) -> None:

@@ -63,7 +63,7 @@ def prepare(
     """Resolve a config to an experiment; every mistake of the user is found here, before anything is compiled.
 
     Args:
-      config: of `settings.default()`, checked by `settings.check`.
+      config: of `config.default()`, checked by `config.check`.
       directory: the run directory, which need not exist yet.
       clock: counts the time of loading.
       stop_requested: set from outside to leave while images are checked.
@@ -85,7 +85,7 @@ def prepare(
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = _method(config, splits.counts, steps_per_epoch)
     devices = devices_.local_devices(config.parallel.devices)
-    devices_.check_batch(config.batch_size, len(devices), config.accumulate)
+    devices_.check_batch(config.batch_size, len(devices), config.grad_accum_steps)
     network = _network(config, len(splits.counts), method.head, devices)
     image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     return Experiment(
@@ -102,7 +102,7 @@ def prepare(
             config.data.pad,
             config.data.flip,
             tuple(config.data.jitter),
-            config.accumulate,
+            config.grad_accum_steps,
             unroll=devices_.is_cpu(devices),
         ),
         image_shape=image_shape,
@@ -144,12 +144,12 @@ def _network(config, num_classes: int, head: str, devices: list) -> nn.Module:
         axis=devices_.AXIS if config.parallel.batch_norm == "global" else None,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        kernels=devices_.kernels(devices, config.parallel.native),
+        kernels=devices_.kernels(devices, config.parallel.ops),
     )
 
 
 def _first_variables(config, network: nn.Module, image_shape, directory: pathlib.Path) -> dict:
-    """Return the network's variables before the first step: drawn from the seed, or read from config.init.
+    """Return the network's variables before the first step: drawn from the seed, or read from config.pretrained.
 
     Raises:
       UserError: the network has variables that training does not carry, or the file does not fit.
@@ -160,8 +160,8 @@ def _first_variables(config, network: nn.Module, image_shape, directory: pathlib
             f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "
             "batch_stats only"
         )
-    if config.init and not rundir.has_checkpoints(directory):
-        variables = weights.begun_from(config.init, variables)
+    if config.pretrained and not rundir.has_checkpoints(directory):
+        variables = weights.begun_from(config.pretrained, variables)
     return variables
 
 
@@ -185,10 +185,10 @@ def _with_inner_mixing(
     for stage in method.stages:
         if step.mixes_inside(stage, image_shape, config.batch_size // devices):
             where = f"stage {stage.name!r} of method {method.name!r}"
-            if config.accumulate > 1:
+            if config.grad_accum_steps > 1:
                 raise UserError(
                     f"{where} mixes inside of the network, where a part of the batch does not see its partners: set "
-                    "config.accumulate to 1"
+                    "config.grad_accum_steps to 1"
                 )
             if registry.traits("pair_sampler", stage.pair_sampler).in_batch is False:
                 raise UserError(methods.outside_of_batch(where))
@@ -271,18 +271,18 @@ def log_description(experiment: Experiment) -> None:
         config.network,
         experiment.method.name,
         _num_parameters(experiment.variables),
-        config.init or f"random weights (seed {config.seed})",
+        config.pretrained or f"random weights (seed {config.seed})",
         experiment.steps,
         config.batch_size,
         devices,
         "s" if devices > 1 else "",
         experiment.network.kernels,
     )
-    if config.parallel.cores not in (0, assembly.threads()):
+    if config.parallel.cpu_threads not in (0, assembly.threads()):
         _log.info(
-            "config.parallel.cores is %d, but XLA has %d threads here: the command sets them when it starts, and "
+            "config.parallel.cpu_threads is %d, but XLA has %d threads here: the command sets them when it starts, and "
             "$PJRT_NPROC or $NPROC go before it",
-            config.parallel.cores,
+            config.parallel.cpu_threads,
             assembly.threads(),
         )
     if splits.validation is None and config.eval_every:

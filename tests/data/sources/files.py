@@ -1,7 +1,7 @@
 """What the tests of photographs in files share."""
 
+from unimix_jax.config import default, use_photographs
 from unimix_jax.data import sources
-from unimix_jax.settings import default, use_photographs
 
 
 def load(**fields):

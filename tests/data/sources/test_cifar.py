@@ -243,7 +243,7 @@ def config(tmp_path):
     train, test = rows_and_labels(500, 10), rows_and_labels(20, 10)
     train[0][np.flatnonzero(train[1] == 9)[:]] = 0
     write_binary(tmp_path, "cifar10", train, test, "abcdefghij")
-    data = {"source": "cifar10", "dir": str(tmp_path), "download": False, "profile": "exp", "cut_seed": 0}
+    data = {"source": "cifar10", "dir": str(tmp_path), "download": False, "profile": "exp", "subset_seed": 0}
     return ConfigDict({**data, "imbalance": 5.0, "validation_per_class": 0, "split_seed": 0})
 
 
@@ -285,7 +285,7 @@ def test_the_test_set_cannot_be_set_apart_wholly(whole, number):
 
 @pytest.mark.skipif("UNIMIX_DATA_DIR" not in os.environ, reason="$UNIMIX_DATA_DIR does not name the real files")
 def test_the_real_cut_is_the_published_one(golden):
-    data = {"source": "cifar10", "dir": "", "download": False, "profile": "exp", "cut_seed": 0, "imbalance": 100.0}
+    data = {"source": "cifar10", "dir": "", "download": False, "profile": "exp", "subset_seed": 0, "imbalance": 100.0}
     splits = sources.load(ConfigDict({**data, "validation_per_class": 0, "split_seed": 0}))
     (rows, _), _, _ = cifar.read_rows("cifar10")
     np.testing.assert_array_equal(

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 from unimix_jax.data import longtail, sources
 from unimix_jax.data.digests import digest
 
-CUT = {"imbalance": 20.0, "profile": "exp", "cut_seed": 0, "split_seed": 0}
+CUT = {"imbalance": 20.0, "profile": "exp", "subset_seed": 0, "split_seed": 0}
 
 
 def digits(**changes):
@@ -48,6 +48,6 @@ def test_digits_are_long_tailed_and_evaluated_on_balanced_splits():
 def test_the_split_seed_moves_the_test_set_and_the_cut_seed_does_not():
     base = digits()
     assert digest(digits().train) == digest(base.train)
-    assert digest(digits(cut_seed=1).test) == digest(base.test)
-    assert digest(digits(cut_seed=1).train) != digest(base.train)
+    assert digest(digits(subset_seed=1).test) == digest(base.test)
+    assert digest(digits(subset_seed=1).train) != digest(base.train)
     assert digest(digits(split_seed=1).test) != digest(base.test)

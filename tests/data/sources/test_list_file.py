@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unimix_jax.config import default, use_photographs
 from unimix_jax.data import sources
 from unimix_jax.data.sources import inaturalist, list_file
 from unimix_jax.errors import UserError
-from unimix_jax.settings import default, use_photographs
 
 from .files import load, touch
 from .test_inaturalist import INAT

@@ -8,7 +8,7 @@ from unimix_jax.data import sources
 from unimix_jax.data.digests import digest
 from unimix_jax.errors import UserError
 
-CUT = {"imbalance": 20.0, "profile": "exp", "cut_seed": 0, "split_seed": 0}
+CUT = {"imbalance": 20.0, "profile": "exp", "subset_seed": 0, "split_seed": 0}
 
 
 @pytest.fixture

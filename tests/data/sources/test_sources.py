@@ -1,14 +1,14 @@
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import settings
+from unimix_jax.config import default, use_photographs
 from unimix_jax.data import sources
 from unimix_jax.errors import UserError
 
 
 def test_lists_of_one_class_and_classes_that_are_only_tested_are_refused(tmp_path):
-    config = settings.default()
-    settings.use_photographs(config)
+    config = default()
+    use_photographs(config)
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg", "c/2.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

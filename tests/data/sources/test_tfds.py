@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unimix_jax.config import default, use_photographs
 from unimix_jax.data import decode, sources
 from unimix_jax.errors import UserError
-from unimix_jax.settings import default, use_photographs
 
 
 def png(i):

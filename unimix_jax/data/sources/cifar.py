@@ -72,7 +72,7 @@ def read(data) -> Splits:
 
     Args:
       data: the group `config.data`, with `source` ("cifar10" or "cifar100"), `dir`, `download`,
-        `validation_per_class`, `split_seed`, `profile`, `imbalance`, `cut_seed`.
+        `validation_per_class`, `split_seed`, `profile`, `imbalance`, `subset_seed`.
 
     Returns:
       The splits.
@@ -88,7 +88,7 @@ def read(data) -> Splits:
         raise UserError(
             f"{len(black)} of the {len(subset)} chosen training images are all black (the first is image "
             f"{subset[black[0]]}): the files under {search_path(data.dir)} are not complete for "
-            f"imbalance {data.imbalance:g}, profile {data.profile}, cut_seed {data.cut_seed}"
+            f"imbalance {data.imbalance:g}, profile {data.profile}, subset_seed {data.subset_seed}"
         )
     validation = longtail.hold_out(test_labels, len(names), data.validation_per_class, data.split_seed)
     held_out = f"{data.validation_per_class} test images of each class for validation, by chance (split_seed)"

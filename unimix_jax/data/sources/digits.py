@@ -22,7 +22,7 @@ def read(data) -> Splits:
     of the others.
 
     Args:
-      data: the group `config.data`, with `split_seed`, `profile`, `imbalance`, `cut_seed`.
+      data: the group `config.data`, with `split_seed`, `profile`, `imbalance`, `subset_seed`.
 
     Returns:
       The splits.

@@ -28,7 +28,7 @@ def read(data) -> Splits:
     [N, C, H, W], are transposed, with a warning.
 
     Args:
-      data: the group `config.data`, with `file`; with `profile` and `cut_seed` where `imbalance` is not 1.
+      data: the group `config.data`, with `file`; with `profile` and `subset_seed` where `imbalance` is not 1.
 
     Returns:
       The splits.

@@ -31,7 +31,7 @@ def read(data) -> Splits:
     `split_seed`, stratified: `test_share` of each class, and `validation_share` for validation.
 
     Args:
-      data: the group `config.data`, with `FIELDS`, `split_seed`, `profile`, `imbalance`, `cut_seed`.
+      data: the group `config.data`, with `FIELDS`, `split_seed`, `profile`, `imbalance`, `subset_seed`.
 
     Returns:
       The splits.

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from unimix_jax import settings
+from unimix_jax import config as configs
+from unimix_jax.config import arguments, find_config, shipped_configs
 from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import RECIPES
 
@@ -10,7 +11,7 @@ DIGITS = "--config=configs/digits_lt.py"
 
 
 def parse(*argv):
-    return settings.parse(["main", *argv])
+    return configs.parse(["main", *argv])
 
 
 def test_the_last_of_file_row_argument_and_override_wins():
@@ -80,14 +81,14 @@ def test_naming_another_function_drops_the_options_of_the_one_before():
     assert config.method.stages.mixed.pair_sampler.to_dict() == {"name": "none"}
 
 
-@pytest.mark.parametrize("name", settings.shipped_configs())
+@pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_parses(name):
     assert parse(f"--config={name}").name == name.removesuffix(".py")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_row_fits_every_shipped_config(name):
-    for file in settings.shipped_configs():
+    for file in shipped_configs():
         config = parse(f"--config={file}:method={name}").config
         assert config.method.name == name
         assert set(config.method.stages) == set(RECIPES[name]["stages"])
@@ -117,22 +118,22 @@ def test_a_row_changes_fields_of_the_run_and_the_command_line_wins():
 
 
 def test_methods_are_listed_a_line_each():
-    lines = settings.parse(["main", "--methods"]).splitlines()
+    lines = parse("--methods").splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
 
 
 def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs/digits_lt.py", "digits_lt.py", "digits_lt"):
-        assert settings.find_config(name).name == "digits_lt.py"
+        assert find_config(name).name == "digits_lt.py"
     (tmp_path / "digits_lt.py").write_text("")
-    assert settings.find_config("digits_lt.py").resolve() == tmp_path / "digits_lt.py"
+    assert find_config("digits_lt.py").resolve() == tmp_path / "digits_lt.py"
 
 
 @pytest.mark.parametrize("name", ["configs", "configs/", "."])
 def test_a_folder_is_no_config(name):
     with pytest.raises(UserError, match="which is a folder"):
-        settings.find_config(name)
+        find_config(name)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_a_folder_is_no_config(name):
     ],
 )
 def test_arguments(text, expected):
-    assert settings.arguments(text, dataset="cifar10", imbalance=100.0) == expected
+    assert arguments(text, dataset="cifar10", imbalance=100.0) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_arguments(text, expected):
 )
 def test_wrong_arguments(text, message):
     with pytest.raises(UserError, match=message):
-        settings.arguments(text, dataset="cifar10", imbalance=100.0)
+        arguments(text, dataset="cifar10", imbalance=100.0)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +174,16 @@ def test_wrong_arguments(text, message):
         ("data.imbalance=0.5", "at least 1"),
         ("data.imbalance=nan", "at least 1"),
         ("data.profile=linear", "must be exp or step or pareto"),
-        ("data.residence=disk", "must be host or device"),
+        ("data.on_device=disk", "data.on_device=disk"),
         ("optim.learning_rate=0", "above 0"),
         ("optim.momentum=1", "below 1"),
         ("optim.warmup_epochs=-2", "or -1 for the usual"),
         ("optim.warmup_epochs=nan", "or -1 for the usual"),
         ("optim.decay_at=(0.9,0.8)", "rising fractions"),
         ("optim.decay_at=abc", "rising fractions"),
-        ("parallel.how=xmap", "must be shard_map or pmap"),
-        ("parallel.native=yes", "must be auto or on or off"),
-        ("parallel.cores=-1", "a number of cores, or 0 for all"),
+        ("parallel.spmd=xmap", "must be shard_map or pmap"),
+        ("parallel.ops=yes", "must be auto or cpu_kernels or xla"),
+        ("parallel.cpu_threads=-1", "a number of threads, or 0 for all"),
         ("checkpoint.keep=1", "at least 2"),
     ],
 )
@@ -218,9 +219,11 @@ def test_the_resize_of_an_evaluation_follows_the_size_of_the_images(argv, expect
     ],
 )
 def test_the_resize_of_a_config_file_is_kept_and_its_size_followed(tmp_path, fields, argv, expected):
-    lines = ["config = settings.default()", "settings.use_photographs(config)", fields]
-    lines += ['settings.use_method(config, "erm")', "return config"]
-    text = "from unimix_jax import settings\ndef get_config():\n" + "".join(f"    {line}\n" for line in lines)
+    lines = ["config = default()", "use_photographs(config)", fields]
+    lines += ['use_method(config, "erm")', "return config"]
+    text = "from unimix_jax.config import default, use_method, use_photographs\ndef get_config():\n" + "".join(
+        f"    {line}\n" for line in lines
+    )
     (tmp_path / "mine.py").write_text(text)
     config = parse(f"--config={tmp_path / 'mine.py'}", *argv).config
     assert config.data.resize == expected

@@ -1,0 +1,150 @@
+"""Files that are no Python: config.json of a run, and YAML."""
+
+import json
+import logging
+
+import pytest
+
+from unimix_jax.config import parse, shipped_configs
+from unimix_jax.errors import UserError
+from unimix_jax.storage import write_json
+
+DIGITS = "--config=digits_lt.py"
+
+
+@pytest.fixture
+def logged(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    return caplog
+
+
+def saved(path, *argv):
+    """Write config.json as a run does; return the config."""
+    config = parse(["main", *argv]).config
+    write_json(path, json.loads(config.to_json_best_effort()))
+    return config
+
+
+def typed(config):
+    return {
+        k: typed(v) if isinstance(v, dict) else (type(v), v)
+        for k, v in (config if isinstance(config, dict) else config.to_dict()).items()
+    }
+
+
+@pytest.mark.parametrize("method", ["erm", "crt", "unimix_bayias_las"])
+@pytest.mark.parametrize("name", shipped_configs())
+def test_config_json_of_a_run_repeats_it(tmp_path, logged, name, method):
+    config = saved(tmp_path / "config.json", f"--config={name}:method={method}", "--config.seed=7")
+    again = parse(["main", f"--config={tmp_path}/config.json"])
+    assert typed(again.config) == typed(config)
+    write_json(tmp_path / "again.json", json.loads(again.config.to_json_best_effort()))
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "config.json").read_bytes()
+    assert again.name == f"{config.data.source}-{method}"
+    assert not logged.records
+
+
+def test_config_json_takes_overrides(tmp_path):
+    saved(tmp_path / "config.json", "--config=image_folder.py")
+    argv = [f"--config={tmp_path}/config.json", "--config.seed=3", "--config.data.image_size=64"]
+    config = parse(["main", *argv, "--config.method.stages.mixed.mixer.alpha=.8"]).config
+    assert (config.seed, config.data.image_size, config.data.resize) == (3, 64, 73)
+    assert config.method.stages.mixed.mixer.alpha == 0.8
+
+
+def test_config_json_of_a_run_with_fields_of_its_own_keeps_them(tmp_path, logged):
+    saved(tmp_path / "config.json", DIGITS)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["data"]["mine"] = [1, 2]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert parse(["main", f"--config={tmp_path}/config.json"]).config.data.mine == (1, 2)
+    assert "config.data.mine, which is no field of this version; it is kept" in logged.text
+
+
+def test_config_json_of_an_older_run(tmp_path, logged):
+    config = saved(tmp_path / "config.json", DIGITS)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["accumulate"] = values.pop("grad_accum_steps")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert typed(parse(["main", f"--config={tmp_path}/config.json"]).config) == typed(config)
+    assert "accumulate is now grad_accum_steps" in logged.text
+
+
+def test_a_folder_of_a_run_names_its_config(tmp_path):
+    saved(tmp_path / "config.json", DIGITS)
+    with pytest.raises(UserError, match=f"the config of the run in it is {tmp_path}/config.json"):
+        parse(["main", f"--config={tmp_path}"])
+
+
+YAML = """\
+network: resnet8
+epochs: 3
+data: {source: digits, imbalance: 20, jitter: [0, 0.1, 0]}
+optim:
+  weight_decay: 2e-4   # YAML takes this for a text
+  warmup_epochs: 1
+method: mixup
+"""
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+def test_yaml(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    path.write_text(YAML)
+    command = parse(["main", f"--config={path}", "--config.epochs=4"])
+    config = command.config
+    assert command.name == "mine"
+    assert (config.network, config.epochs, config.data.source, config.method.name) == ("resnet8", 4, "digits", "mixup")
+    assert (config.data.imbalance, config.data.jitter) == (20.0, (0, 0.1, 0))
+    assert config.optim.weight_decay == 2e-4
+    assert type(config.optim.warmup_epochs) is float
+    assert config.optim.momentum == 0.9
+    assert list(config.method.stages) == ["mixed", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("epochs: 3", "epoch: 3"), r"unknown field epoch \(did you mean 'epochs'\?\)"),
+        (("epochs: 3", "epochs: many"), "epochs is 'many'; it must be a whole number"),
+        (("epochs: 3", "epochs: true"), "epochs is True; it must be a whole number"),
+        (("epochs: 3", "epochs: 0"), "config.epochs is 0; it must be at least 1"),
+        (("epochs: 3", "remat: 1"), "remat is 1; it must be true or false"),
+        (("{source: digits, imbalance: 20, jitter: [0, 0.1, 0]}", "3"), "names no data source"),
+        ((YAML[YAML.index("optim") : YAML.index("method")], "optim: 3\n"), "unknown field optim"),
+        (("source: digits", "pad: 1"), "names no data source"),
+        (("imbalance: 20", "image_size: 20"), "sets data.image_size, which the data source 'digits' does not have"),
+        (("[0, 0.1, 0]", "0"), "data.jitter is 0; it must be a list of numbers"),
+        (("[0, 0.1, 0]", "[0, 0.1]"), "three numbers in 0..1"),
+        (("network: resnet8", "network: 8"), "network is 8; it must be a text"),
+        (("method: mixup", ""), "has no method"),
+        (("method: mixup", "method: mixip"), "unknown method 'mixip'"),
+        (("method: mixup", "method: {name: mixup}"), "has no method"),
+        (("network: resnet8", "network: !!python/name:os.system"), "is no YAML of plain values"),
+        (("network: resnet8", "network: ["), "is no YAML of plain values"),
+        (("network: resnet8", "a: &a {b: 1}\nc: *a"), "has aliases"),
+        (("network: resnet8", "epochs: 4"), "has the key epochs twice"),
+        (("imbalance: 20", "source: arrays"), "has the key source twice"),
+        (("network: resnet8", "1: 2"), "must hold names of fields"),
+    ],
+)
+def test_wrong_yaml_gets_a_sentence(tmp_path, change, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(YAML.replace(*change))
+    with pytest.raises(UserError, match=message):
+        parse(["main", f"--config={path}"])
+
+
+@pytest.mark.parametrize("content", ["", "- 1", "text", "[" * 5000])
+def test_yaml_of_another_kind_gets_a_sentence(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="must hold names of fields|is no YAML"):
+        parse(["main", f"--config={path}"])
+
+
+def test_files_of_values_take_no_arguments(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(YAML)
+    with pytest.raises(UserError, match="takes no arguments after a colon"):
+        parse(["main", f"--config={path}:method=erm"])

@@ -1,0 +1,163 @@
+"""Make configs: the default fields, those of a data source, and the recipe of a method. For config files.
+
+A config file is a few lines on top of `default()`. The last one wins: config file, recipe of the method, arguments
+after the colon of --config, overrides.
+"""
+
+import copy
+from typing import Any
+
+from unimix_jax.config import fields
+from unimix_jax.errors import UserError, one_of
+from unimix_jax.methods.recipes import RECIPES
+
+
+def default():
+    """Return a ConfigDict with the fields that all data sources have.
+
+    `use_source` adds those of a source, `use_method` a method.
+    """
+    from ml_collections import ConfigDict
+
+    config = ConfigDict()
+    for field in fields.of_source(""):
+        _set(config, field, "")
+    config.method = ConfigDict()
+    return config
+
+
+def use_source(config, source: str) -> None:
+    """Put a data source into a config: its name, its own fields, and its defaults of the other fields.
+
+    Args:
+      config: of `default`.
+      source: a name in `SOURCES` of data/sources.py.
+    """
+    config.data.source = source
+    for field in fields.of_source(source):
+        if source in field.sources or source in field.by_source:
+            _set(config, field, source)
+
+
+def use_photographs(config) -> None:
+    """Put the fields of photographs into a config: images in files, augmented as is usual for ImageNet.
+
+    Args:
+      config: of `default`.
+    """
+    use_source(config, "photographs")
+
+
+def use_paper_schedule(config) -> None:
+    """Set epochs and learning rate as the paper has them for photographs (supplement, C.2).
+
+    Args:
+      config: of `default`.
+    """
+    config.epochs = 90
+    config.optim.learning_rate = 0.2
+    config.optim.decay_at = (1 / 3, 2 / 3)  # epochs 30 and 60
+    config.optim.decay_factor = 0.1
+
+
+def use_usual_schedule(config, epochs: int, weight_decay: float) -> None:
+    """Set batch and learning rate as most of the field has them for photographs: batch 256, rate .1, cosine.
+
+    Args:
+      config: of `default`.
+      epochs: length of the run.
+      weight_decay: of SGD.
+    """
+    config.epochs = epochs
+    config.batch_size = 256
+    config.optim.learning_rate = 0.1
+    config.optim.schedule = "cosine"
+    config.optim.weight_decay = weight_decay
+
+
+def use_method(config, name: str, data: str = "", recipe: str = "") -> None:
+    """Put the recipe of a method into a config: its stages, and the fields of the run that it changes.
+
+    A config file calls it last, because a recipe may differ between data sets.
+
+    Args:
+      config: of `default`.
+      name: a key of `RECIPES`.
+      data: the data set's key in `by_data`; "" for the name of the source.
+      recipe: of the config file, where it has several; the method's recipe may differ between them.
+
+    Raises:
+      UserError: no method has that name.
+    """
+    from ml_collections import ConfigDict
+
+    row = RECIPES[one_of("method", name, RECIPES)]
+    by_data = row.get("by_data", {})
+    data = data or config.data.source
+    for key in (data, f"{data}_{config.data.imbalance:g}", f"{data}_{recipe}"):
+        row = _merged(row, by_data.get(key, {}))
+    method = {"name": name, "head": RECIPES["erm"]["head"], "posthoc": RECIPES["erm"]["posthoc"]}
+    method |= {key: row[key] for key in ("head", "posthoc") if key in row}
+    # The first stage is displayed with all that it takes from erm, so that every option can be overridden there; the
+    # other stages go on from it.
+    first = min(row["stages"], key=lambda stage: row["stages"][stage].get("begin", 0.0))
+    defaults, changes = RECIPES["erm"]["stages"]["plain"], row["stages"][first]
+    factors = {**defaults["lr_multipliers"], **changes.get("lr_multipliers", {})}
+    method["stages"] = {**row["stages"], first: {**defaults, **changes, "lr_multipliers": factors}}
+    config.method = ConfigDict(copy.deepcopy(method))
+    config.update(copy.deepcopy(row.get("config", {})))
+
+
+def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
+    """Parse the text after the colon of --config: NAME=VALUE pairs with commas between them.
+
+    Args:
+      text: such as "dataset=cifar10,imbalance=100".
+      **defaults: the known names, with their values where `text` does not set them; a value must have the type of its
+        default.
+
+    Returns:
+      The value of each name.
+
+    Raises:
+      UserError: an unknown name, a name that is there twice, no "=", or another type.
+
+    Example:
+      >>> arguments("imbalance=50", method="erm", imbalance=100.0)
+      {'method': 'erm', 'imbalance': 50.0}
+    """
+    values, seen = dict(defaults), set()
+    for pair in filter(None, (text or "").split(",")):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"config argument {pair!r} has no value; write NAME=VALUE, known: {', '.join(defaults)}")
+        one_of("config argument", name, defaults)
+        if name in seen:
+            raise UserError(f"config argument {name!r} is given twice")
+        seen.add(name)
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise UserError(f"config argument {pair!r}: {value!r} is no {kind.__name__}") from None
+    return values
+
+
+def _set(config, field: fields.Field, source: str) -> None:
+    """Set a field of a config to its default for a source; make the groups that are not there."""
+    *groups, last = field.name.split(".")
+    group = config
+    for part in groups:
+        if part not in group:
+            group[part] = type(config)()
+        group = group[part]
+    value = field.default_for(source)
+    group[last] = value(config) if callable(value) else value
+
+
+def _merged(recipe: dict, changes: dict) -> dict:
+    """Return a recipe with some leaves changed; the recipe itself stays."""
+    result = dict(recipe)
+    for key, value in changes.items():
+        result[key] = _merged(recipe.get(key, {}), value) if isinstance(value, dict) else value
+    return result

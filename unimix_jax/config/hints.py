@@ -1,0 +1,83 @@
+"""Sentences for fields and options that do not exist: the name here of what other tools call otherwise."""
+
+from unimix_jax.config import fields
+from unimix_jax.errors import did_you_mean
+
+# Options of the command line by the names that other tools have for them.
+_WORKDIR = ("output_dir", "out_dir", "outdir", "output", "save_dir", "log_dir", "logdir", "work_dir")
+_OPTIONS = dict.fromkeys(_WORKDIR, "workdir")
+# What is no field here, and what there is instead.
+_NO_FIELD = {
+    "optimizer": "the optimiser is SGD with momentum; its fields begin with --config.optim., such as "
+    "--config.optim.learning_rate",
+    "resume": "a run goes on where it stopped by the same command with the same --workdir",
+    "seed_everything": "the seed of a run is --config.seed",
+}
+_NO_FIELD |= {"optimiser": _NO_FIELD["optimizer"], "opt": _NO_FIELD["optimizer"], "resume_from": _NO_FIELD["resume"]}
+_METHOD = ("method", "loss", "loss_type", "mixer", "recipe", "algorithm")
+_DATASET = ("dataset", "data")
+
+
+def unknown_field(name: str, config) -> str:
+    """Return the sentence for an override of a field that a config does not have.
+
+    Args:
+      name: the dotted name.
+      config: of the run.
+    """
+    from unimix_jax.config.compare import flat
+
+    last = _last(name)
+    everywhere = "; add --help to see every field"
+    if last in _NO_FIELD:
+        return f"unknown config field {name!r}: {_NO_FIELD[last]}"
+    if last in _METHOD and "." not in name:
+        return f"unknown config field {name!r}: a method is chosen after the colon, as in --config=FILE:method=unimix"
+    field = _field_of(name)
+    if field is None:
+        return f"unknown config field {name!r}{did_you_mean(name, flat(config.to_dict()))}{everywhere}"
+    source = config.data.source
+    if field.sources and source not in field.sources:
+        what = "this name" if field.name == name else f"{field.name}, its name here,"
+        whose = f"{what} is a field of {' and '.join(field.sources)}, not of the data source {source!r}"
+        return f"unknown config field {name!r}: {whose}{everywhere}"
+    return f"unknown config field {name!r} (did you mean {field.name!r}?){everywhere}"
+
+
+def unknown_option(name: str, text: str | None, known: tuple[str, ...]) -> str:
+    """Return the sentence for an option that the command line does not have.
+
+    Args:
+      name: without the dashes.
+      text: its value; None if it has none.
+      known: the options that there are.
+    """
+    last = _last(name)
+    value = "VALUE" if text is None else text
+    if last in _NO_FIELD:
+        hint = f"; {_NO_FIELD[last]}"
+    elif last in _OPTIONS:
+        hint = f"; write --{_OPTIONS[last]}={value}"
+    elif last in _METHOD:
+        hint = f"; a method is chosen after the colon: write --config=FILE:method={value}"
+    elif last in _DATASET:
+        hint = "; the config file chooses the data: see the list of --help"
+    elif (field := _field_of(name)) is not None:
+        hint = f"; write --config.{field.name}={value}"
+    else:
+        hint = did_you_mean(name, known) + "; --help lists the options"
+    return f"unknown option --{name}{hint}"
+
+
+def _last(name: str) -> str:
+    return name.lower().replace("-", "_").split(".")[-1]
+
+
+def _field_of(name: str) -> fields.Field | None:
+    """Return the field that a name stands for: its own, its last part, or a name of other tools; None if no field."""
+    plain, last = name.lower().replace("-", "_"), _last(name)
+    for field in fields.FIELDS.values():
+        if plain in (field.name, field.old):
+            return field
+    candidates = [f for f in fields.FIELDS.values() if last == f.name.split(".")[-1] or last in f.hints]
+    return candidates[0] if len(candidates) == 1 else None

@@ -1,0 +1,128 @@
+"""Change fields of a config as the command line says: --config.FIELD=VALUE."""
+
+import ast
+from typing import Any, NamedTuple
+
+from unimix_jax.config import fields, hints, old_names
+from unimix_jax.errors import UserError
+from unimix_jax.methods.recipes import RECIPES
+
+_STAGE = RECIPES["erm"]["stages"]["plain"]  # every entry that a stage can have
+
+
+class Override(NamedTuple):
+    """A field and its value as the command line has them; the value is None where it gives none."""
+
+    field: str
+    text: str | None
+
+
+def apply(config, overrides: list[Override], name: str):
+    """Return a config with fields changed by the command line.
+
+    Args:
+      config: of `load`; it is changed.
+      overrides: in the order of the command line.
+      name: of the config file, for sentences.
+
+    Raises:
+      UserError: an unknown field, a value of another type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    overrides = _with_new_names(overrides)
+    for override in overrides:
+        _check_method(override, name)
+        _make_room(config, override)
+        _check_field(config, override.field)
+    values = flags.FlagValues()
+    argv = ["", *(f"--config.{field}" if text is None else f"--config.{field}={text}" for field, text in overrides)]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    config = values.config
+    _drop_options_of_other_functions(config, {override.field for override in overrides})
+    return config
+
+
+def _with_new_names(overrides: list[Override]) -> list[Override]:
+    """Replace old names of fields and values, with a logged sentence."""
+    result, renamed = [], {}
+    for field, text in overrides:
+        new = Override(old_names.new_field(field), None if text is None else old_names.new_text(field, text))
+        if new.field != field:
+            renamed[f"config.{field}"] = f"config.{new.field}"
+        result.append(new)
+    old_names.warn("the command line", renamed)
+    return result
+
+
+def _check_method(override: Override, name: str) -> None:
+    """Refuse the choice of a method by an override: its recipe must be there before its fields are changed."""
+    if override.field in ("method", "method.name"):
+        raise UserError(
+            f"config.{override.field} cannot be set; a method is chosen by its name after the colon, as in "
+            f"--config={name}:method={override.text or 'NAME'}"
+        )
+
+
+def _make_room(config, override: Override) -> None:
+    """Add an option of a method that the command line sets and its recipe does not show.
+
+    A later stage shows only its changes, and another function has other options; methods/build.py refuses what its
+    function does not take.
+    """
+    path = override.field.split(".")
+    stage = path[:2] == ["method", "stages"] and len(path) > 3 and path[2] in config.method.stages
+    if override.text is None or not ((stage and path[3] in _STAGE) or path[:2] == ["method", "posthoc"]):
+        return
+    group = config
+    with config.unlocked():
+        for part in path[:-1]:
+            if part not in group:
+                group[part] = type(config)()
+            group = group[part]
+            if not hasattr(group, "keys"):
+                return
+        if path[-1] not in group:
+            group[path[-1]] = _literal(override.text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _check_field(config, name: str) -> None:
+    """Refuse a field that the config does not have, and a group of fields."""
+    value = config
+    for part in name.split("."):
+        if not hasattr(value, "keys") or part not in value:
+            raise UserError(hints.unknown_field(name, config))
+        value = value[part]
+    if hasattr(value, "keys"):
+        inside = f"{name}.name" if "name" in value else next((f for f in fields.FIELDS if f.startswith(f"{name}.")), "")
+        example = f"; write {inside}" if inside else ""
+        raise UserError(f"config.{name} is a group of fields and has no value of its own{example}")
+
+
+def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
+    """Where the command line names another function, drop the options that the recipe has for the one before."""
+    recipe = RECIPES.get(config.method.get("name"), {})
+    groups = [("method", config.method, recipe)]
+    stages = recipe.get("stages", {})
+    groups += [(f"method.stages.{name}", stage, stages.get(name, {})) for name, stage in config.method.stages.items()]
+    for path, entries, recipe_entries in groups:
+        for kind, options in entries.items():
+            before = recipe_entries.get(kind, {})
+            named = f"{path}.{kind}.name" in overridden
+            if not named or not isinstance(before, dict) or options.name == before.get("name"):
+                continue
+            with options.unlocked():
+                for option in [k for k in options if k != "name" and f"{path}.{kind}.{k}" not in overridden]:
+                    del options[option]
