@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their official files, the python or the binary version. Touches files."""
 
 import pathlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from unimix_jax.data import download, longtail, pickles
 from unimix_jax.data.readers import search_path
 from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
 PAGE = HOME + "cifar.html"
@@ -64,7 +67,7 @@ _LARGEST = 512 * storage.MIB  # bytes of a file; the largest official one has 15
 _LARGEST_NAMES = storage.MIB
 
 
-def read(data) -> Splits:
+def read(data: "ConfigDict") -> Splits:
     """Read CIFAR-10 or CIFAR-100, with the long-tailed training set of LDAM-DRW.
 
     The test set stays whole, unless `data.validation_per_class` is above 0: so many test images of each class are then

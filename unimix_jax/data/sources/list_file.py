@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from unimix_jax import storage
 from unimix_jax.data import decode
@@ -18,6 +19,9 @@ from unimix_jax.data.sources import inaturalist, listing_checks
 from unimix_jax.data.sources.listing import Listing, checked_listing
 from unimix_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _log = logging.getLogger(__name__)
 
 _LARGEST = storage.GIB  # bytes of a list
@@ -25,7 +29,7 @@ _THREADS = 16  # on a network drive each look takes its time
 _PROBED = 50  # files that are looked for to find the image root
 
 
-def read_all(root: pathlib.Path, data) -> tuple[pathlib.Path, dict[str, Listing]]:
+def read_all(root: pathlib.Path, data: "ConfigDict") -> tuple[pathlib.Path, dict[str, Listing]]:
     """Read the lists that a config names, and check that their images exist and belong to one split only.
 
     Args:

@@ -4,6 +4,7 @@ numpy only; touches no files.
 """
 
 import logging
+import os
 import posixpath
 from typing import NamedTuple
 
@@ -23,7 +24,9 @@ class Listing(NamedTuple):
     class_names: dict[int, str]  # by label, where the list has names
 
 
-def checked_listing(path, names: list[str], labels: list[int], class_names: dict[int, str]) -> Listing:
+def checked_listing(
+    path: str | os.PathLike, names: list[str], labels: list[int], class_names: dict[int, str]
+) -> Listing:
     """Return the listing of a file's content; an image that it lists twice counts once, with a warning.
 
     Args:
