@@ -51,7 +51,7 @@ def test_what_is_no_regular_file_is_not_opened(special):
         weights.begun_from(special, {})
     with pytest.raises(UserError, match="must be uniform, train"):
         priors.test_prior(str(special), np.array([1, 2]))
-    with pytest.raises(UserError, match="which is neither there nor in"):
+    with pytest.raises(UserError, match="which exists neither there nor in"):
         list_file.find(str(special), special.parent, "config.data.train_list")
 
 

@@ -186,7 +186,7 @@ def _opened(data: bytes, max_megapixels: float):
     try:
         image = Image.open(io.BytesIO(data), formats=formats())
     except UnidentifiedImageError:
-        raise ValueError(f"it is no image of a format that is read: {', '.join(formats())}") from None
+        raise ValueError(f"it is not an image of a format that is read: {', '.join(formats())}") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large("more than twice as many pixels as", max_megapixels)) from None
     width, height = image.size

@@ -203,17 +203,17 @@ def _python_rows(path: pathlib.Path, layout: Layout) -> Labelled:
     content = _unpickled(path, _LARGEST)
     rows, labels = content.get(b"data"), content.get(layout.label_key)
     if not isinstance(rows, np.ndarray) or not isinstance(labels, list):
-        raise UserError(f"{path} holds no {layout.label_key.decode()} or no data; it is no CIFAR file")
+        raise UserError(f"{path} holds no {layout.label_key.decode()} or no data; it is not a CIFAR file")
     wrong = next((label for label in labels if type(label) is not int), None)
     if wrong is not None:
-        raise UserError(f"{path} holds the label {wrong!r}, which is no whole number; it is no CIFAR file")
+        raise UserError(f"{path} holds the label {wrong!r}, which is not a whole number; it is not a CIFAR file")
     return _checked(path, rows, np.array(labels, np.int32), layout)  # the opcodes of `pickles` hold no larger numbers
 
 
 def _python_names(path: pathlib.Path, layout: Layout) -> tuple[str, ...]:
     names = _unpickled(path, _LARGEST_NAMES).get(layout.names_key)
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise UserError(f"{path} holds no {layout.names_key.decode()}; it is no CIFAR file")
+        raise UserError(f"{path} holds no {layout.names_key.decode()}; it is not a CIFAR file")
     return _all_names(path, [n.decode(errors="replace") if isinstance(n, bytes) else n for n in names], layout)
 
 

@@ -78,7 +78,7 @@ def find(name: str, root: pathlib.Path, field: str) -> pathlib.Path:
     for path in (pathlib.Path(name).expanduser(), root / name, *(below / name for below in sorted(root.glob("*/")))):
         if os.path.isfile(path):
             return path
-    raise UserError(f"{field} names {name}, which is neither there nor in {root} or a folder of it")
+    raise UserError(f"{field} names {name}, which exists neither there nor in {root} or a folder of it")
 
 
 def read(path: str | os.PathLike) -> Listing:
@@ -184,7 +184,7 @@ def _check_formats(root: pathlib.Path, names: list[str], go_on: bool) -> None:
         if not is_image:
             ending = f"end in {suffix}" if suffix else "have no suffix"
             message = (
-                f"{len(files)} of the {len(names)} listed files {ending} and are no images of a format that is read, "
+                f"{len(files)} of the {len(names)} listed files {ending} and are not images of a format that is read, "
                 f"such as {files[0]}; the formats are {', '.join(decode.formats())}"
             )
             if not go_on:

@@ -98,7 +98,7 @@ def classes_of(listings: dict[str, Listing]) -> tuple[np.ndarray, tuple[str, ...
     if len(classes) < length:
         absent = np.setdiff1d(np.arange(length), classes)
         shown = ", ".join(map(str, absent[:3])) + (", ..." if len(absent) > 3 else "")
-        _log.warning("no image has the label %s: the %d others are numbered anew, in their order", shown, len(classes))
+        _log.warning("no image has the label %s: the %d others are renumbered in their order", shown, len(classes))
     names = {label: name for listing in listings.values() for label, name in listing.class_names.items()}
     if not names:
         names = _folder_names(listings["train"])
