@@ -374,10 +374,10 @@ def _write_weights(folder: pathlib.Path) -> None:
 
 
 def _read_weights(folder: pathlib.Path) -> None:
-    from unimix_jax.models import resnet, weights
+    from unimix_jax.models import pretrained
 
-    weights.digest(folder / "w.safetensors")
-    weights.begun_from(folder / "w.safetensors", resnet.from_pytorch(_weights()))
+    pretrained.digest(folder / "w.safetensors")
+    pretrained.load(folder / "w.safetensors", pretrained.from_pytorch(_weights()))
 
 
 def _write_archive(folder: pathlib.Path) -> None:

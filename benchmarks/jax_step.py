@@ -11,7 +11,7 @@ import slots
 def main():
     parser = argparse.ArgumentParser()
     slots.add_case(parser)
-    parser.add_argument("--variant", default="auto", help="of layers.KERNELS, or what the loop would choose")
+    parser.add_argument("--variant", default="auto", help="a backend of models.ops, or auto: what the loop chooses")
     case = parser.parse_args()
     slots.pin(case.threads)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first start
@@ -23,9 +23,9 @@ def main():
     from unimix_jax.config import default, use_method
     from unimix_jax.data.types import Batch
     from unimix_jax.methods import build as methods
-    from unimix_jax.models import resnet
+    from unimix_jax.models import init, resnet
     from unimix_jax.training import optim, runtime
-    from unimix_jax.training.devices import AXIS, distribute, kernels, local_devices, replicate, shard
+    from unimix_jax.training.devices import AXIS, distribute, local_devices, ops_backend, replicate, shard
     from unimix_jax.training.step import StepConfig, StepInputs, first_state, predict_step, train_step
 
     runtime.prepare_runtime(1 if case.network == "resnet8" else 0)  # as configs/digits_lt.py
@@ -41,13 +41,13 @@ def main():
         steps_per_epoch=97,
         test_prior=priors.test_prior("uniform", counts),
     ).stages[0]
-    kernels = kernels(devices, "auto") if case.variant == "auto" else case.variant
-    network = resnet.build(case.network, case.classes, axis=AXIS, kernels=kernels)
+    backend = ops_backend(devices, case.variant)
+    network = resnet.build(case.network, case.classes, axis=AXIS)
     shape = (case.size, case.size, case.channels)
     mean, std = np.full(case.channels, 0.47, np.float32), np.full(case.channels, 0.25, np.float32)
     augmented = case.what == "augmented"
-    step_config = StepConfig(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented)
-    state = first_state(resnet.initialise(network, shape, 0), step_config.optimiser)
+    step_config = StepConfig(optim.sgd(0.9, 2e-4), mean, std, 4 if augmented else 0, augmented, ops=backend)
+    state = first_state(init.initialise(network, shape, 0), step_config.optimiser)
     state = replicate(state, devices)
     numbers = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
 
@@ -90,7 +90,7 @@ def main():
     run(1)
     seconds = time.perf_counter() - begun
     run(1)
-    slots.serve(run, compile_seconds=seconds, jax=jax.__version__, kernels=kernels)
+    slots.serve(run, compile_seconds=seconds, jax=jax.__version__, ops=backend)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@
 The step: uint8 images and partners are normalised and mixed with UniMix factors, ResNet, Bayias, gradient, SGD with
 momentum and weight decay, float32; `_augmented` crops and flips the images in it, too, `_evaluate` predicts only.
 `benchmarks/torch_step.py` has it in plain PyTorch, as the default layout, channels_last, and compiled; here it runs as
-this project's loop runs it ("ours": native programs, where the machine can have them), and where it helps to know in
-other forms of its layers ("cpu", "plain"). The digits' network has one core here in every case, as its config says.
+this project's loop runs it ("ours": CPU kernels, where the machine can run them), and where it helps to know with
+XLA's own operations ("xla"). The digits' network has one core here in every case, as its config says.
 
 Every variant is a process of its own that waits until it is told to take a few steps; they take turns, and a ratio is
 of two slots of one round (`slots.py`); above 1 this project is faster. Half an hour in all. By case, FILE.json has
 
     variants    by name: wall and cpu (seconds a step, median), images_per_second, peak_mib, compile_seconds, slots
-    pytorch     the best variant of PyTorch in this run; ours: the form of the layers that is compared with it
+    pytorch     the best variant of PyTorch in this run; ours: the backend of the layers that is compared with it
     ratio       min, median, max of its wall time by ours; cpu_ratio of CPU time
     ratios      the same for every other variant of this project
     itself      of resnet32_128: ours by a second process of ours, which is the error of all of this
@@ -47,21 +47,21 @@ class Case(NamedTuple):
     channels: int = 3
     classes: int = 10
     pytorch: tuple[str, ...] = ("channels_last",)
-    forms: tuple[str, ...] = ()  # of this project, beside the one that its loop chooses
+    backends: tuple[str, ...] = ()  # of the layers, beside the one that the loop chooses
     threads: tuple[int, ...] = (1, 2)
     share: float = 1.0  # of the rounds
 
 
 def cases() -> dict[str, Case]:
     """Return every case by name, without its threads."""
-    photographs = {"size": 224, "classes": 1000, "pytorch": ALL[:3], "forms": ("plain",)}
+    photographs = {"size": 224, "classes": 1000, "pytorch": ALL[:3], "backends": ("xla",)}
     found = [
-        Case("resnet32", 128, pytorch=ALL, forms=("cpu", "plain")),
+        Case("resnet32", 128, pytorch=ALL, backends=("xla",)),
         Case("resnet32", 128, "augmented"),
         Case("resnet32", 500, "evaluate", pytorch=ALL[:3]),
         Case("resnet10", 16, **photographs),
         Case("resnet50", 16, **photographs),
-        Case("resnet8", 32, size=8, channels=1, pytorch=ALL[:3], forms=("plain",)),  # the digits
+        Case("resnet8", 32, size=8, channels=1, pytorch=ALL[:3], backends=("xla",)),  # the digits
         *(Case("resnet32", batch, threads=(2,), share=0.5) for batch in (16, 32, 64, 256, 512)),
         *(Case(f"resnet{depth}", 128, threads=(2,), share=0.5) for depth in (20, 56, 110)),
     ]
@@ -78,14 +78,14 @@ def timed(case: Case, threads: int, rounds: int, options) -> dict:
 
     commands = {f"pytorch {name}": command("torch_step.py", options.torch_python, name) for name in case.pytorch}
     again = ("again",) if len(case.pytorch) == len(ALL) else ()
-    for name in ("ours", *again, *case.forms):
-        form = name if name in case.forms else "auto"
-        commands[name] = command("jax_step.py", options.jax_python, form)
+    for name in ("ours", *again, *case.backends):
+        backend = name if name in case.backends else "auto"
+        commands[name] = command("jax_step.py", options.jax_python, backend)
     found = slots.compare(commands, max(3, round(rounds * case.share)), seconds=1.0)
     variants = {}
     for name, slot in found.items():
         wall, cpu = (statistics.median(slot[what]) for what in ("wall", "cpu"))
-        versions = {key: slot[key] for key in ("jax", "torch", "kernels") if key in slot}
+        versions = {key: slot[key] for key in ("jax", "torch", "ops") if key in slot}
         variants[name] = {
             "wall": wall,
             "cpu": cpu,
@@ -95,7 +95,7 @@ def timed(case: Case, threads: int, rounds: int, options) -> dict:
             "slots": {"wall": slot["wall"], "cpu": slot["cpu"], "steps": slot["steps_a_slot"]},
             **versions,
         }
-    ours = found["ours"]["kernels"]
+    ours = found["ours"]["ops"]
     best = min((name for name in variants if name.startswith("pytorch")), key=lambda name: variants[name]["wall"])
     others = [name for name in variants if not name.startswith("pytorch") and name not in ("ours", "again")]
     result = {
@@ -142,7 +142,7 @@ def show(name: str, result: dict) -> None:
         f"{result['pytorch']} / ours ({result['ours']})": result["ratio"],
         "the same, CPU time": result["cpu_ratio"],
     }
-    lines |= {f"{result['pytorch']} / {form}": ratio for form, ratio in result["ratios"].items()}
+    lines |= {f"{result['pytorch']} / {backend}": ratio for backend, ratio in result["ratios"].items()}
     lines |= {"ours / a second of ours": result["itself"]} if "itself" in result else {}
     for what, ratio in lines.items():
         print(f"{what:<42}{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})", flush=True)

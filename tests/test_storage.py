@@ -33,7 +33,7 @@ def special(request, tmp_path):
 
 def test_what_is_no_regular_file_is_not_opened(special):
     from unimix_jax.data.sources import list_file
-    from unimix_jax.models import weights
+    from unimix_jax.models import pretrained
 
     for read in (
         read_predictions,
@@ -46,9 +46,9 @@ def test_what_is_no_regular_file_is_not_opened(special):
             read(special)
         special = special if special.exists() else special.with_suffix(".txt")
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
-        weights.digest(special)
+        pretrained.digest(special)
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
-        weights.begun_from(special, {})
+        pretrained.load(special, {})
     with pytest.raises(UserError, match="must be uniform, train"):
         priors.test_prior(str(special), np.array([1, 2]))
     with pytest.raises(UserError, match="which exists neither there nor in"):

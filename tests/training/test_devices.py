@@ -3,9 +3,7 @@
 import functools
 import importlib.metadata
 import importlib.util
-import inspect
 import os
-import subprocess
 import types
 
 import jax
@@ -13,32 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unimix_jax import cpu_kernels
 from unimix_jax.config import parse, shipped_configs
+from unimix_jax.cpu_kernels import processor
 from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
-from unimix_jax.methods import build as method
+from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
-from unimix_jax.models import assembly, resnet
-from unimix_jax.training import devices, optim, runtime
+from unimix_jax.models import init, ops, resnet
+from unimix_jax.training import optim, runtime
 from unimix_jax.training.devices import (
     AXIS,
     SPMD,
-    _no_native,
     check_batch,
     distribute,
-    kernels,
     local_devices,
+    ops_backend,
     replicate,
     rounded_up,
     shard,
 )
+from unimix_jax.training.runtime import threads
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, train_step
 
 from .. import quick
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 COUNTS = np.array([50, 20, 5])
-# Every layer there is, of which a CPU has forms: convolutions with a stride and without, max-pooling, a residual.
+# Every layer there is, that a backend computes: convolutions with a stride and without, max-pooling, a residual.
 network = functools.partial(resnet.ImageNetResNet, 3, blocks=(1,))
 STEP_CONFIG = StepConfig(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.25]), 1, True)
 
@@ -46,7 +46,7 @@ STEP_CONFIG = StepConfig(optim.sgd(0.9, 2e-4), np.float32([0.5]), np.float32([0.
 @functools.cache
 def stages(name):
     """The stages of a row for COUNTS."""
-    return method.build(
+    return build.build(
         RECIPES[name],
         COUNTS,
         name=name,
@@ -68,13 +68,16 @@ def batch(size=16):
 
 
 @functools.cache
-def compiled(count, how, axis, kernels):
-    step = functools.partial(train_step, stage=STAGE, network=network(axis=axis, kernels=kernels), config=STEP_CONFIG)
+def compiled(count, how, axis, backend):
+    if backend == "cpu_kernels":
+        ops.register(backend, cpu_kernels.implementations(threads()))
+    step_config = STEP_CONFIG._replace(ops=backend)
+    step = functools.partial(train_step, stage=STAGE, network=network(axis=axis), config=step_config)
     return distribute(step, jax.devices()[:count], how)
 
 
 def start():
-    variables = resnet.initialise(network(), (8, 8, 1), seed=0)
+    variables = init.initialise(network(), (8, 8, 1), seed=0)
     return first_state(variables, STEP_CONFIG.optimiser)
 
 
@@ -82,10 +85,10 @@ NUMBERS = StepInputs(np.uint32(3), np.float32(0.1), np.ones(3, np.float32))
 
 
 @functools.cache
-def update(count, how, axis=AXIS, kernels="plain"):
+def update(count, how, axis=AXIS, backend="xla"):
     """The change of every parameter and statistic after one step, and the sums."""
     devices, state = jax.devices()[:count], start()
-    after, sums = compiled(count, how, axis, kernels)(replicate(state, devices), shard(batch(), devices, how), NUMBERS)
+    after, sums = compiled(count, how, axis, backend)(replicate(state, devices), shard(batch(), devices, how), NUMBERS)
     before = (state.params, state.batch_stats)
     return jax.tree.map(lambda a, b: np.asarray(b) - a, before, (after.params, after.batch_stats)), jax.device_get(sums)
 
@@ -96,19 +99,20 @@ def same_update(found, expected, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=rtol * largest), found, expected)
 
 
-NATIVE = [
-    pytest.param(8, how, "native", marks=pytest.mark.skipif(bool(assembly.missing()), reason="none here"))
+UNSUPPORTED = processor.unsupported()
+CPU_KERNELS = [
+    pytest.param(8, how, "cpu_kernels", marks=pytest.mark.skipif(bool(UNSUPPORTED), reason=UNSUPPORTED))
     for how in ("shard_map", "pmap")
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "how", "kernels"),
-    [(8, "shard_map", "plain"), *NATIVE],
+    ("count", "how", "backend"),
+    [(8, "shard_map", "xla"), *CPU_KERNELS],
 )
-def test_update_is_the_same_on_any_devices(count, how, kernels):
-    (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how, kernels=kernels)
+def test_update_is_the_same_on_any_devices(count, how, backend):
+    (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how, backend=backend)
     # float32 sums in another order; measured 1e-7 to 4e-7 of the largest entry.
     same_update(found, expected, rtol=5e-6)
     for name, (total, weight) in expected_sums.items():
@@ -146,7 +150,7 @@ def test_the_same_step_twice_gives_the_same_bits():
 
 @pytest.mark.slow
 def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
-    step, devices = compiled(1, "shard_map", AXIS, "plain"), jax.devices()[:1]
+    step, devices = compiled(1, "shard_map", AXIS, "xla"), jax.devices()[:1]
     placed = shard(batch(), devices)
     update(1, "shard_map")
     before = step._cache_size()
@@ -176,8 +180,8 @@ def test_unknown_wrappings_and_missing_devices_are_refused():
 
 
 def test_the_environment_names_what_bits_depend_on():
-    here = runtime.environment(jax.devices(), "shard_map", "plain")
-    assert runtime.environment(jax.devices(), "pmap", "plain")["compiler_options"] == {}
+    here = runtime.environment(jax.devices(), "shard_map", "xla")
+    assert runtime.environment(jax.devices(), "pmap", "xla")["compiler_options"] == {}
     assert here["jax"] == jax.__version__
     assert here["cores"] >= 1
     assert isinstance(here["compiler_options"], dict)
@@ -187,48 +191,6 @@ def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
         assert runtime.compiler_options() == runtime._CPU_OPTIONS
         assert "xla_cpu_experimental_ynn_fusion_type" in runtime.compiler_options()
-
-
-@pytest.fixture
-def untried(monkeypatch, tmp_path):
-    """Forget what is known of native programs, here and in the cache."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    _no_native.cache_clear()
-    yield monkeypatch
-    _no_native.cache_clear()
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
-def test_native_programs_are_tried_in_another_process_once(untried):
-    assert kernels(jax.devices(), "xla") == "cpu"
-    assert kernels(jax.devices(), "auto") == "native"
-    untried.setattr(subprocess, "run", None)  # neither the process nor the cache asks again
-    assert kernels(jax.devices(), "cpu_kernels") == "native"
-
-
-@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
-def test_a_trial_is_made_on_several_threads_and_its_answer_kept(untried, tmp_path, caplog):
-    trials = []
-
-    def run(command, env, **_):
-        trials.append(env["NPROC"])
-        return types.SimpleNamespace(stdout="differs", stderr="", returncode=0)
-
-    untried.setattr(subprocess, "run", run)
-    for _ in range(2):
-        with caplog.at_level("INFO"):
-            assert kernels(jax.devices(), "auto") == "cpu"
-        assert "a trial of them ended with code 0: differs" in caplog.text
-        caplog.clear()
-        _no_native.cache_clear()
-    assert trials == ["4"]
-    # Another source, another trial.
-    untried.setattr(inspect, "getsource", lambda _: "other")
-    assert kernels(jax.devices(), "auto") == "cpu"
-    assert len(trials) == 2
 
 
 @pytest.mark.parametrize(
@@ -244,7 +206,7 @@ def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, 
     monkeypatch.setattr(runtime, "_keep_heap", lambda: None)
     runtime.prepare_runtime(cores)
     assert os.environ.get("NPROC") == found
-    assert assembly.threads() == int(given.get("PJRT_NPROC") or found or len(os.sched_getaffinity(0)))
+    assert threads() == int(given.get("PJRT_NPROC") or found or len(os.sched_getaffinity(0)))
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
@@ -289,31 +251,45 @@ def test_heap_and_threads_are_set_for_cpus_only(monkeypatch, tmp_path, platforms
     assert "NPROC" not in os.environ
 
 
-@pytest.mark.parametrize(
-    ("attribute", "value", "why"),
-    [
-        ("_AGREES", "import os; os.abort()", "ended with code -6"),
-        ("_AGREES", "print('differs')", "differs"),
-        ("_TESTED_JAXLIB", ("0.1.",), "none of those with which they were tested"),
-        ("assembly", types.SimpleNamespace(missing=lambda: "there is no LLVM"), "there is no LLVM"),
-    ],
-)
-@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
-def test_without_native_programs_a_run_goes_on_and_says_why(untried, caplog, attribute, value, why):
-    untried.setattr(devices, attribute, value)
+@pytest.fixture
+def reason(monkeypatch):
+    """Let the CPU kernels be unavailable for the reason that is set: reason[""]."""
+    answers = {}
+    monkeypatch.setattr(cpu_kernels, "unavailable", lambda any_jaxlib: answers[any_jaxlib])
+    monkeypatch.setattr(ops, "_BACKENDS", {"xla": ops._XLA})
+    return answers
+
+
+def test_a_run_gets_the_cpu_kernels_where_they_can_be_used(reason):
+    reason |= {False: "", True: ""}
+    assert ops_backend(jax.devices(), "xla") == "xla"
+    assert ops.backends() == ("xla",)
+    assert ops_backend(jax.devices(), "auto") == "cpu_kernels"
+    assert ops_backend(jax.devices(), "cpu_kernels") == "cpu_kernels"
+    assert ops.backends() == ("xla", "cpu_kernels")
+
+
+def test_without_cpu_kernels_a_run_goes_on_and_says_why(reason, caplog):
+    reason |= {False: "there is no LLVM", True: "there is no LLVM"}
     with caplog.at_level("INFO"):
-        assert kernels(jax.devices(), "auto") == "cpu"
-    assert why in caplog.text
-    if attribute != "_TESTED_JAXLIB":  # which "cpu_kernels" overrules
-        with pytest.raises(UserError, match=r"parallel\.ops is cpu_kernels.*" + why):
-            kernels(jax.devices(), "cpu_kernels")
+        assert ops_backend(jax.devices(), "auto") == "xla"
+    assert "the CPU kernels cannot be used: there is no LLVM" in caplog.text
+    with pytest.raises(UserError, match=r"parallel\.ops is cpu_kernels, .*: there is no LLVM; set it to auto"):
+        ops_backend(jax.devices(), "cpu_kernels")
+    assert ops.backends() == ("xla",)
 
 
-def test_native_programs_are_for_cpus():
+def test_who_asks_for_cpu_kernels_gets_them_with_a_jaxlib_that_was_not_tested(reason):
+    reason |= {False: "jaxlib is too new", True: ""}
+    assert ops_backend(jax.devices(), "auto") == "xla"
+    assert ops_backend(jax.devices(), "cpu_kernels") == "cpu_kernels"
+
+
+def test_cpu_kernels_are_for_cpus():
     device = types.SimpleNamespace(platform="gpu")
-    assert kernels([device], "auto") == kernels([device], "xla") == "plain"
+    assert ops_backend([device], "auto") == ops_backend([device], "xla") == "xla"
     with pytest.raises(UserError, match="no CPUs"):
-        kernels([device], "cpu_kernels")
+        ops_backend([device], "cpu_kernels")
 
 
 @pytest.mark.parametrize("devices", [8, 16, 32])

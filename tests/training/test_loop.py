@@ -26,7 +26,7 @@ from unimix_jax.metrics.predictions import read_predictions, write_predictions
 from unimix_jax.report import evaluation, files
 from unimix_jax.training import checkpoints, loggers, loop, manifest, predict, rundir
 from unimix_jax.training import input as training_input
-from unimix_jax.training.devices import kernels
+from unimix_jax.training.devices import ops_backend
 from unimix_jax.training.run import _earlier_result, run, starting_state
 from unimix_jax.training.setup import largest_and_smallest, prepare
 from unimix_jax.training.step import StepInputs
@@ -422,7 +422,7 @@ def stop_after(directory, cache, step, number):
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
-    kernels(jax.devices(), "auto")  # native programs have been tried, on this machine
+    ops_backend(jax.devices(), "auto")  # native programs have been tried, on this machine
     for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("native-agrees-*"):
         shutil.copy(known, cache)
     argv, environment = command(tmp_path / "whole", cache)

@@ -13,7 +13,7 @@ from unimix_jax.config import parse
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.metrics.predictions import read_predictions
-from unimix_jax.models import resnet
+from unimix_jax.models import init
 from unimix_jax.report import files, tables
 from unimix_jax.training import input as training_input
 from unimix_jax.training import predict
@@ -97,7 +97,7 @@ def test_every_image_is_evaluated_once_on_any_number_of_devices(folder, tmp_path
         fields = {"data.dir": folder, "parallel.devices": devices, "batch_size": 8, "data.max_megapixels": 7.5}
         experiment = prepare(config(**fields), tmp_path)  # by 4 images on one device, by 8 on eight
         assert experiment.reading.max_megapixels == 7.5
-        variables = resnet.initialise(experiment.network, experiment.image_shape, 0)
+        variables = init.initialise(experiment.network, experiment.image_shape, 0)
         state = replicate(first_state(variables, experiment.step_config.optimiser), experiment.devices)
         scores, _ = predict.predictor(experiment)(state, ("validation", "test"))
         for name, score in scores.items():

@@ -18,7 +18,7 @@ from unimix_jax.config import parse
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.recipes import RECIPES
-from unimix_jax.models import resnet
+from unimix_jax.models import init, resnet
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, optim, rundir
 from unimix_jax.training.devices import replicate
@@ -54,7 +54,7 @@ def two_steps(name, stage_index, devices):
     """The change of parameters and statistics over the first two steps of a stage, and their sums."""
     experiment = prepared(name, devices)
     stage = experiment.method.stages[stage_index]
-    variables = resnet.initialise(experiment.network, (8, 8, 1), experiment.config.seed)
+    variables = init.initialise(experiment.network, (8, 8, 1), experiment.config.seed)
     state = loop.stage_start(experiment, stage, first_state(variables, experiment.step_config.optimiser))
     state = state._replace(step=replicate(np.int32(stage.first), experiment.devices))
     before, sums = jax.device_get((state.params, state.batch_stats)), []
@@ -114,7 +114,7 @@ def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_pat
 def test_a_retrained_classifier_begins_anew_and_the_backbone_stays():
     experiment = prepared("crt", 1)
     plain, retrained = experiment.method.stages
-    variables = resnet.initialise(experiment.network, (8, 8, 1), 0)
+    variables = init.initialise(experiment.network, (8, 8, 1), 0)
     state = first_state(variables, optim.sgd(0.9, 0))
     state = state._replace(opt_state=jax.tree.map(lambda leaf: leaf + 1, state.opt_state))
     begun = jax.device_get(loop.stage_start(experiment, retrained, state))

@@ -11,7 +11,7 @@ import pytest
 from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
-from unimix_jax.models import layers, resnet
+from unimix_jax.models import heads, init, pretrained, resnet
 from unimix_jax.training import augment, optim, rng
 from unimix_jax.training.devices import distribute, replicate, shard
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, group_of, mixed_batch, train_step
@@ -39,7 +39,7 @@ def jitted(a_stage):
 def same_leaves(found, file, prefix, rtol, start=None):
     """Compare leaves with those that the file holds under PyTorch's names: the norm of the difference
     over that of the leaf, or of its change since `start`."""
-    expected = resnet.from_pytorch({k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
+    expected = pretrained.from_pytorch({k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
     for path, leaf in jax.tree_util.tree_flatten_with_path(expected["params"])[0]:
         at = lambda tree: functools.reduce(lambda group, key: group[key.key], path, tree)  # noqa: B023, E731
         size = np.linalg.norm(leaf - (0 if start is None else at(start)))
@@ -49,7 +49,7 @@ def same_leaves(found, file, prefix, rtol, start=None):
 @pytest.fixture(scope="module")
 def authors(golden):
     file = golden("resnet32_steps")
-    variables = resnet.from_pytorch(golden("resnet32_params"))
+    variables = pretrained.from_pytorch(golden("resnet32_params"))
     state = jax.device_get(jax.jit(lambda v: first_state(v, STEP_CONFIG.optimiser))(variables))
     image = file["input"].transpose(0, 2, 3, 1)
     return file, state, Batch(image, file["labels"].astype(np.int32), np.arange(8, dtype=np.int32))
@@ -124,7 +124,7 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
     class Head(nn.Module):
         @nn.compact
         def __call__(self, x, train, mix=None):
-            return layers.ScaledHead(10, name="head")(x[:, 0, 0])
+            return heads.ScaledHead(10, name="head")(x[:, 0, 0])
 
     linear = {"kernel": file["weight_0"].T, "bias": file["bias_0"]}
     params = {"head": {"linear": linear, "scale": file["scale_0"][0]}}
@@ -146,7 +146,7 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
 
 def tiny_step(**more):
     network = resnet.CifarResNet(3, blocks=0, head="scaled")
-    variables = resnet.initialise(network, (8, 8, 3), 0)
+    variables = init.initialise(network, (8, 8, 3), 0)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (8, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0, 1, 2, 0, 0], np.int32)
     batch = Batch(images, labels, np.arange(8, dtype=np.int32))
@@ -236,7 +236,7 @@ def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
 
     a_stage = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
     step_config = StepConfig(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.ones(3, np.float32), 0, False)
-    state = quick.jit(lambda v: first_state(v, step_config.optimiser))(resnet.initialise(network, (8, 8, 3), 0))
+    state = quick.jit(lambda v: first_state(v, step_config.optimiser))(init.initialise(network, (8, 8, 3), 0))
     weights = StepInputs(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
 
     def step(step_config, count=1):

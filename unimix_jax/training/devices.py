@@ -1,12 +1,8 @@
 """Devices: which ones a run uses, how a step is distributed over them, how arrays are placed on them."""
 
 import functools
-import inspect
+import importlib.util
 import logging
-import os
-import pathlib
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +11,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unimix_jax import storage
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.models import assembly
-from unimix_jax.training.runtime import compiler_options
+from unimix_jax.models import ops
+from unimix_jax.training import runtime
 
 _log = logging.getLogger(__name__)
 
@@ -26,79 +21,43 @@ AXIS = "batch"
 SPMD = ("shard_map", "pmap")
 
 
-# The interface by which XLA calls native programs is its public one; still each version is tried before it is let in.
-_TESTED_JAXLIB = ("0.10.", "0.11.", "0.12.")
-_AGREES = """
-import sys
-sys.path.append(sys.argv[1])
-from unimix_jax.models import layers
-print("agrees" if layers.native_agrees() else "differs")
-"""
-
-
-def kernels(devices: Sequence, wish: str) -> str:
-    """Return which form of a network's layers these devices run, of `layers.KERNELS`.
+def ops_backend(devices: Sequence, setting: str) -> str:
+    """Return which backend of `models.ops` computes the layers on these devices, and register it.
 
     Args:
       devices: those of the run.
-      wish: config.parallel.ops: "auto", "cpu_kernels" or "xla"; native programs are for CPUs only.
+      setting: config.parallel.ops: "auto", "xla" or "cpu_kernels"; CPU kernels are for CPUs only.
+
+    Returns:
+      "xla" or "cpu_kernels".
 
     Raises:
-      UserError: "cpu_kernels", and they cannot be had.
+      UserError: "cpu_kernels", and they cannot be used.
     """
-    if wish == "xla":
-        return "cpu" if is_cpu(devices) else "plain"
-    why = _no_native(wish == "cpu_kernels") if is_cpu(devices) else "the devices are no CPUs"
-    if why and wish == "cpu_kernels":
-        raise UserError(
-            f"config.parallel.ops is cpu_kernels, but there are no native programs here: {why}; set it to auto"
-        )
-    if not is_cpu(devices):
-        return "plain"
-    if why:
-        _log.info("steps take longer than they could: there are no native programs, for %s", why)
-    return "cpu" if why else "native"
+    if setting == "xla" or (setting == "auto" and not is_cpu(devices)):
+        return "xla"
+    required = setting == "cpu_kernels"
+    reason = _register_cpu_kernels(any_jaxlib=required) if is_cpu(devices) else "the devices are no CPUs"
+    if reason and required:
+        raise UserError(f"config.parallel.ops is cpu_kernels, which cannot be used here: {reason}; set it to auto")
+    if reason:
+        _log.info("steps take longer than they could, because the CPU kernels cannot be used: %s", reason)
+    return "xla" if reason else "cpu_kernels"
 
 
-@functools.cache
-def _no_native(untested: bool) -> str:
-    """Return why native programs cannot be had on this machine; "" if they can.
+def _register_cpu_kernels(any_jaxlib: bool) -> str:
+    """Register the optional CPU kernels as a backend of `models.ops`; return why they cannot be used, "" if they can.
 
-    They are machine code called by another's, where a mistake ends the process: so they are tried first in another
-    one, on threads, until they agreed once with the plain layers for this kind of machine, jaxlib and source.
+    Args:
+      any_jaxlib: whether to try a version of jaxlib too with which the project was not tested.
     """
-    import jaxlib
+    if importlib.util.find_spec("unimix_jax.cpu_kernels") is None:
+        return "this installation does not have them"
+    from unimix_jax import cpu_kernels  # the only import of the package; whoever deletes its folder deletes this line
 
-    from unimix_jax.models import cpu, layers, native
-
-    if why := assembly.missing():
-        return why
-    version = jaxlib.__version__
-    if not (untested or version.startswith(_TESTED_JAXLIB)):
-        return f"jaxlib {version} is none of those with which they were tested"
-    try:
-        source = [inspect.getsource(room) for room in (assembly, native, cpu, layers)]
-    except OSError:
-        return "their source is not here, by which a trial of them is remembered"
-    cache, name = jax.config.jax_compilation_cache_dir, f"native-agrees-{assembly.digest(version, *source)}"
-    if cache and (answer := storage.read_cached(cache, name)):
-        return "" if answer == b"agrees" else answer.decode()
-    _log.info("trying native programs, once on this machine")
-    command = [sys.executable, "-c", _AGREES, str(pathlib.Path(__file__).parents[2])]
-    several = {"JAX_PLATFORMS": "cpu", "NPROC": "4", "PJRT_NPROC": "4"}
-    try:
-        tried = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env={**os.environ, **several}, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"they could not be tried ({error})"
-    why = ""
-    if tried.stdout.split()[-1:] != ["agrees"]:
-        last = (tried.stdout + tried.stderr).strip().rpartition("\n")[2]
-        why = f"a trial of them ended with code {tried.returncode}: {last}"
-    if cache:
-        storage.write_cached(cache, name, (why or "agrees").encode())
-    return why
+    if not (reason := cpu_kernels.unavailable(any_jaxlib)):
+        ops.register("cpu_kernels", cpu_kernels.implementations(runtime.threads()))
+    return reason
 
 
 def local_devices(count: int = 0) -> list:
@@ -189,7 +148,7 @@ def distribute(
         out_specs=P(AXIS) if split_result else P(),
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options())
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=runtime.compiler_options())
 
 
 def shard(tree: Any, devices: Sequence, spmd: str = "shard_map") -> Any:

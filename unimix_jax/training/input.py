@@ -11,7 +11,8 @@ from unimix_jax import registry
 from unimix_jax.data import loading, pairs, sampling, thumbnails
 from unimix_jax.data.types import Batch
 from unimix_jax.methods.build import Stage
-from unimix_jax.training import devices, unreadable
+from unimix_jax.training import unreadable
+from unimix_jax.training.devices import replicate, shard
 from unimix_jax.training.setup import Experiment, indices_within_batch
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
             if not config.data.on_device:
                 stage_batches = (loading.gather(train.images, train.labels, indices) for indices in stage_batches)
         for batch in stage_batches:
-            yield stage, devices.shard(batch, experiment.devices, config.parallel.spmd)
+            yield stage, shard(batch, experiment.devices, config.parallel.spmd)
 
 
 def resident(experiment: Experiment) -> tuple:
@@ -55,7 +56,7 @@ def resident(experiment: Experiment) -> tuple:
     if not experiment.config.data.on_device:
         return ()
     train = experiment.splits.train
-    return devices.replicate((train.images, train.labels), experiment.devices)
+    return replicate((train.images, train.labels), experiment.devices)
 
 
 def _read(experiment: Experiment, pair_sampler: Callable | None, indices_of: Callable, steps: range) -> Iterator[Batch]:

@@ -16,9 +16,10 @@ from unimix_jax.data import loading
 from unimix_jax.errors import Interrupted, NonFiniteError
 from unimix_jax.methods.build import Stage
 from unimix_jax.metrics.predictions import Predictions
-from unimix_jax.models import resnet
-from unimix_jax.training import checkpoints, devices, loggers, predict, rundir, schedules
+from unimix_jax.models import init
+from unimix_jax.training import checkpoints, loggers, predict, rundir, schedules
 from unimix_jax.training import input as training_input
+from unimix_jax.training.devices import distribute, replicate
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import StepInputs, TrainState, train_step
 
@@ -149,12 +150,12 @@ def stage_start(experiment: Experiment, stage: Stage, state: TrainState) -> Trai
     """Return the state with which a stage begins: with a new classifier or a new optimiser state if it says so."""
     if stage.reinitialise:
         draw = 1 + experiment.method.stages.index(stage)
-        variables = resnet.initialise(experiment.network, experiment.image_shape, experiment.config.seed, draw)
+        variables = init.initialise(experiment.network, experiment.image_shape, experiment.config.seed, draw)
         state = state._replace(params={**state.params, "head": variables["params"]["head"]})
     if stage.restart:
         optimiser = experiment.step_config.optimiser
         state = state._replace(opt_state=optimiser.init(jax.device_get(state.params)))
-    return devices.replicate(state, experiment.devices)
+    return replicate(state, experiment.devices)
 
 
 def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
@@ -165,7 +166,7 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
     def step_from_indices(state, indices, inputs, images, labels, *, axis):
         return step(state, loading.gather(images, labels, indices), inputs, axis=axis)
 
-    return devices.distribute(
+    return distribute(
         step_from_indices if on_device else step,
         experiment.devices,
         experiment.config.parallel.spmd,

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from unimix_jax import metrics, storage
 from unimix_jax.errors import Failure, Interrupted, NonFiniteError, UserError
 from unimix_jax.metrics.predictions import Predictions, write_predictions
-from unimix_jax.models import weights
+from unimix_jax.models import pretrained
 from unimix_jax.training import (
     checkpoints,
-    devices,
     loggers,
     loop,
     manifest,
@@ -27,6 +26,7 @@ from unimix_jax.training import (
     timings,
     unreadable,
 )
+from unimix_jax.training.devices import replicate
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -96,7 +96,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
     """Write config.json and run.json for this start; return what run.json holds."""
     config, directory = experiment.config, experiment.directory
     has_checkpoints = rundir.has_checkpoints(directory)
-    environment = runtime.environment(experiment.devices, config.parallel.spmd, experiment.network.kernels)
+    environment = runtime.environment(experiment.devices, config.parallel.spmd, experiment.step_config.ops)
     with experiment.clock.part("data"):
         about = manifest.new_manifest(
             previous,
@@ -104,7 +104,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
             experiment.splits,
             experiment.method.test_prior,
             environment,
-            weights.digest(config.pretrained) if config.pretrained and not has_checkpoints else None,
+            pretrained.digest(config.pretrained) if config.pretrained and not has_checkpoints else None,
             saved=has_checkpoints,
         )
     _log.info("run directory: %s", directory)
@@ -153,7 +153,7 @@ def starting_state(experiment: setup.Experiment, manager: "CheckpointManager") -
         state = restored
         _log.info("resuming at step %d of %d", state.step, experiment.steps)
     rundir.truncate_metrics(experiment.directory / rundir.METRICS_LINES, int(state.step))
-    return devices.replicate(state, experiment.devices)
+    return replicate(state, experiment.devices)
 
 
 def _write_results(experiment: setup.Experiment, scores: dict[str, predict.Scores], posthoc: dict) -> dict:

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from unimix_jax.models import assembly
-
 # XLA's CPU backend hands convolutions to a library that is very slow at their weight gradients; its
 # matrix products and sums are good. A step of ResNet-32 takes .8 of the time without.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
@@ -109,13 +107,21 @@ def compiler_options() -> dict[str, str]:
     return known
 
 
-def environment(devices: Sequence, spmd: str, kernels: str) -> dict:
+def threads() -> int:
+    """Return the number of threads of XLA: what its variables say, or one for each core of this process."""
+    for name in ("PJRT_NPROC", "NPROC"):
+        if os.environ.get(name, "").isdecimal():
+            return max(1, int(os.environ[name]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(devices: Sequence, spmd: str, ops: str) -> dict:
     """Return what the bits of a result depend on beside config and data: versions, devices, options.
 
     Args:
       devices: those of the run.
       spmd: how a step is distributed over them.
-      kernels: the form of its network's layers.
+      ops: the backend of the layers.
     """
     import flax
     import jaxlib
@@ -127,9 +133,9 @@ def environment(devices: Sequence, spmd: str, kernels: str) -> dict:
         **{name: module.__version__ for name, module in modules.items()},
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cores": assembly.threads(),
+        "cores": threads(),
         "how": spmd,
-        "kernels": kernels,
+        "ops": ops,
         "compiler_options": compiler_options() if spmd == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -19,9 +19,9 @@ from unimix_jax.data.types import Picks, Splits
 from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods import build as methods
-from unimix_jax.models import assembly, layers, resnet, weights
-from unimix_jax.training import devices as devices_
-from unimix_jax.training import optim, rundir, step, timings, unreadable
+from unimix_jax.models import heads, init, pretrained, resnet
+from unimix_jax.training import optim, rundir, runtime, step, timings, unreadable
+from unimix_jax.training.devices import AXIS, check_batch, is_cpu, local_devices, ops_backend
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -84,8 +84,8 @@ def prepare(
     class_index = sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = _method(config, splits.counts, steps_per_epoch)
-    devices = devices_.local_devices(config.parallel.devices)
-    devices_.check_batch(config.batch_size, len(devices), config.grad_accum_steps)
+    devices = local_devices(config.parallel.devices)
+    check_batch(config.batch_size, len(devices), config.grad_accum_steps)
     network = _network(config, len(splits.counts), method.head, devices)
     image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     return Experiment(
@@ -103,7 +103,8 @@ def prepare(
             config.data.flip,
             tuple(config.data.jitter),
             config.grad_accum_steps,
-            unroll=devices_.is_cpu(devices),
+            unroll=is_cpu(devices),
+            ops=ops_backend(devices, config.parallel.ops),
         ),
         image_shape=image_shape,
         variables=_first_variables(config, network, image_shape, directory),
@@ -123,7 +124,7 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         test_prior=priors.test_prior(config.test_prior, counts),
-        logit_scale=layers.LOGIT_SCALES[one_of("head (config.method.head)", config.method.head, layers.HEADS)],
+        logit_scale=heads.HEADS[one_of("head (config.method.head)", config.method.head, heads.HEADS)].logit_scale,
     )
     if config.test_prior != "uniform" and not any("test_prior" in stage.loss.keywords for stage in method.stages):
         _log.warning(
@@ -136,15 +137,14 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
 
 def _network(config, num_classes: int, head: str, devices: list) -> nn.Module:
     """Build the config's network for these devices."""
-    one_of("network (config.network)", config.network, resnet.NETWORKS)  # before native programs are tried, for seconds
+    one_of("network (config.network)", config.network, resnet.NETWORKS)
     return resnet.build(
         config.network,
         num_classes,
         head=head,
-        axis=devices_.AXIS if config.parallel.batch_norm == "global" else None,
+        axis=AXIS if config.parallel.batch_norm == "global" else None,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        kernels=devices_.kernels(devices, config.parallel.ops),
     )
 
 
@@ -154,14 +154,14 @@ def _first_variables(config, network: nn.Module, image_shape, directory: pathlib
     Raises:
       UserError: the network has variables that training does not carry, or the file does not fit.
     """
-    variables = resnet.initialise(network, image_shape, config.seed)
+    variables = init.initialise(network, image_shape, config.seed)
     if others := variables.keys() - {"params", "batch_stats"}:
         raise UserError(
             f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "
             "batch_stats only"
         )
     if config.pretrained and not rundir.has_checkpoints(directory):
-        variables = weights.begun_from(config.pretrained, variables)
+        variables = pretrained.load(config.pretrained, variables)
     return variables
 
 
@@ -276,14 +276,14 @@ def log_description(experiment: Experiment) -> None:
         config.batch_size,
         devices,
         "s" if devices > 1 else "",
-        experiment.network.kernels,
+        experiment.step_config.ops,
     )
-    if config.parallel.cpu_threads not in (0, assembly.threads()):
+    if config.parallel.cpu_threads not in (0, runtime.threads()):
         _log.info(
             "config.parallel.cpu_threads is %d, but XLA has %d threads here: the command sets them when it starts, and "
             "$PJRT_NPROC or $NPROC go before it",
             config.parallel.cpu_threads,
-            assembly.threads(),
+            runtime.threads(),
         )
     if splits.validation is None and config.eval_every:
         _log.info("there is no validation split: evaluations on the way are on the test split")

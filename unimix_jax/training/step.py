@@ -12,6 +12,7 @@ from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
+from unimix_jax.models import ops
 from unimix_jax.training import augment, rng
 
 
@@ -43,6 +44,7 @@ class StepConfig(NamedTuple):
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of brightness, contrast, saturation
     grad_accum_steps: int = 1  # parts of a device's share that are differentiated one after the other
     unroll: bool = True  # write the parts out instead of looping: faster on a CPU, more memory elsewhere
+    ops: str = "xla"  # the backend of the network's layers, see `models.ops`
 
 
 def first_state(variables: dict, optimiser: optax.GradientTransformation) -> TrainState:
@@ -144,7 +146,7 @@ def train_step(
       the label with the larger weight counts as the right one.
     """
     everything = mixed_batch(batch, inputs.seed, state.step, stage, config)
-    factors = dict(stage.lr_multipliers)
+    factors, apply = dict(stage.lr_multipliers), ops.using(config.ops, network.apply)
 
     def frozen(path) -> bool:
         return factors.get(group_of(path), 1) == 0
@@ -159,9 +161,9 @@ def train_step(
         if mixed.hidden is not None:
             mix = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
         if stage.batch_norm == "frozen":
-            logits = network.apply(variables, mixed.image, train=False, mix=mix)
+            logits = apply(variables, mixed.image, train=False, mix=mix)
         else:
-            logits, updates = network.apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
+            logits, updates = apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
             batch_stats = updates.get("batch_stats", batch_stats)
         losses = mixing.objective(stage.loss, logits, mixed, inputs.class_weight)
         return losses.sum(), (logits, batch_stats)
@@ -213,4 +215,4 @@ def _accumulated(part, mixed: mixing.Mixed, batch_stats, config: StepConfig):
 def predict_step(variables: dict, images: jax.Array, *, network: nn.Module, config: StepConfig) -> jax.Array:
     """Return the logits float32[B, K] of raw images uint8[B, H, W, C], with the running batch statistics."""
     images = augment.normalise(images, config.mean, config.std)
-    return network.apply(variables, images, train=False)
+    return ops.using(config.ops, network.apply)(variables, images, train=False)

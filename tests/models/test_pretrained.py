@@ -7,14 +7,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from unimix_jax.errors import UserError
-from unimix_jax.models import resnet, weights
+from unimix_jax.models import init, pretrained, resnet
 
 SHAPE = (64, 64, 3)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return resnet.initialise(resnet.build("resnet10", 5), SHAPE, seed=0)
+    return init.initialise(resnet.build("resnet10", 5), SHAPE, seed=0)
 
 
 def torchvision_state(classes, **changes):
@@ -48,9 +48,9 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_by_torchvisions_names_find_their_place(variables, saved, prefix):
+def test_weights_by_torchvisions_names_are_read(variables, saved, prefix):
     arrays = torchvision_state(5)
-    found = weights.begun_from(saved({prefix + k: v for k, v in arrays.items()}), variables)
+    found = pretrained.load(saved({prefix + k: v for k, v in arrays.items()}), variables)
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, variables)
     params, stats = found["params"], found["batch_stats"]
     np.testing.assert_array_equal(params["conv1"]["conv"]["kernel"], arrays["conv1.weight"].transpose(2, 3, 1, 0))
@@ -60,12 +60,12 @@ def test_weights_by_torchvisions_names_find_their_place(variables, saved, prefix
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_a_head_of_another_size_or_kind_starts_anew_aloud(saved, caplog, monkeypatch, head):
+def test_a_head_of_another_size_or_kind_starts_anew_and_the_log_says_so(saved, caplog, monkeypatch, head):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     caplog.set_level(logging.INFO)
-    variables = resnet.initialise(resnet.build("resnet10", 5, head=head), SHAPE, seed=0)
+    variables = init.initialise(resnet.build("resnet10", 5, head=head), SHAPE, seed=0)
     arrays = torchvision_state(1000)
-    found = weights.begun_from(saved(arrays), variables)
+    found = pretrained.load(saved(arrays), variables)
     for a, b in zip(*map(jax.tree.leaves, (found["params"]["head"], variables["params"]["head"])), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(found["params"]["bn1"]["bias"], arrays["bn1.bias"])
@@ -87,19 +87,19 @@ def test_a_head_of_another_size_or_kind_starts_anew_aloud(saved, caplog, monkeyp
 )
 def test_weights_of_another_network_are_refused(variables, saved, changes, message):
     with pytest.raises(UserError, match=message):
-        weights.begun_from(saved(torchvision_state(5, **changes)), variables)
+        pretrained.load(saved(torchvision_state(5, **changes)), variables)
 
 
 def test_a_file_that_holds_no_weights_gets_a_sentence(variables, tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        weights.digest(path)
+        pretrained.digest(path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        weights.begun_from(path, variables)
+        pretrained.load(path, variables)
     path.write_bytes(b"no tensors")
     with pytest.raises(UserError, match=r"is no whole .safetensors file of floats"):
-        weights.begun_from(path, variables)
-    assert weights.digest(path) != weights.digest(__file__)
+        pretrained.load(path, variables)
+    assert pretrained.digest(path) != pretrained.digest(__file__)
 
 
 def test_values_of_other_types_get_a_sentence(tmp_path):
@@ -111,10 +111,10 @@ def test_values_of_other_types_get_a_sentence(tmp_path):
     # A quantised or complex network would else become other numbers.
     for kind, size in {"F8_E4M3": 2, "F8_E5M2": 2, "C64": 16, "I8": 2, "U8": 2, "BOOL": 2, "F4": 1}.items():
         with pytest.raises(UserError, match=f"conv1.weight is of type {kind}; weights must be of F16, BF16, F32, F64"):
-            weights.begun_from(save(kind, size), {})
+            pretrained.load(save(kind, size), {})
     for shape in ([0, 2**62], [1] * 70, [2**62, 8], "x", [-1]):
         with pytest.raises(UserError, match="no whole .safetensors file|not a ResNet's"):
-            weights.begun_from(save("F32", 0, shape), {})
+            pretrained.load(save("F32", 0, shape), {})
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_values_of_other_types_get_a_sentence(tmp_path):
 )  # fmt: skip
 def test_values_that_no_network_has_get_a_sentence(saved, arrays, message):
     with pytest.raises(UserError, match=message):
-        weights.begun_from(saved(arrays), {})
+        pretrained.load(saved(arrays), {})
 
 
 def test_half_precision_is_read(saved):
     import ml_dtypes
 
     for kind in (np.float16, ml_dtypes.bfloat16, np.float64):
-        read = weights._floats(saved({"a": np.array([1.5], kind), "a.num_batches_tracked": np.array(2)}))
+        read = pretrained._read_floats(saved({"a": np.array([1.5], kind), "a.num_batches_tracked": np.array(2)}))
         assert {name: (v.dtype, v.tolist()) for name, v in read.items()} == {"a": (np.float32, [1.5])}
