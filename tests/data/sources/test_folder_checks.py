@@ -6,7 +6,7 @@ from .files import load, touch
 
 
 @pytest.mark.parametrize(("train", "test"), [("Ant", "ant"), ("caf\u00e9", "cafe\u0301")])
-def test_classes_that_are_written_otherwise_in_another_split_are_refused(tmp_path, train, test):
+def test_classes_that_are_spelled_differently_in_another_split_are_refused(tmp_path, train, test):
     touch(tmp_path, [f"train/{train}/1.jpg", "train/bee/1.jpg", f"test/{test}/2.jpg", "test/bee/2.jpg"])
     with pytest.raises(
         UserError, match=rf"1 of the classes in .*test are spelled differently .* {test!r} and {train!r}"
