@@ -459,7 +459,7 @@ def test_the_class_distributions(door, tmp_path):
     inverse = (1 / shares) / (1 / shares).sum()
     pairs = [(a, b) for a in range(6) for b in range(6) if a > b]
     assert f"A.8 counts {100 * sum(shares[a] * shares[b] for a, b in pairs):.2g} %" in text
-    assert f"A.12 are {100 * sum(shares[a] * inverse[b] for a, b in pairs):.2g} %" in text
+    assert f"A.12 counts {100 * sum(shares[a] * inverse[b] for a, b in pairs):.2g} %" in text
     assert table[0, 0] / table[-1, 0] == pytest.approx(50, rel=0.01)  # of numbers of two decimals
     assert page.texts["h1"] == ["Class distributions: 6 classes, imbalance 50"]
     assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()

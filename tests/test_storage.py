@@ -51,7 +51,7 @@ def test_what_is_no_regular_file_is_not_opened(special):
         pretrained.load(special, {})
     with pytest.raises(UserError, match="must be uniform, train"):
         priors.test_prior(str(special), np.array([1, 2]))
-    with pytest.raises(UserError, match="which is neither there nor in"):
+    with pytest.raises(UserError, match="which exists neither there nor in"):
         list_file.find(str(special), special.parent, "config.data.train_list")
 
 
@@ -225,3 +225,16 @@ def test_one_array_without_a_name_is_told_from_damage(tmp_path):
     (tmp_path / "a.npz").write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match="one array without a name"):
         npz.read_arrays(tmp_path / "a.npz")
+
+
+def test_numbers_stand_between_spaces_and_comments(tmp_path):
+    path = tmp_path / "numbers.txt"
+    path.write_text("1 2.5 # of the field\n\n-3e2\n# 4\n")
+    assert storage.read_numbers(path, 100) == [1.0, 2.5, -300.0]
+    assert storage.read_numbers(tmp_path / "absent.txt", 100) is None
+    assert storage.read_numbers(tmp_path, 100) is None
+    with pytest.raises(UserError, match="has more than 5 bytes"):
+        storage.read_numbers(path, 5)
+    path.write_text("1 two")
+    with pytest.raises(UserError, match="the numbers in .* cannot be read: .*'two'"):
+        storage.read_numbers(path, 100)

@@ -138,7 +138,7 @@ def test_other_formats_are_opened_by_nobody(monkeypatch, name):
         "text": b"an image" * 20,
         "nothing": b"",
     }[name]
-    with pytest.raises(ValueError, match="no image of a format that is read: JPEG, PNG"):
+    with pytest.raises(ValueError, match="not an image of a format that is read: JPEG, PNG"):
         decode.decoded(data, whole, 8)
     assert not decode.is_image(data)
 
@@ -229,7 +229,7 @@ def test_a_truncated_image_is_an_error(form):
     data = encoded(picture(200, 200), form)
     with pytest.raises((OSError, ValueError, SyntaxError)):
         decode.decoded(data[: len(data) // 2], whole, 20)
-    with pytest.raises(ValueError, match="no image of a format that is read: JPEG, PNG, "):
+    with pytest.raises(ValueError, match="not an image of a format that is read: JPEG, PNG, "):
         decode.decoded(b"", whole, 20)
 
 

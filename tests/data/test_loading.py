@@ -148,7 +148,9 @@ def test_partners_are_decoded_once(photographs, monkeypatch, partners, views, de
 
 
 def test_an_unreadable_image_stops_with_its_path(damaged):
-    with pytest.raises(UserError, match=r"cannot read the image .*[145].png \(.*\); mend it or .*skip_unreadable"):
+    with pytest.raises(
+        UserError, match=r"cannot read the image .*[145].png \(.*\); repair or remove it, or .*skip_unreadable"
+    ):
         read(damaged, range(3))
     with pytest.raises(UserError, match=r"cannot read the image .*1.png"):
         list(loading.blocks(damaged, 4, READING))

@@ -43,7 +43,7 @@ def test_the_official_subset_is_the_published_one(golden, classes):
     np.testing.assert_array_equal(chosen, file[f"indices_c{classes}_exp_100"])
 
 
-def test_another_cut_seed_is_the_authors_too(golden):
+def test_another_subset_seed_is_the_authors_too(golden):
     file = golden("subset_made_up")
     chosen = longtail.long_tailed_subset(file["labels_c10"], file["counts_c10_exp_100"], seed=1)
     np.testing.assert_array_equal(chosen, file["indices_c10_exp_100_seed1"])

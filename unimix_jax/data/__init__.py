@@ -1,1 +1,1 @@
-"""Images and the order in which they are seen. Touches files and threads; imports no jax but to hand over."""
+"""Images and the order in which training sees them. Touches files and threads; imports no jax."""

@@ -1,4 +1,4 @@
-"""Encoded photographs to pixels on the host: decoding, the crop, resizing. No jax."""
+"""Encoded images to pixels on the host: the box of a crop, decoding, resizing. No jax; touches no files."""
 
 import functools
 import importlib.util
@@ -12,8 +12,8 @@ from unimix_jax.data.rng import Stream, generator
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the upright image
 MAX_MEGAPIXELS = 179.0  # the size at which Pillow refuses an image
-# Pillow's names of the formats that are read, with their suffixes, in the order in which a file is tried. Others are
-# no photographs, or run programs: Pillow hands EPS to Ghostscript. The last ones have no signature of their own.
+# Pillow's names of the formats that are read, with their suffixes, in the order in which a file is tried. Other formats
+# hold no photographs, or run programs: Pillow hands EPS to Ghostscript.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -34,23 +34,29 @@ FORMATS = {
     "DIB": (".dib",),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
 }
-_UNSIGNED = ("PCX", "DIB", "TGA")
-_OPTIONAL = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # libraries of them
+_UNSIGNED = ("PCX", "DIB", "TGA")  # formats without a signature
+# The libraries that Pillow needs for some formats, by the names under which it reports them.
+_OPTIONAL = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn width into height
 
 
 def random_box(
     width: int, height: int, *, seed: int, step: int, view: int, area: tuple[float, float] = (0.08, 1.0)
 ) -> Box:
-    """Draw the crop of one view: a share of the area, and an aspect ratio in 3/4..4/3, both uniform (the ratio's log).
+    """Draw the crop of one view.
+
+    The share of the area is uniform, and so is the logarithm of the aspect ratio, in 3/4..4/3.
 
     Args:
-      width, height: of the image.
-      seed, step, view: what the draw is a function of.
-      area: smallest and largest share.
+      width: of the image, in pixels.
+      height: of the image, in pixels.
+      seed: of the run.
+      step: from 0.
+      view: the image's number in the global batch.
+      area: smallest and largest share of the image's area.
 
     Returns:
-      A box of whole pixels; after ten draws that do not fit the largest centred one with an allowed ratio.
+      A box of whole pixels. If ten draws do not fit, it is the largest centred one with an allowed ratio.
 
     Source: torchvision, RandomResizedCrop.
     """
@@ -69,7 +75,16 @@ def random_box(
 
 
 def centre_box(width: int, height: int, *, size: int, resize: int) -> Box:
-    """Return the box that is the centre `size` x `size` of the image with its shorter side resized to `resize`.
+    """Return the box that becomes the centre `size` x `size` when the shorter side is resized to `resize`.
+
+    Args:
+      width: of the image, in pixels.
+      height: of the image, in pixels.
+      size: of a side of the centre.
+      resize: of the shorter side.
+
+    Returns:
+      The box, in pixels of the image as it is.
 
     Source: torchvision, Resize and CenterCrop.
     """
@@ -82,7 +97,7 @@ def centre_box(width: int, height: int, *, size: int, resize: int) -> Box:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Return the keys of `FORMATS` that the installed Pillow can decode."""
+    """Return the keys of `FORMATS` that the installed version of Pillow decodes."""
     from PIL import Image, features
 
     Image.init()
@@ -93,31 +108,30 @@ def formats() -> tuple[str, ...]:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Return the suffixes, lower case with their dots, of the files that `decoded` reads."""
+    """Return the suffixes of the files that `decoded` reads, in lower case with their dots."""
     return frozenset(suffix for name in formats() for suffix in FORMATS[name])
 
 
 def is_image(data: bytes) -> bool:
-    """Return whether bytes begin as an image of `formats` does, by its signature and header.
+    """Return whether bytes begin with the signature and header of an image of one of `formats`.
 
     Args:
-      data: the file's first bytes, 64 KiB are enough.
+      data: the first bytes of a file; 64 KiB are enough.
     """
     from PIL import Image
 
-    # Pillow opens these from their whole files only.
-    for name, found in (
+    for name, has_signature in (  # Pillow opens these formats from whole files only
         ("TIFF", data.startswith((b"II*\0", b"MM\0*"))),
         ("WEBP", data[:4] == b"RIFF" and data[8:12] == b"WEBP"),
         ("AVIF", data[4:12] in (b"ftypavif", b"ftypavis")),
     ):
-        if found:
+        if has_signature:
             return name in formats()
     try:
         Image.open(io.BytesIO(data), formats=[name for name in formats() if name not in _UNSIGNED])
     except Image.DecompressionBombError:
         return True
-    except Exception:  # damage comes out as nearly any type
+    except Exception:  # damage is raised as nearly any type
         return False
     return True
 
@@ -127,34 +141,34 @@ def decoded(
 ) -> np.ndarray:
     """Decode an image, upright, and resize a box of it to size x size.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 where the box has that many times the wanted pixels. Grey, palette, CMYK
-    and 16-bit images become RGB of 8 bits, alpha is dropped, an animation is its first frame. The same pixels with
-    and without simplejpeg.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 if the box has at least that many times the pixels of the result. Grey,
+    palette, CMYK and 16-bit images become RGB of 8 bits; alpha is dropped; an animation counts as its first frame. The
+    pixels are the same with and without simplejpeg.
 
     Args:
-      data: a file's bytes, of one of `formats`.
-      box_of: (width, height) -> box, see `random_box` and `centre_box`.
-      size: of a side.
-      max_megapixels: of the image; where it is above Pillow's own limit, that one rises for this process.
+      data: the content of a file, in one of `formats`.
+      box_of: (width, height) of the upright image -> box, see `random_box` and `centre_box`.
+      size: of a side of the result.
+      max_megapixels: of the image; above Pillow's own limit it raises that limit for this process.
 
     Returns:
       uint8[size, size, 3].
 
     Raises:
-      ValueError: more pixels than allowed, of another format, or grey values that are no 8 or 16 bits.
-      Exception: whatever Pillow raises for a damaged image.
+      ValueError: the image has more pixels than allowed, another format, or grey values of neither 8 nor 16 bits.
+      Exception: of any type that Pillow raises for a damaged image.
     """
     from PIL import Image
 
     image = _opened(data, max_megapixels)
     if image.format == "TIFF":
-        image.load()  # Pillow turns these upright itself, and only then has their size
-    turned = image.getexif().get(_ORIENTATION, 1)
-    width, height = image.size[::-1] if turned in (5, 6, 7, 8) else image.size
+        image.load()  # Pillow turns a TIFF upright itself, and knows its size only then
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     left, upper, right, lower = box_of(width, height)
     image = _loaded(image, data, min((right - left) / size, (lower - upper) / size))
-    if turned != 1:
-        image = _upright(image, turned)
+    if orientation != 1:
+        image = _upright(image, orientation)
     x, y = image.size[0] / width, image.size[1] / height
     box = max(left * x, 0), max(upper * y, 0), min(right * x, image.size[0]), min(lower * y, image.size[1])
     image = image.resize((size, size), Image.Resampling.BILINEAR, box)
@@ -165,14 +179,14 @@ def _opened(data: bytes, max_megapixels: float):
     """Open an image of at most so many pixels, undecoded."""
     from PIL import Image, UnidentifiedImageError
 
-    # Pillow warns above its limit and refuses above twice that: it is to do neither with what is allowed here. It
-    # goes on to guard the images that some formats hold inside.
+    # Pillow warns above its limit and refuses above twice that, neither of which may happen to an image that is allowed
+    # here. The limit stays on, because it also guards the images that some formats hold inside.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, round(max_megapixels * 1e6))
     try:
         image = Image.open(io.BytesIO(data), formats=formats())
     except UnidentifiedImageError:
-        raise ValueError(f"it is no image of a format that is read: {', '.join(formats())}") from None
+        raise ValueError(f"it is not an image of a format that is read: {', '.join(formats())}") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large("more than twice as many pixels as", max_megapixels)) from None
     width, height = image.size
@@ -202,7 +216,7 @@ def _loaded(image, data: bytes, ratio: float):
             try:
                 pixels = simplejpeg.decode_jpeg(data, space, **(smallest if factor > 1 else {}))
                 return Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
-            except ValueError:  # what it holds for damaged; Pillow has the last word
+            except ValueError:  # simplejpeg refuses more images than Pillow does
                 pass
         if factor > 1:
             image.draft(None, (image.size[0] // factor, image.size[1] // factor))
@@ -211,12 +225,12 @@ def _loaded(image, data: bytes, ratio: float):
         return image
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode == "I" and image.format == "PPM":  # of more than 8 bits, which Pillow brings to 0..65535
+    if image.mode == "I" and image.format == "PPM":  # more than 8 bits, which Pillow scales to 0..65535
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("its grey values are neither of 8 nor of 16 bits")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # without this step Pillow warns
+        image = image.convert("RGBA")  # Pillow warns of a direct conversion to RGB
     return image.convert("RGB")
 
 

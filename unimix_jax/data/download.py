@@ -1,4 +1,4 @@
-"""Fetching an archive over a network that breaks, and taking known files out of it. Touches files."""
+"""The download of an archive over a network that breaks, and the extraction of known files. Touches files."""
 
 import contextlib
 import hashlib
@@ -28,21 +28,21 @@ _log = logging.getLogger(__name__)
 
 
 def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, timeout: float = 60.0) -> None:
-    """Download `url` to `path`, whole or not at all.
+    """Download a file, whole or not at all.
 
-    What has arrived stays in `path`.part; a broken connection goes on from there, at once and in a
+    The bytes that have arrived stay in `path`.part, and the download continues from there, after a break and in a
     later call. The file gets its name only when its digest is right.
 
     Args:
       url: http or https.
-      path: the file to make; its folder is made if needed.
-      md5: the published digest, in hex.
-      limit: bytes that the file may have at most.
-      timeout: seconds without a byte, or with fewer than 4 KiB each, that count as a break.
+      path: of the file; its folder is created if needed.
+      md5: the published digest, in hexadecimal digits.
+      limit: the largest size in bytes.
+      timeout: seconds without a byte, or with less than 4 KiB a second, that count as a break.
 
     Raises:
-      UserError: the server cannot be reached, refuses, is too slow or sends too much, the digest is another, the disk
-        cannot be written, or another process downloads the same file.
+      UserError: the server cannot be reached, refuses, is too slow or sends too much; the digest differs; the disk
+        cannot be written; or another process downloads the same file.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -71,21 +71,25 @@ def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, time
 def check(path: pathlib.Path, md5: str) -> None:
     """Refuse a file that is not the published one.
 
+    Args:
+      path: of the file.
+      md5: the published digest, in hexadecimal digits.
+
     Raises:
-      UserError: its MD5 is another.
+      UserError: the digest of the file differs.
     """
     with storage.open_regular(path) as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        raise UserError(f"{path} has the MD5 {found} instead of the published {md5}; it is not the official file")
+        actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != md5:
+        raise UserError(f"{path} has the MD5 {actual} instead of the published {md5}; it is not the official file")
 
 
 class _Kept(Exception):
-    """The download cannot go on now, but may later."""
+    """The download cannot continue now, but may later: the bytes that have arrived are kept."""
 
 
 def _receive(url: str, file, limit: int, timeout: float) -> None:
-    """Append what is missing to `file`, through breaks."""
+    """Append the missing bytes to `file`, with a new connection after each break."""
     from tqdm import tqdm
 
     breaks = 0
@@ -107,9 +111,9 @@ def _receive(url: str, file, limit: int, timeout: float) -> None:
 
 
 def _receive_once(url: str, file, have: int, limit: int, timeout: float, bar) -> bool:
-    """Append the bytes from `have` on over one connection; return whether the file is whole then."""
-    # A thread talks to the server, because there are replies without an end in which a read never returns. It is left
-    # to itself then; what it puts nobody takes.
+    """Append the bytes from `have` on over one connection; return whether the file is whole afterwards."""
+    # A thread talks to the server, because a read of a reply without an end never returns. The thread is then left
+    # alone, and what it puts into the queue is dropped.
     replies = queue.Queue(maxsize=4)
     given_up = threading.Event()
     threading.Thread(target=_talk, args=(url, have, timeout, replies, given_up), daemon=True).start()
@@ -145,14 +149,14 @@ def _receive_once(url: str, file, have: int, limit: int, timeout: float, bar) ->
                 since, before = time.monotonic(), 0
     finally:
         given_up.set()
-        while not replies.empty():  # a thread that waits to put its next block sees that nobody takes it
+        while not replies.empty():  # a thread that waits to put its next block sees `given_up` then
             replies.get_nowait()
 
 
 def _talk(url: str, have: int, timeout: float, replies: queue.Queue, given_up: threading.Event) -> None:
-    """Put what a server answers into a queue, as pairs.
+    """Put the answer of a server into a queue, as pairs.
 
-    ("begun", (whether it sends from the first byte on, how many bytes or None)), ("block", bytes), ("end", whether
+    ("begun", (whether it sends from the first byte on, the number of bytes or None)), ("block", bytes), ("end", whether
     there was nothing to send), ("failed", the exception).
     """
 
@@ -171,7 +175,7 @@ def _talk(url: str, have: int, timeout: float, replies: queue.Queue, given_up: t
         except urllib.error.HTTPError as error:
             reason = "".join(c if c.isprintable() else " " for c in str(error.reason)[:100])
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return put("end", True)  # there is nothing after what we have; the digest decides
+                return put("end", True)  # the server has nothing after our bytes; the digest decides
             if error.code < 500:
                 raise _Kept(f"cannot download {url}: the server answers {error.code} {reason}") from None
             raise _Broken(f"the server answers {error.code} {reason}") from None
@@ -180,13 +184,13 @@ def _talk(url: str, have: int, timeout: float, replies: queue.Queue, given_up: t
             if length is not None and not (length.isdecimal() and len(length) < 16):
                 raise _Broken(f"the server sends no length but {length[:40]!r}")
             put("begun", (response.status != http.client.PARTIAL_CONTENT, None if length is None else int(length)))
-            # One piece as it comes: `read` would wait for a whole block, and trusts the sizes of chunks.
+            # Each piece as it comes: `read` would wait for a whole block, and trusts the sizes of chunks.
             while block := response.read1(_BLOCK):
                 put("block", block)
             return put("end", False)
     except (_Broken, _Kept) as error:
         failure = error
-    except Exception as error:  # urllib and http.client raise nearly anything at replies that are none
+    except Exception as error:  # urllib and http.client raise nearly any type at malformed replies
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         failure = _Broken("".join(c if c.isprintable() else " " for c in reason[:200]))
     with contextlib.suppress(_Broken):
@@ -199,19 +203,19 @@ class _Broken(Exception):
 
 
 def extract(archive: pathlib.Path, folder: pathlib.Path, members: tuple[str, ...], limit: int = storage.GIB) -> None:
-    """Make `folder` with the named files of a .tar.gz, whole or not at all.
+    """Create a folder with the named files of a .tar.gz, whole or not at all.
 
-    Members are looked up as `folder.name/NAME` and read as bytes: no path, link or permission that
-    the archive names is ever followed.
+    Members are looked up as `folder.name/NAME` and read as bytes; paths, links and permissions in the archive have no
+    effect.
 
     Args:
-      archive: the file.
-      folder: to make.
-      members: names below it.
-      limit: bytes that a member may have at most.
+      archive: path of the archive.
+      folder: to create.
+      members: names of the files in it.
+      limit: the largest size of a member in bytes.
 
     Raises:
-      UserError: `folder` is there already, the archive is damaged, or a member is missing or no plain file.
+      UserError: the folder exists already, the archive is damaged, or a member is missing or is not a regular file.
     """
     if folder.exists():
         raise UserError(f"{folder} is there already and is not overwritten; move it away to unpack {archive.name}")

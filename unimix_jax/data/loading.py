@@ -16,7 +16,7 @@ from unimix_jax.data.workers import in_order
 Block = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # images, which of them are examples, names of unreadable ones
 
 
-def gather(images, labels, picks: Picks) -> Batch:
+def gather(images: np.ndarray, labels: np.ndarray, picks: Picks) -> Batch:
     """Collect the rows of a batch, from numpy arrays in the host's memory and from traced arrays alike.
 
     Args:

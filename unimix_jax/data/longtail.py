@@ -5,12 +5,16 @@ it is the group `config.data`, of which it reads `profile`, `imbalance` and `sub
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unimix_jax import priors
 from unimix_jax.data.rng import Stream, generator
 from unimix_jax.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 PROFILES = ("exp", "step", "pareto")
 
@@ -94,7 +98,7 @@ def long_tailed_subset(labels: np.ndarray, counts: np.ndarray, seed: int = 0) ->
     return np.concatenate(chosen).astype(np.int64)
 
 
-def subset_of_balanced(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
+def subset_of_balanced(labels: np.ndarray, num_classes: int, data: "ConfigDict") -> np.ndarray:
     """Choose a long-tailed training set; its largest class has as many images as the smallest class of the full set.
 
     Args:
@@ -119,7 +123,7 @@ def subset_of_balanced(labels: np.ndarray, num_classes: int, data) -> np.ndarray
     return long_tailed_subset(labels, counts, data.subset_seed)
 
 
-def subset_of_skewed(labels: np.ndarray, num_classes: int, data) -> np.ndarray:
+def subset_of_skewed(labels: np.ndarray, num_classes: int, data: "ConfigDict") -> np.ndarray:
     """Choose a long-tailed training set of a set that is skewed already; its largest class becomes the largest.
 
     The subset is as large as the profile allows: every class has enough images for its rank.

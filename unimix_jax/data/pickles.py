@@ -1,7 +1,8 @@
-"""A reader for the pickles of CIFAR's python version: a dict of numbers, texts, flat lists and images. No files.
+"""A reader for the pickles of CIFAR's python version: a dict of numbers, texts, flat lists and images.
 
-pickle itself runs what a file asks for, and even `numpy.dtype` alone lets a file choose memory. Nothing is called
-here: the few opcodes that such files have build plain values, and one fixed pattern becomes uint8 images.
+pickle itself runs the code that a file names, and even `numpy.dtype` alone lets a file take memory. This reader calls
+nothing: the few opcodes of such files build plain values, and one fixed pattern becomes uint8 images. It touches no
+files.
 """
 
 import struct
@@ -10,35 +11,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _MOST_OPCODES = 1_000_000  # the largest official file has 200,362
-_HIGHEST_STACK = 10_000  # values that wait; pickle puts at most 1,000 into a list at once
+_HIGHEST_STACK = 10_000  # values; pickle puts at most 1,000 into a list at once
 _LONGEST_NAME = 64  # bytes of a module or function
 
 
 class Refused(ValueError):
-    """The pickle holds what CIFAR's files never do; the words say what."""
+    """The pickle holds something that CIFAR's files never hold; the message says what."""
 
 
 class _Global(NamedTuple):
-    """A name that the file asks for."""
+    """The name of a module and a function in the file."""
 
     name: str
 
 
-class _Made(NamedTuple):
-    """What numpy would make of a call: an array before its state is set, or the type of its elements."""
+class _NumpyResult(NamedTuple):
+    """The result of a call of numpy: an array before its state is set, or the type of its elements."""
 
     kind: str
 
 
 _MARK = object()
-_ARRAY, _UINT8 = _Made("array"), _Made("uint8")
+_ARRAY, _UINT8 = _NumpyResult("array"), _NumpyResult("uint8")
 # Old and new numpy spell their modules differently.
 _RECONSTRUCT = {f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")}
 _FROM_BUFFER = {f"numpy.{core}.numeric _frombuffer" for core in ("core", "_core")}
 _GLOBALS = {*_RECONSTRUCT, *_FROM_BUFFER, "numpy ndarray", "numpy dtype", "_codecs encode"}
 _SCALARS = (int, str, bytes, type(None))  # bool is an int
 
-# name -> opcode, the form of what follows. A form is a struct's, or s1, s4, s8: text of a length that these bytes say.
+# name -> opcode, the form of its argument: a struct's, or s1, s4, s8 for text after its length in so many bytes.
 _OPCODES = {
     "PROTO": (0x80, "<B"),
     "FRAME": (0x95, "<Q"),
@@ -90,14 +91,14 @@ def loads(data: bytes) -> dict[bytes, Any]:
     """Return the dict of a pickled CIFAR file, protocols 2 to 5, of Python 2 or 3.
 
     Args:
-      data: the file.
+      data: the content of the file.
 
     Returns:
-      Its values by key, which is bytes: None, int, bytes or str, lists of these three, and images uint8[N, M], a view
-      of the pickle's bytes.
+      Its values by key, in bytes. A value is None, int, bytes or str, a list of the last three, or images uint8[N, M],
+      a view of `data`.
 
     Raises:
-      Refused: anything else, whatever the bytes are.
+      Refused: the bytes are anything else.
     """
     stack, memo, at, coded = [], {}, 0, 0
     for _ in range(_MOST_OPCODES):
@@ -121,22 +122,22 @@ def loads(data: bytes) -> dict[bytes, Any]:
             memo[len(memo) if name == "MEMOIZE" else argument] = _top(stack)
         elif name in ("BINGET", "LONG_BINGET"):
             if argument not in memo:
-                raise Refused("it refers to what it has not")
+                raise Refused("it refers to a value that it does not hold")
             stack.append(memo[argument])
         elif name == "PROTO":
             if not 2 <= argument <= 5 or stack or memo:
                 raise Refused(f"it is of pickle's protocol {argument}")
         elif name == "REDUCE":
             arguments, function = _popped(stack, 2)[::-1]
-            made = _call(function, arguments)
-            if isinstance(made, bytes):  # each text of the file is coded once
-                coded += len(made)
+            result = _call(function, arguments)
+            if isinstance(result, bytes):  # a file codes each of its texts once
+                coded += len(result)
                 if coded > len(data):
                     raise Refused("it holds the same text again and again")
-            stack.append(made)
+            stack.append(result)
         elif name == "BUILD":
-            made, state = _popped(stack, 2)
-            stack.append(_built(made, state))
+            target, state = _popped(stack, 2)
+            stack.append(_built(target, state))
         elif name != "FRAME":
             _collect(name, stack)
     else:
@@ -147,7 +148,7 @@ def loads(data: bytes) -> dict[bytes, Any]:
 
 
 def _argument(data: bytes, at: int, form: str, number: struct.Struct | None) -> tuple[Any, int]:
-    """Return what follows an opcode, and where the next one is."""
+    """Return the argument of an opcode, and the position of the next one."""
     if number:
         end = at + number.size
         if end > len(data):
@@ -172,7 +173,7 @@ def _argument(data: bytes, at: int, form: str, number: struct.Struct | None) -> 
 
 
 def _collect(name: str, stack: list) -> None:
-    """Do an opcode that makes or fills a list, tuple or dict, or puts a constant on the stack."""
+    """Execute an opcode that makes or fills a list, tuple or dict, or puts a constant on the stack."""
     if name == "MARK":
         stack.append(_MARK)
     elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
@@ -211,14 +212,14 @@ _VALUES = (int, bool, str, bytes, type(None), list, np.ndarray)
 
 def _top(stack: list):
     if not stack or stack[-1] is _MARK:
-        raise Refused("it takes what is not there")
+        raise Refused("it takes a value from an empty stack")
     return stack[-1]
 
 
 def _popped(stack: list, count: int) -> list:
-    """Take the last values from the stack; in their order."""
+    """Remove the last values from the stack and return them in their order."""
     if len(stack) < count or any(value is _MARK for value in stack[-count:]):
-        raise Refused("it takes what is not there")
+        raise Refused("it takes a value from an empty stack")
     values = stack[-count:]
     del stack[-count:]
     return values
@@ -238,13 +239,13 @@ def _since_mark(stack: list) -> list:
         if value is _MARK:
             return values[::-1]
         values.append(value)
-    raise Refused("it takes what is not there")
+    raise Refused("it takes a value from an empty stack")
 
 
 def _checked_tuple(items: list) -> tuple:
-    """Return a tuple of arguments: of plain values, names, what numpy made, and tuples of numbers."""
+    """Return a tuple of arguments: plain values, names, results of numpy, and tuples of numbers."""
     for item in items:
-        plain = isinstance(item, (*_SCALARS, _Made, _Global))
+        plain = isinstance(item, (*_SCALARS, _NumpyResult, _Global))
         if not (plain or (type(item) is tuple and all(type(part) is int for part in item))):
             raise Refused("it holds tuples in tuples")
     if len(items) > 8:
@@ -259,9 +260,9 @@ def _allowed(name: str) -> _Global:
 
 
 def _call(function, arguments):
-    """Return what a call stands for: one of the four that arrays and Python 3's byte strings need."""
+    """Return the result of a call: one of the four that arrays and Python 3's byte strings need."""
     if type(function) is not _Global or type(arguments) is not tuple:
-        raise Refused("it calls what is no function")
+        raise Refused("it calls a value that is no function")
     name = function.name
     if name == "_codecs encode" and len(arguments) == 2 and isinstance(arguments[0], str):
         if arguments[1] in ("latin1", b"latin1"):
@@ -282,11 +283,11 @@ def _call(function, arguments):
     raise Refused(f"it calls {name.replace(' ', '.')} in a way that no CIFAR file needs")
 
 
-def _built(made, state):
-    """Set the state of an array or a type: the one state that images in bytes have."""
-    if made is _UINT8 and type(state) is tuple and state in _UINT8_STATES:
-        return made
-    if made is _ARRAY and type(state) is tuple and len(state) == 5 and state[0] == 1 and state[3] in (False, 0):
+def _built(target, state):
+    """Set the state of an array or a type; images in bytes have one possible state."""
+    if target is _UINT8 and type(state) is tuple and state in _UINT8_STATES:
+        return target
+    if target is _ARRAY and type(state) is tuple and len(state) == 5 and state[0] == 1 and state[3] in (False, 0):
         return _images(state[4], state[2], state[1])
     raise Refused("it holds an array of other things than bytes in rows")
 

@@ -129,7 +129,7 @@ def decoded_image(
             return None
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
-            f"cannot read the image {source.path_of(position)} ({reason}); mend it or take it out, or go on without "
+            f"cannot read the image {source.path_of(position)} ({reason}); repair or remove it, or skip "
             "such images by --config.data.skip_unreadable"
         ) from None
 

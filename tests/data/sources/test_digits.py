@@ -45,7 +45,7 @@ def test_digits_are_long_tailed_and_evaluated_on_balanced_splits():
     np.testing.assert_allclose(splits.train.std, pixels.std(), rtol=1e-6)
 
 
-def test_the_split_seed_moves_the_test_set_and_the_cut_seed_does_not():
+def test_the_split_seed_moves_the_test_set_and_the_subset_seed_does_not():
     base = digits()
     assert digest(digits().train) == digest(base.train)
     assert digest(digits(subset_seed=1).test) == digest(base.test)

@@ -6,9 +6,11 @@ from .files import load, touch
 
 
 @pytest.mark.parametrize(("train", "test"), [("Ant", "ant"), ("caf\u00e9", "cafe\u0301")])
-def test_classes_that_are_written_otherwise_in_another_split_are_refused(tmp_path, train, test):
+def test_classes_that_are_spelled_differently_in_another_split_are_refused(tmp_path, train, test):
     touch(tmp_path, [f"train/{train}/1.jpg", "train/bee/1.jpg", f"test/{test}/2.jpg", "test/bee/2.jpg"])
-    with pytest.raises(UserError, match=rf"1 of the classes in .*test are written otherwise .* {test!r} and {train!r}"):
+    with pytest.raises(
+        UserError, match=rf"1 of the classes in .*test are spelled differently .* {test!r} and {train!r}"
+    ):
         load(dir=tmp_path)
 
 
@@ -25,9 +27,12 @@ def test_files_that_are_not_taken_are_said_by_class_suffix_and_count(tmp_path, h
     names = [f"{c}/{i}.jpg" for c in "ab" for i in range(10)]
     touch(tmp_path, [*names, "a/1.heic", "b/notes.txt", "b/more.txt", "b/.hidden.jpg", "b/.DS_Store"])
     assert sum(load(dir=tmp_path, test_share=0.1, validation_share=0.0).counts) == 18
-    assert "4 files are passed over, for they are no images that are read: 2 .txt, 1 .heic, 1 with a name" in heard.text
-    assert "class a: 10 images; passed over: 1 .heic\n" in heard.text
-    assert "class b: 10 images; passed over: 2 .txt, 1 with a name that begins with a dot\n" in heard.text
+    assert (
+        "4 files are skipped, because they are not images of a format that is read: 2 .txt, 1 .heic, 1 with a name"
+        in heard.text
+    )
+    assert "class a: 10 images; skipped: 1 .heic\n" in heard.text
+    assert "class b: 10 images; skipped: 2 .txt, 1 with a name that begins with a dot\n" in heard.text
 
 
 def test_a_class_that_loses_a_tenth_of_its_files_stops_unless_told_to_go_on(tmp_path):

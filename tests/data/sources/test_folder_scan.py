@@ -19,7 +19,7 @@ def test_folders_that_systems_make_are_passed_over_and_counted(tmp_path, heard):
     of_systems = ("a/@eaDir", "@eaDir", "__MACOSX/a", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".git")
     touch(tmp_path, [f"{c}/{i}.jpg" for c in "ab" for i in range(3)] + [f"{folder}/9.jpg" for folder in of_systems])
     assert load(dir=tmp_path).train.class_names == ("a", "b")
-    assert "7 folders of systems, or with a name that begins with a dot, are passed over: 2 @eaDir" in heard.text
+    assert "7 folders of systems, or with a name that begins with a dot, are skipped: 2 @eaDir" in heard.text
 
 
 def test_files_that_are_never_photographs_are_no_loss(tmp_path, heard):
@@ -43,7 +43,7 @@ def test_images_without_a_suffix_are_seen_by_their_content(tmp_path):
     (tmp_path / "0" / "README").write_text("none of them")
     found = folder_scan.scan(tmp_path)
     assert len(found.images) == 9
-    assert found.others == [("0/README", "without a suffix that are no images", False)]
+    assert found.others == [("0/README", "without a suffix that are not images", False)]
     (tmp_path / "0" / "unknown").write_bytes(b"\0\0\0\x18ftypheic")
     assert folder_scan.scan(tmp_path).others[-1][2]
 
@@ -54,7 +54,7 @@ def test_pipes_devices_and_lost_links_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     (tmp_path / "a" / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "a" / "lost.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"3 are not \(3 that are no regular files\)"):
+    with pytest.raises(UserError, match=r"3 are not \(3 that are not regular files\)"):
         load(dir=tmp_path)
     assert len(load(dir=tmp_path, skip_other_files=True).train.names) == 4
     # A list may name them; nobody waits for what never comes.

@@ -16,7 +16,7 @@ def test_images_without_labels_beside_splits_are_said(tmp_path, heard):
     touch(tmp_path, ["val_/1.jpg"])
     (tmp_path / "val").rename(tmp_path / "else")
     (tmp_path / "test" / "readme.txt").rename(tmp_path / "test" / "test_annotations.txt")
-    message = r"test holds 5 images and .*test_annotations.txt in it may say it\); .* take away what has no labels"
+    message = r"test holds 5 images and .*test_annotations.txt in it may name them\); .* take away what has no labels"
     (tmp_path / "val_" / "1.jpg").unlink()
     with pytest.raises(UserError, match=message):
         load(dir=tmp_path)
@@ -52,4 +52,4 @@ def test_links_show_an_image_of_a_class_once_but_may_make_two_classes(tmp_path, 
     (tmp_path / "c").symlink_to(tmp_path / "b", target_is_directory=True)
     listing = image_folder.read(tmp_path)["train"]
     assert listing.names == ["a/2.jpg", "a/3.jpg", "a/again/1.jpg", "b/1.jpg", "c/1.jpg"]
-    assert "a: 1 images are there twice, by links; each counts once" in heard.text
+    assert "a: 1 images occur twice, through links; each counts once" in heard.text

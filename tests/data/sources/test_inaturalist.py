@@ -24,7 +24,7 @@ def test_inaturalists_json(lists):
     assert found.train.class_names == ("Acer", "Corylus")
     np.testing.assert_array_equal(found.train.labels, [0, 0, 1])
     (lists.root / "train.json").write_text(json.dumps({"images": []}))
-    with pytest.raises(UserError, match=r"no JSON like iNaturalist's.*KeyError: 'annotations'"):
+    with pytest.raises(UserError, match=r"not JSON like iNaturalist's.*KeyError: 'annotations'"):
         load(dir=lists.root, train_list="train.json")
 
 

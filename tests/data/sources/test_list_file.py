@@ -70,17 +70,17 @@ def test_wrong_lists_get_a_sentence(lists, train, message):
         both(lists, train)
 
 
-def test_an_image_listed_twice_counts_once_aloud(lists, heard):
+def test_an_image_listed_twice_counts_once_with_a_warning(lists, heard):
     assert both(lists, TRAIN + "cat/1.jpg 0\n").train.names == ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
     assert "lists 1 images more than once" in heard.text
 
 
-def test_labels_with_gaps_are_numbered_anew_aloud(lists, heard):
+def test_labels_with_gaps_are_numbered_anew_with_a_warning(lists, heard):
     found = both(lists, "a/1.jpg 2\nb/1.jpg 7\nb/2.jpg 7\n", "a/9.jpg 2\nb/9.jpg 7\n")
     np.testing.assert_array_equal(found.train.labels, [0, 1, 1])
     np.testing.assert_array_equal(found.test.labels, [0, 1])
     assert found.train.class_names == ("a", "b")
-    assert "no image has the label 0, 1, 3, ...: the 2 others are numbered anew" in heard.text
+    assert "no image has the label 0, 1, 3, ...: the 2 others are renumbered" in heard.text
 
 
 def test_classes_without_folders_of_their_own_are_called_by_their_labels(lists):
@@ -101,7 +101,7 @@ def test_missing_images_are_counted_before_training(lists):
 
 
 @pytest.mark.parametrize("root", ["below", "above"])
-def test_an_image_root_one_level_off_is_found_aloud(lists, heard, root):
+def test_an_image_root_one_level_off_is_found_with_a_warning(lists, heard, root):
     lists("train.txt", TRAIN)
     lists("test.txt", TEST)
     (lists.root / "deep").mkdir()
@@ -113,7 +113,7 @@ def test_an_image_root_one_level_off_is_found_aloud(lists, heard, root):
 
 
 def test_an_absent_list_gets_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="config.data.train_list names absent.txt, which is neither there nor in"):
+    with pytest.raises(UserError, match="config.data.train_list names absent.txt, which exists neither there nor in"):
         load(dir=tmp_path, train_list="absent.txt")
 
 
@@ -167,7 +167,9 @@ def test_listed_files_of_a_format_that_is_not_read_are_refused(tmp_path):
     touch(tmp_path, ["a/1.jpg", "b/1.heic", "b/2.heic"])
     Image.new("RGB", (9, 9)).save(tmp_path / "a" / "1.jpg_large", "JPEG")
     (tmp_path / "train.txt").write_text("a/1.jpg 0\na/1.jpg_large 0\nb/1.heic 1\nb/2.heic 1\n")
-    with pytest.raises(UserError, match=r"2 of the 4 listed files end in .heic and are no images .*, such as b/1.heic"):
+    with pytest.raises(
+        UserError, match=r"2 of the 4 listed files end in .heic and are not images .*, such as b/1.heic"
+    ):
         load(dir=tmp_path, train_list="train.txt")
 
 

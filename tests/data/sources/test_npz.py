@@ -61,7 +61,7 @@ def test_arrays_in_any_order_of_memory_and_names_in_bytes(arrays):
     assert splits.train.class_names == ("cat", "dog", "fox")
 
 
-def test_arrays_with_other_names_are_ignored_aloud(arrays, caplog, monkeypatch):
+def test_arrays_with_other_names_are_ignored_with_a_warning(arrays, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     arrays(val_images=np.zeros((2, 5, 4), np.uint8))
     assert "val_images in" in caplog.text
@@ -80,7 +80,7 @@ def test_arrays_with_other_names_may_be_of_any_kind(arrays, caplog, monkeypatch,
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_in_front_are_put_behind_aloud(arrays, caplog, monkeypatch, channels):
+def test_channels_in_front_are_put_behind_with_a_warning(arrays, caplog, monkeypatch, channels):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 9, channels), np.uint8)
     front = images.transpose(0, 3, 1, 2)

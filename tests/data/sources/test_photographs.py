@@ -53,7 +53,7 @@ def test_a_folder_with_splits_of_its_own(folder):
     ("at", "message"),
     [
         ("", "no photographs named"),
-        ("absent", "no folder; it must hold a sub-folder for each class"),
+        ("absent", "not a folder; it must hold a sub-folder for each class"),
         ("a", "has 1 sub-folders with images; it must have one for each class"),
         ("..", r"sub-folders with images.*did you mean"),
     ],

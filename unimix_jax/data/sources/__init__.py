@@ -4,7 +4,7 @@ A new source is such a function, an entry of `SOURCES`, and a config.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from unimix_jax import priors
 from unimix_jax.data.sources import cifar, digits, npz, photographs
 from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 class Entry(NamedTuple):
@@ -30,7 +33,7 @@ SOURCES = {
 }
 
 
-def load(data) -> Splits:
+def load(data: "ConfigDict") -> Splits:
     """Read the data that a config describes.
 
     Args:

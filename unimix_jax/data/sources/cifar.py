@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their official files, the python or the binary version. Touches files."""
 
 import pathlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from unimix_jax.data import download, longtail, pickles
 from unimix_jax.data.readers import search_path
 from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
 PAGE = HOME + "cifar.html"
@@ -64,7 +67,7 @@ _LARGEST = 512 * storage.MIB  # bytes of a file; the largest official one has 15
 _LARGEST_NAMES = storage.MIB
 
 
-def read(data) -> Splits:
+def read(data: "ConfigDict") -> Splits:
     """Read CIFAR-10 or CIFAR-100, with the long-tailed training set of LDAM-DRW.
 
     The test set stays whole, unless `data.validation_per_class` is above 0: so many test images of each class are then
@@ -200,17 +203,17 @@ def _python_rows(path: pathlib.Path, layout: Layout) -> Labelled:
     content = _unpickled(path, _LARGEST)
     rows, labels = content.get(b"data"), content.get(layout.label_key)
     if not isinstance(rows, np.ndarray) or not isinstance(labels, list):
-        raise UserError(f"{path} holds no {layout.label_key.decode()} or no data; it is no CIFAR file")
+        raise UserError(f"{path} holds no {layout.label_key.decode()} or no data; it is not a CIFAR file")
     wrong = next((label for label in labels if type(label) is not int), None)
     if wrong is not None:
-        raise UserError(f"{path} holds the label {wrong!r}, which is no whole number; it is no CIFAR file")
+        raise UserError(f"{path} holds the label {wrong!r}, which is not a whole number; it is not a CIFAR file")
     return _checked(path, rows, np.array(labels, np.int32), layout)  # the opcodes of `pickles` hold no larger numbers
 
 
 def _python_names(path: pathlib.Path, layout: Layout) -> tuple[str, ...]:
     names = _unpickled(path, _LARGEST_NAMES).get(layout.names_key)
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise UserError(f"{path} holds no {layout.names_key.decode()}; it is no CIFAR file")
+        raise UserError(f"{path} holds no {layout.names_key.decode()}; it is not a CIFAR file")
     return _all_names(path, [n.decode(errors="replace") if isinstance(n, bytes) else n for n in names], layout)
 
 

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +12,14 @@ from unimix_jax.data.sources.statistics import mean_and_std
 from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 PER_CLASS = {"test": 50, "validation": 25}  # images held out of each class
 _CLASSES = 10
 
 
-def read(data) -> Splits:
+def read(data: "ConfigDict") -> Splits:
     """Read the 1,797 digits, 8 x 8 grey.
 
     50 images of each class are held out for the test and 25 for validation. The long-tailed training set is a subset

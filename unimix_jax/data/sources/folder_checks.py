@@ -33,7 +33,7 @@ def check_names(root: pathlib.Path, files: Scan) -> None:
     """
     if files.unopened:
         _log.info(
-            "%s: %d folders of systems, or with a name that begins with a dot, are passed over: %s",
+            "%s: %d folders of systems, or with a name that begins with a dot, are skipped: %s",
             root,
             files.unopened.total(),
             few([f"{count} {name}" for name, count in files.unopened.most_common()]),
@@ -71,7 +71,7 @@ def check_beside_splits(root: pathlib.Path, files: Scan, splits: Mapping[str, st
     beside = collections.Counter(name.partition("/")[0] for name in files.images if not name.startswith(inside))
     if beside:
         shown = few([f"{count} images in {top}" for top, count in beside.items()])
-        _log.warning("%s: passed over, for they are in no split: %s", root, shown)
+        _log.warning("%s: skipped, because they are in no split: %s", root, shown)
 
 
 def check_same_names(root: pathlib.Path, splits: Mapping[str, str], listings: Mapping[str, Listing]) -> None:
@@ -95,7 +95,7 @@ def check_same_names(root: pathlib.Path, splits: Mapping[str, str], listings: Ma
         others = [name for name in listing.class_names.values() if name not in names and plain(name) in alike]
         if others:
             raise UserError(
-                f"{len(others)} of the classes in {root / splits[split]} are written otherwise than in "
+                f"{len(others)} of the classes in {root / splits[split]} are spelled differently than in "
                 f"{root / splits['train']}, such as {others[0]!r} and {alike[plain(others[0])]!r}; give the folders "
                 "of a class the same name, in capital and small letters alike"
             )
@@ -128,12 +128,12 @@ def check_lost(
     lost_of = {top: counts.total() for top, counts in lost.items()}
     level = logging.WARNING if any(lost_of.values()) else logging.INFO
     total: collections.Counter = sum(others.values(), collections.Counter())
-    message = "%s: %d files are passed over, for they are no images that are read: %s"
+    message = "%s: %d files are skipped, because they are not images of a format that is read: %s"
     _log.log(level, message, path, total.total(), counted(total))
     ranked = sorted(others, key=lambda top: (-lost_of[top], -others[top].total(), top))
     for top in ranked[:_SHOWN]:
         kept = len(members.get(top, ()))
-        _log.log(level, "  class %s: %d images; passed over: %s", top, kept, counted(others[top]))
+        _log.log(level, "  class %s: %d images; skipped: %s", top, kept, counted(others[top]))
     if len(ranked) > _SHOWN:
         _log.log(level, "  and in %d more classes", len(ranked) - _SHOWN)
     less = [n for n in ranked if lost_of[n] and lost_of[n] >= _LOST_SHARE * (lost_of[n] + len(members.get(n, ())))]

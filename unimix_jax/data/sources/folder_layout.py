@@ -16,7 +16,7 @@ from unimix_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 
-class Held(NamedTuple):
+class ImageCounts(NamedTuple):
     """How many images a folder holds."""
 
     direct: int  # in itself
@@ -33,7 +33,7 @@ class Held(NamedTuple):
         return sum(self.nested.values()) > 9 * self.direct
 
 
-def sub_folders(counts: Mapping[str, int], folder: str = "") -> dict[str, Held]:
+def sub_folders(counts: Mapping[str, int], folder: str = "") -> dict[str, ImageCounts]:
     """Return what the sub-folders of a folder hold, those alone that hold images.
 
     Args:
@@ -43,18 +43,18 @@ def sub_folders(counts: Mapping[str, int], folder: str = "") -> dict[str, Held]:
     Returns:
       {name of the sub-folder: its images}.
     """
-    held: dict[str, Held] = {}
+    tops: dict[str, ImageCounts] = {}
     prefix = f"{folder}/" if folder else ""
     for path, count in counts.items():
         if not path.startswith(prefix) or not (below := path[len(prefix) :]):
             continue
         top, _, rest = below.partition("/")
-        direct, nested = held.get(top, Held(0, {}))
+        direct, nested = tops.get(top, ImageCounts(0, {}))
         if rest:
             sub = rest.partition("/")[0]
             nested[sub] = nested.get(sub, 0) + count
-        held[top] = Held(direct if rest else direct + count, nested)
-    return held
+        tops[top] = ImageCounts(direct if rest else direct + count, nested)
+    return tops
 
 
 def split_folders(root: pathlib.Path, counts: Mapping[str, int]) -> dict[str, str]:
@@ -70,58 +70,58 @@ def split_folders(root: pathlib.Path, counts: Mapping[str, int]) -> dict[str, st
     Raises:
       UserError: the sub-folders are called as splits are, but it is unclear which images are of which class.
     """
-    held = sub_folders(counts)
-    roles = {name: role(name) for name in held}
+    tops = sub_folders(counts)
+    roles = {name: role(name) for name in tops}
     training = {name: rest for name, (split, rest) in roles.items() if split == "train"}
     # Folders that share the other words of their names belong together, as dogs_train/ and dogs_test/ do.
     for rest in sorted(dict.fromkeys(training.values()), key=len):
         group = {name: split for name, (split, words) in roles.items() if split and words == rest}
-        if list(group) == list(training) and held[next(iter(training))].is_nested:  # train_mini/ and val/
+        if list(group) == list(training) and tops[next(iter(training))].is_nested:  # train_mini/ and val/
             group |= {name: split for name, (split, words) in roles.items() if split and not words}
-        splits = _splits_of(root, group, held, counts)
+        splits = _splits_of(root, group, tops, counts)
         if splits:
             return splits
     named = sorted({split for split, rest in roles.values() if split and not rest} - {UNUSED})
     if len(named) > 1 and all(split for split, _ in roles.values()):
         raise UserError(
             f"{root} has folders for {' and '.join(named)} ({', '.join(sorted(roles))}) and none for training; call "
-            "the one to train on train/; where all are classes, say so by --config.data.layout=classes"
+            "the one to train on train/; if all are classes, set --config.data.layout=classes"
         )
     return {}
 
 
 def _splits_of(
-    root: pathlib.Path, group: dict[str, str], held: dict[str, Held], counts: Mapping[str, int]
+    root: pathlib.Path, group: dict[str, str], tops: dict[str, ImageCounts], counts: Mapping[str, int]
 ) -> dict[str, str]:
     """Return the folder of each split; {} if the only one is a class that is called train.
 
     Args:
       root: the folder, for messages.
       group: {sub-folder: split that its name means}, with one for training at least.
-      held: the images of all sub-folders.
+      tops: the images of all sub-folders.
       counts: images in each folder, by its path.
     """
     folders: dict[str, list[str]] = {}
     for name, split in group.items():
         folders.setdefault(split, []).append(name)
-    flat = _flat_splits(group, held, counts)
-    beside = [name for name in held if name not in group]
+    flat = _flat_splits(group, tops, counts)
+    beside = [name for name in tops if name not in group]
     train = folders["train"][0]
-    if len(folders) == 1 and (flat or (beside and len(held[train].nested) < 2)):
+    if len(folders) == 1 and (flat or (beside and len(tops[train].nested) < 2)):
         return {}
     if len(folders) == 1 and beside:
         raise UserError(
             f"{root / train} holds folders of images, as a training split does, but {few(beside)} "
             "beside it are not called as its other splits would be; call them val/ and test/, give the folder with "
             f"the classes by --config.data.dir={root / train}, or name list files by "
-            "--config.data.train_list; where all are classes, say so by --config.data.layout=classes"
+            "--config.data.train_list; if all are classes, set --config.data.layout=classes"
         )
     twice = next((split for split, names in folders.items() if len(names) > 1 and split != UNUSED), "")
     if twice:
         raise UserError(
             f"{root} has several folders for one split, {' and '.join(f'{x}/' for x in folders[twice])}; keep one, "
-            "or name list files by --config.data.train_list, validation_list and test_list; where all are classes, "
-            "say so by --config.data.layout=classes"
+            "or name list files by --config.data.train_list, validation_list and test_list; if all are classes, "
+            "set --config.data.layout=classes"
         )
     evaluated = [name for name, split in group.items() if split not in ("train", UNUSED) and name not in flat]
     if flat and (group[flat[0]] == "train" or not evaluated):
@@ -129,16 +129,16 @@ def _splits_of(
     for name in flat:  # usual for the test images of a contest, which keeps their labels
         _log.warning(
             "%s holds %d images and no folder for each class: they count as unlabelled and are not used",
-            root / name, held[name].total,
+            root / name, tops[name].total,
         )  # fmt: skip
         del folders[group[name]]
     used = [split for split in SPLITS if split in folders and split != UNUSED]
     return {split: _folder_of_classes(folders[split][0], counts, split) for split in used}
 
 
-def _flat_splits(group: dict[str, str], held: dict[str, Held], counts: Mapping[str, int]) -> list[str]:
+def _flat_splits(group: dict[str, str], tops: dict[str, ImageCounts], counts: Mapping[str, int]) -> list[str]:
     """Return the folders of splits without a folder for each class, in the order of `SPLITS`."""
-    classes = {name for top, split in group.items() if split == "train" for name in held[top].nested}
+    classes = {name for top, split in group.items() if split == "train" for name in tops[top].nested}
     flat = [name for name, split in group.items() if split != UNUSED and _is_flat(name, split, classes, counts)]
     return sorted(flat, key=lambda name: list(SPLITS).index(group[name]))
 
@@ -161,26 +161,26 @@ def _without_classes(root: pathlib.Path, flat: list[str], counts: Mapping[str, i
     """Return the error for folders of splits without a folder for each class."""
     first = root / flat[0]
     texts = sorted(path.name for suffix in ("txt", "csv", "json") for path in first.glob(f"*.{suffix}"))
-    hint = f" ({texts[0]} in it may say it)" if texts else ""
+    hint = f" ({texts[0]} in it may name them)" if texts else ""
     as_well = f", nor has {few(flat[1:])}" if flat[1:] else ""
     away = "" if role(flat[0])[0] == "train" else "take away what has no labels, "
     total = sub_folders(counts)[flat[0]].total
     return UserError(
         f"{first} holds {total} images and no folder for each class{as_well}, so it cannot "
-        f"be seen which class they are of{hint}; make a folder for each class in it, {away}or name list files by "
-        "--config.data.train_list and test_list, or give only the folder with classes by --config.data.dir; where it "
-        "is a class itself, as those beside it are, say so by --config.data.layout=classes"
+        f"be seen to which class they belong{hint}; make a folder for each class in it, {away}or name list files by "
+        "--config.data.train_list and test_list, or give only the folder with classes by --config.data.dir; if it "
+        "is a class itself, as those beside it are, set --config.data.layout=classes"
     )
 
 
 def _folder_of_classes(folder: str, counts: Mapping[str, int], split: str) -> str:
     """Return where the classes of a split are: its folder, or the only one in it, as test/test/ or test/images/."""
-    held = sub_folders(counts, folder)
+    tops = sub_folders(counts, folder)
     if (
-        len(held) == 1
+        len(tops) == 1
         and not counts.get(folder)
-        and role(only := next(iter(held)))[0] == split
-        and held[only].is_nested
+        and role(only := next(iter(tops)))[0] == split
+        and tops[only].is_nested
     ):
         folder = f"{folder}/{only}"
     inner = _below_fillers(folder, counts)
@@ -189,7 +189,7 @@ def _folder_of_classes(folder: str, counts: Mapping[str, int], split: str) -> st
 
 def _below_fillers(folder: str, counts: Mapping[str, int]) -> str:
     """Return the folder itself, or the images/ in it if all of its images are there."""
-    while len(held := sub_folders(counts, folder)) == 1 and is_filler(only := next(iter(held))):
+    while len(tops := sub_folders(counts, folder)) == 1 and is_filler(only := next(iter(tops))):
         folder = f"{folder}/{only}"
     return folder
 
@@ -205,8 +205,8 @@ def check_classes(path: pathlib.Path, counts: Mapping[str, int], folder: str = "
     Raises:
       UserError: sub-folders hold folders of the same names, or one holds folders and another images.
     """
-    held = sub_folders(counts, folder)
-    nested = {name: h for name, h in held.items() if h.is_nested}
+    tops = sub_folders(counts, folder)
+    nested = {name: h for name, h in tops.items() if h.is_nested}
     prefix = f"{folder}/" if folder else ""
     counts_of: dict[str, dict[str, int]] = {name: {} for name in nested}
     for inner_path, count in counts.items():
@@ -217,12 +217,12 @@ def check_classes(path: pathlib.Path, counts: Mapping[str, int], folder: str = "
     one = path / next(iter(within.values()), prefix)[len(prefix) :]
     ways = (
         f"give the folder whose sub-folders are the classes by --config.data.dir={one}, or "
-        "call the splits train/, val/ and test/, or name list files by --config.data.train_list and test_list; where "
-        f"they are classes, whatever is in them, say so by --config.data.layout=classes"
+        "call the splits train/, val/ and test/, or name list files by --config.data.train_list and test_list; if "
+        f"they are classes, whatever is in them, set --config.data.layout=classes"
     )
     _check_shared_names(path, inner, ways)
     several = {name: h for name, h in nested.items() if len(h.nested) > 1}
-    flat = [name for name in held if name not in nested]
+    flat = [name for name in tops if name not in nested]
     if several and flat:
         first = next(iter(several))
         raise UserError(
@@ -230,7 +230,7 @@ def check_classes(path: pathlib.Path, counts: Mapping[str, int], folder: str = "
             f"({few(list(several))}: {few([f'{first}/{sub}' for sub in several[first].nested])}), so they cannot all "
             f"be classes; {ways}"
         )
-    if nested and len(held) > 1:
+    if nested and len(tops) > 1:
         _log.info("%s: the images of %s are in folders of theirs, of any name", path, few(list(nested)))
 
 
@@ -244,7 +244,7 @@ def _check_shared_names(path: pathlib.Path, inner: dict[str, set[str]], ways: st
         raise UserError(
             f"{path} has its splits inside of its sub-folders ({first}/{splits[0]}, in {times[splits[0]]} of them), "
             f"which would be trained on; put them the other way round ({splits[0]}/{first}), or name list files by "
-            "--config.data.train_list and test_list; where they are no splits, say so by --config.data.layout=classes"
+            "--config.data.train_list and test_list; if they are not splits, set --config.data.layout=classes"
         )
     if len(shared) > 1 or any(2 * len(names.intersection(shared)) >= len(names) > 0 for names in inner.values()):
         holders = [top for top, names in inner.items() if shared[0] in names]

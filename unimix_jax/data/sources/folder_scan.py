@@ -30,7 +30,7 @@ class OtherFile(NamedTuple):
     """A file that is not an image."""
 
     path: str
-    kind: str  # in words, after a number of files: ".txt", "that are no regular files"
+    kind: str  # in words, after a number of files: ".txt", "that are not regular files"
     may_be_image: bool  # whether a class may lose an image by it, of a format that is not read
 
 
@@ -62,7 +62,7 @@ def scan(root: pathlib.Path) -> Scan:
     Raises:
       UserError: a folder cannot be listed.
     """
-    found_images, others, real = [], [], {"": os.path.realpath(root)}
+    image_paths, others, real = [], [], {"": os.path.realpath(root)}
     unopened: collections.Counter = collections.Counter()
     seen: dict[tuple[str, ...], set[str]] = {}  # links may lead back: each folder once below each class
     todo = [("", (real[""],))]
@@ -84,10 +84,10 @@ def scan(root: pathlib.Path) -> Scan:
                 continue
             kind, may_be_image = _kind(entry)
             if kind == _IMAGE:
-                found_images.append(name)
+                image_paths.append(name)
             elif kind != _IGNORED:
                 others.append(OtherFile(name, kind, may_be_image))
-    return Scan(sorted(found_images), sorted(others), real, unopened)
+    return Scan(sorted(image_paths), sorted(others), real, unopened)
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
@@ -110,7 +110,7 @@ def _kind(entry: os.DirEntry) -> tuple[str, bool]:
         hidden = not entry.name.startswith("._") and entry.name.lower().endswith(tuple(decode.suffixes()))
         return ("with a name that begins with a dot" if hidden else _IGNORED), False
     if not entry.is_file():
-        return "that are no regular files", True
+        return "that are not regular files", True
     if suffix in decode.suffixes():
         return _IMAGE, False
     if suffix:
@@ -123,4 +123,4 @@ def _kind(entry: os.DirEntry) -> tuple[str, bool]:
         return "without a suffix that cannot be read", True
     if decode.is_image(head):
         return _IMAGE, False
-    return "without a suffix that are no images", b"\0" in head
+    return "without a suffix that are not images", b"\0" in head

@@ -33,7 +33,7 @@ def read(root: pathlib.Path, *, layout: str = "auto", skip_other_files: bool = F
       UserError: the folder does not exist, its sub-folders cannot be meant as classes, or a class loses files.
     """
     if not root.is_dir():
-        raise UserError(f"config.data.dir is {root}, which is no folder; it must hold a sub-folder for each class")
+        raise UserError(f"config.data.dir is {root}, which is not a folder; it must hold a sub-folder for each class")
     files = scan(root)
     folder_checks.check_names(root, files)
     splits = {} if layout == "classes" else folder_layout.split_folders(root, files.counts)
@@ -103,7 +103,7 @@ def _classes(
             f"{'one' if least == 1 else 'two'} at least{hint}"
         )
     if stray:
-        _log.warning("%s: %d images lie in no sub-folder and are of no class: passed over", path, stray)
+        _log.warning("%s: %d images lie in no sub-folder and belong to no class: skipped", path, stray)
     folder_checks.warn_of_empty(path, prefix, [top for top in folders if top not in members], files)
     labels = np.repeat(np.arange(len(members)), [len(names) for names in members.values()])
     return Listing([name for names in members.values() for name in names], labels, dict(enumerate(members)))
@@ -116,5 +116,5 @@ def _without_repeats(path: pathlib.Path, names: list[str], files: Scan) -> list[
         folder, _, file = name.rpartition("/")
         first.setdefault((files.real[folder], file), name)
     if len(first) < len(names):
-        _log.warning("%s: %d images are there twice, by links; each counts once", path, len(names) - len(first))
+        _log.warning("%s: %d images occur twice, through links; each counts once", path, len(names) - len(first))
     return list(first.values())

@@ -36,12 +36,12 @@ def read(path: str | os.PathLike) -> Listing:
             raise ValueError("categories share an id")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is no JSON like iNaturalist's, with images, annotations and categories ({type(error).__name__}: "
+            f"{path} is not JSON like iNaturalist's, with images, annotations and categories ({type(error).__name__}: "
             f"{str(error)[:200]})"
         ) from None
     unwritable = [name for name in class_names.values() if not is_text(name)]
     if unwritable:
-        raise UserError(f"{path} names a category {unwritable[0]!r}, which is no text")
+        raise UserError(f"{path} names a category {unwritable[0]!r}, which is not text")
     return checked_listing(path, names, labels, class_names)
 
 
@@ -49,4 +49,4 @@ def _label(value) -> int:
     """Return a category's id, which is a whole number or its digits."""
     if type(value) is int or (isinstance(value, str) and value.isdecimal()):
         return int(value)
-    raise ValueError(f"the category id {str(value)[:40]!r} is no whole number")
+    raise ValueError(f"the category id {str(value)[:40]!r} is not a whole number")

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from unimix_jax import storage
 from unimix_jax.data import decode
@@ -18,6 +19,9 @@ from unimix_jax.data.sources import inaturalist, listing_checks
 from unimix_jax.data.sources.listing import Listing, checked_listing
 from unimix_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _log = logging.getLogger(__name__)
 
 _LARGEST = storage.GIB  # bytes of a list
@@ -25,7 +29,7 @@ _THREADS = 16  # on a network drive each look takes its time
 _PROBED = 50  # files that are looked for to find the image root
 
 
-def read_all(root: pathlib.Path, data) -> tuple[pathlib.Path, dict[str, Listing]]:
+def read_all(root: pathlib.Path, data: "ConfigDict") -> tuple[pathlib.Path, dict[str, Listing]]:
     """Read the lists that a config names, and check that their images exist and belong to one split only.
 
     Args:
@@ -74,7 +78,7 @@ def find(name: str, root: pathlib.Path, field: str) -> pathlib.Path:
     for path in (pathlib.Path(name).expanduser(), root / name, *(below / name for below in sorted(root.glob("*/")))):
         if os.path.isfile(path):
             return path
-    raise UserError(f"{field} names {name}, which is neither there nor in {root} or a folder of it")
+    raise UserError(f"{field} names {name}, which exists neither there nor in {root} or a folder of it")
 
 
 def read(path: str | os.PathLike) -> Listing:
@@ -180,7 +184,7 @@ def _check_formats(root: pathlib.Path, names: list[str], go_on: bool) -> None:
         if not is_image:
             ending = f"end in {suffix}" if suffix else "have no suffix"
             message = (
-                f"{len(files)} of the {len(names)} listed files {ending} and are no images of a format that is read, "
+                f"{len(files)} of the {len(names)} listed files {ending} and are not images of a format that is read, "
                 f"such as {files[0]}; the formats are {', '.join(decode.formats())}"
             )
             if not go_on:

@@ -4,6 +4,7 @@ numpy only; touches no files.
 """
 
 import logging
+import os
 import posixpath
 from typing import NamedTuple
 
@@ -23,7 +24,9 @@ class Listing(NamedTuple):
     class_names: dict[int, str]  # by label, where the list has names
 
 
-def checked_listing(path, names: list[str], labels: list[int], class_names: dict[int, str]) -> Listing:
+def checked_listing(
+    path: str | os.PathLike, names: list[str], labels: list[int], class_names: dict[int, str]
+) -> Listing:
     """Return the listing of a file's content; an image that it lists twice counts once, with a warning.
 
     Args:
@@ -95,7 +98,7 @@ def classes_of(listings: dict[str, Listing]) -> tuple[np.ndarray, tuple[str, ...
     if len(classes) < length:
         absent = np.setdiff1d(np.arange(length), classes)
         shown = ", ".join(map(str, absent[:3])) + (", ..." if len(absent) > 3 else "")
-        _log.warning("no image has the label %s: the %d others are numbered anew, in their order", shown, len(classes))
+        _log.warning("no image has the label %s: the %d others are renumbered in their order", shown, len(classes))
     names = {label: name for listing in listings.values() for label, name in listing.class_names.items()}
     if not names:
         names = _folder_names(listings["train"])

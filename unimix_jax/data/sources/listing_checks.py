@@ -40,8 +40,8 @@ def check_names_apart(listings: Mapping[str, Listing]) -> None:
         for other, others in seen.items():
             if shared := names & others:
                 raise UserError(
-                    f"{len(shared)} images are in both the {other} and the {split} list ({min(shared)}); what is "
-                    "tested must not have been trained on"
+                    f"{len(shared)} images are in both the {other} and the {split} list ({min(shared)}); test "
+                    "images must not be training images"
                 )
         seen[split] = names
 
@@ -73,7 +73,7 @@ def check_contents_apart(root: pathlib.Path, listings: Mapping[str, Listing]) ->
                 one, two = min(same)
                 message = (
                     f"{len(same)} of the {len(paths)} {split} images have the same content and name as {other} images, "
-                    f"such as {one} and {two}; what is tested must not have been trained on"
+                    f"such as {one} and {two}; test images must not be training images"
                 )
                 if len(same) == len(paths) or len(same) >= max(2, _SHARED * len(paths)):
                     raise UserError(message)
@@ -112,7 +112,7 @@ def check_numbering(listings: Mapping[str, Listing]) -> None:
 
     Folders count where they are the folders of classes: nine tenths of a folder's training images have one label, most
     images of that label are in it, and at least half of the classes have such a folder. An evaluation list may differ
-    in single images that were labelled anew, which gives a warning.
+    in single images that were relabelled, which gives a warning.
 
     Args:
       listings: by split, with "train".

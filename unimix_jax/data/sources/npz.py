@@ -1,6 +1,7 @@
 """Images that fit in memory, from one .npz file. Touches files."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import UserError, did_you_mean
 from unimix_jax.storage import GIB
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _log = logging.getLogger(__name__)
 
 FIELDS = ("file",)
@@ -20,7 +24,7 @@ _LARGEST = 64 * GIB  # bytes of all arrays
 _CHANNELS = 4  # the most that images usually have: grey, grey and alpha, RGB, RGBA
 
 
-def read(data) -> Splits:
+def read(data: "ConfigDict") -> Splits:
     """Read the images of an .npz file.
 
     It holds `train_images` uint8[N, H, W] or [N, H, W, C], `train_labels` int[N], `test_images` and `test_labels`, and

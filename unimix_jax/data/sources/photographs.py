@@ -4,6 +4,7 @@ Only names and labels are read here; `data.decode` reads a photograph when a bat
 """
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from unimix_jax.data.sources.listing import classes_of
 from unimix_jax.data.types import Source, Splits
 from unimix_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _log = logging.getLogger(__name__)
 
 FIELDS = (
@@ -22,7 +26,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-def read(data) -> Splits:
+def read(data: "ConfigDict") -> Splits:
     """Read the names and labels of photographs, in the form of data that the config names.
 
     `train_list`, and perhaps `validation_list` and `test_list`, are list files ("path label" a line) or iNaturalist's
@@ -64,7 +68,7 @@ def read(data) -> Splits:
     return complete(sources, data)
 
 
-def complete(sources: dict[str, Source], data) -> Splits:
+def complete(sources: dict[str, Source], data: "ConfigDict") -> Splits:
     """Hold out the test and validation images that are missing, and choose the long-tailed training set.
 
     Args:

@@ -39,7 +39,8 @@ def read(directory: pathlib.Path, mean: np.ndarray, std: np.ndarray) -> dict[str
 
     Args:
       directory: .../NAME/VERSION, or .../NAME or .../NAME/CONFIG with one version.
-      mean, std: float32[C], of the sources.
+      mean: float32[C], of the sources.
+      std: float32[C], of the sources.
 
     Returns:
       Sources by split: "train", and "validation" and "test" where they exist; a validation split alone is the test.
