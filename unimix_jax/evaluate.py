@@ -4,7 +4,7 @@ import functools
 import pathlib
 import sys
 
-from unimix_jax import __version__, doors
+from unimix_jax import __version__, doors, workdir
 from unimix_jax.errors import UserError
 
 USAGE = """\
@@ -68,8 +68,8 @@ def _answer(argv: list[str]) -> str:
     if given.figure:
         return _law_figure(given)
     inputs = files.read_all(given.workdir, given.predictions, given.validation, given.counts)
-    target = given.output or (given.workdir[0] if len(inputs) == len(given.workdir) == 1 else "")
-    place = files.output(target) if target else None
+    own = not given.output and len(inputs) == len(given.workdir) == 1
+    place = files.output_of_run(given.workdir[0]) if own else files.output(given.output) if given.output else None
     options = evaluation.Options(given.bins, given.groups, given.samples, given.classwise_intervals, given.test_prior)
     return report_on(inputs, place, options)
 
@@ -122,7 +122,8 @@ def report_on(inputs: list, place, options=None, kinds=("png", "pdf")) -> str:
             sections, title = report.of_one(inputs[0], results[0], _laws(inputs[0])), inputs[0].name
         else:
             sections, title = report.of_many(inputs, results), f"{len(inputs)} models side by side"
-        files.write(place, title, _ABOUT, sections, results, kinds)
+        digests = [(each.about or {}).get("digests") for each in inputs]
+        files.write(place, title, _ABOUT, sections, results, kinds, digests)
     text = [
         "\n\n".join(filter(None, (found.title, tables.table(found.rows), found.note)))
         for found in report.printed(results)
@@ -134,15 +135,15 @@ def report_on(inputs: list, place, options=None, kinds=("png", "pdf")) -> str:
 
 
 def report_run(directory: pathlib.Path) -> pathlib.Path:
-    """Write the report of a finished run into its directory, if it is not there; return where it is.
+    """Write the report of a finished run into its directory, if there is none of its results; return where it is.
 
     Raises:
       UserError: it cannot be written.
     """
     from unimix_jax.measures import files
 
-    place = files.output(directory)
-    if not place.others["json"].exists():
+    place = files.output_of_run(directory)
+    if not files.is_of(place, workdir.output_digests(directory)):
         report_on([files.read_run(directory)], place, kinds=("png",))
     return place.html
 

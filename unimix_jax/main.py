@@ -54,12 +54,14 @@ def _report(directory, when: str) -> str:
       Failure: it cannot be written.
     """
     from unimix_jax import evaluate
+    from unimix_jax.training import progress
 
     if when != "now":
         later = f"python -m unimix_jax.evaluate {shlex.quote(f'--workdir={directory}')} writes it"
         return later if when == "later" else "none"
     try:
-        return errors.printable(str(evaluate.report_run(directory)))
+        with progress.logging_to(directory):
+            return errors.printable(str(evaluate.report_run(directory)))
     except (errors.UserError, OSError, MemoryError) as error:
         raise errors.Failure(f"the run is complete, but its report is not written: {error or 'no memory'}") from None
 

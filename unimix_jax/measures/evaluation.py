@@ -19,7 +19,8 @@ class Given(NamedTuple):
     name: str  # what a report calls it
     test: Predictions
     validation: Predictions | None = None
-    # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), changed and gone (names of results).
+    # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), digests (of results), changed and gone
+    # (names of results).
     about: dict | None = None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 import pathlib
 import tempfile
@@ -15,6 +16,9 @@ from unimix_jax.errors import UserError
 from unimix_jax.measures import page, plots, report
 from unimix_jax.measures.evaluation import Given
 
+_log = logging.getLogger(__name__)
+
+_KINDS = ("png", "pdf")  # of picture files
 _LARGEST_COUNTS = 4 * storage.MIB  # bytes of a file of counts
 
 
@@ -44,6 +48,7 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> Given:
         "metrics": workdir.read_json(directory / workdir.METRICS),
         "lines": workdir.read_metrics(directory / workdir.METRICS_LINES),
     }
+    about["digests"] = workdir.output_digests(directory)
     about["changed"], about["gone"] = workdir.changed_outputs(directory, about["run"])
     given = Given(
         name or directory.resolve().name,
@@ -194,11 +199,67 @@ def output(path: str | os.PathLike) -> Output:
     taken = [p for p in (found.html, *found.others.values(), found.figures) if os.path.lexists(p)]
     if taken and not (found.html.is_file() and _is_report(found.html)):
         raise UserError(f"{taken[0]} is there already and is no report; give another --output")
+    if why := _unwritable(found.html):
+        raise UserError(f"{why}; give another --output")
+    return found
+
+
+def output_of_run(directory: str | os.PathLike) -> Output:
+    """Return where a run's report goes, into its own directory; move aside what has a name of it and is none.
+
+    A run directory is the run's own: files of a report that was never finished, or lost its page, are written anew.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    found = Output(pathlib.Path(directory, "report.html"), pathlib.Path(directory, "figures"))
+    if why := _unwritable(found.html):
+        raise UserError(f"{why}; see that this directory can be written")
+    if found.html.is_file() and _is_report(found.html):
+        return found
+    strange = [path for path in found.others.values() if os.path.lexists(path) and not path.is_file()]
+    strange += [found.html] if os.path.lexists(found.html) else []
+    strange += [found.figures] if os.path.lexists(found.figures) and not _only_pictures(found.figures) else []
+    for path in strange:
+        aside = workdir.unused(path)
+        _log.warning("%s is no part of a report; it is moved to %s", path, aside.name)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UserError(f"cannot move {path} aside ({error.strerror or error}); move or remove it") from None
+    return found
+
+
+def _only_pictures(folder: pathlib.Path) -> bool:
+    """Whether a folder holds nothing but files that `write` may have left there."""
+    known = {f"{name}.{kind}{more}" for name in report.PICTURES for kind in _KINDS for more in ("", ".tmp")}
     try:
-        with tempfile.TemporaryFile(dir=next(p for p in found.html.absolute().parents if p.exists())):
-            return found
+        return not folder.is_symlink() and all(path.name in known and path.is_file() for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _unwritable(html: pathlib.Path) -> str:
+    """Say why a file cannot be made, "" if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=next(p for p in html.absolute().parents if p.exists())):
+            return ""
     except OSError as error:
-        raise UserError(f"cannot write {found.html} ({error.strerror or error}); give another --output") from None
+        return f"cannot write {html} ({error.strerror or error})"
+
+
+def is_of(place: Output, digests: dict[str, str]) -> bool:
+    """Whether a report is there, and of one run's results as they are now.
+
+    Args:
+      place: of the report.
+      digests: of the results, of `workdir.output_digests`.
+    """
+    try:
+        made = workdir.read_json(place.others["json"])
+    except UserError:
+        return False
+    return made is not None and made.get("inputs") == [digests] and place.html.is_file()
 
 
 def _is_report(path: pathlib.Path) -> bool:
@@ -215,7 +276,8 @@ def write(
     about: str,
     sections: list[report.Section],
     results: list[dict],
-    kinds: tuple[str, ...] = ("png", "pdf"),
+    kinds: tuple[str, ...] = _KINDS,
+    digests: list[dict[str, str] | None] | None = None,
 ) -> None:
     """Write a report: every file whole; the HTML, which marks the rest as a report's, first, the .json last.
 
@@ -229,6 +291,7 @@ def write(
       sections: of `report.of_one` or `of_many`.
       results: of `evaluation.evaluate`; what the .json and .csv hold.
       kinds: of picture files; "png", which the HTML shows, must be one of them.
+      digests: of each result's input files, which `is_of` compares; None for a result that is of no run.
 
     Raises:
       UserError: it cannot be written.
@@ -243,8 +306,8 @@ def write(
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(report.csv_rows(results))
         contents[place.others["csv"]] = lines.getvalue()
-        contents[place.others["json"]] = workdir.json_text({"models": results})
-    known = {place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in ("png", "pdf")}
+        contents[place.others["json"]] = workdir.json_text({"models": results, "inputs": digests or []})
+    known = {place.figures / f"{name}.{kind}" for name in report.PICTURES for kind in _KINDS}
     try:
         place.html.parent.mkdir(parents=True, exist_ok=True)
         if not place.html.exists():
