@@ -103,9 +103,15 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
     """Make the run directory if it is not there, and see that it can be written.
 
     Raises:
-      UserError: it cannot be made or written, or is a file, or holds files but no run.
+      UserError: it cannot be made or written, or is a file, or holds files but no run, or has a name in which
+        checkpoints cannot be written.
     """
     directory = pathlib.Path(directory)
+    if not _is_utf8(directory.absolute()):
+        raise UserError(
+            f"the path of the run directory {directory.absolute()} is not UTF-8 in this locale, and checkpoints cannot "
+            "be written there; give another --workdir, or set PYTHONUTF8=1 in the environment if the name is UTF-8"
+        )
     # What a run leaves that was stopped before it had written its config.
     own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
     try:
@@ -115,6 +121,9 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
             raise UserError(
                 f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
             )
+        for name in (LOCK, LOG):  # to open a pipe would wait for its reader
+            if os.path.lexists(directory / name):
+                storage.open_regular(directory / name).close()
         # A file that is ours in any case: a trial under another name would be a stranger once the process is killed.
         with open(directory / LOCK, "a"):
             pass
@@ -122,6 +131,14 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
         reason = error.strerror or error
         raise UserError(f"cannot write the run directory {directory} ({reason}); give another --workdir") from None
     return directory
+
+
+def _is_utf8(path: pathlib.Path) -> bool:
+    """Whether the bytes of a path are its text in UTF-8, which libraries take for granted."""
+    try:
+        return str(path).encode() == os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def discard(directory: pathlib.Path) -> None:
