@@ -107,6 +107,34 @@ def test_what_libraries_print_goes_to_the_log(tmp_path):
         assert text in log
 
 
+FUTURES = """
+import asyncio, sys
+from unimix_jax import doors, errors
+def library(deeper):
+    future = asyncio.new_event_loop().create_future()
+    future.set_exception(ValueError("theirs"))
+    held = [future]
+    held.append(held)  # only the collector of cycles frees it
+    if deeper:
+        library(deeper - 1)
+    raise OSError(28, "no space")
+def work():
+    with doors.others_aside(sys.argv[1]):
+        try:
+            library(1)
+        except OSError as error:
+            kept = error
+            raise errors.Failure("the sentence") from None
+sys.exit(doors.answered(work))
+"""
+
+
+def test_a_future_that_an_exception_held_says_nothing_after_the_sentence(tmp_path):
+    done = shell(FUTURES, tmp_path / "log.txt")
+    assert (done.returncode, done.stderr) == (74, "error: the sentence\n")
+    assert (tmp_path / "log.txt").read_text().count("Future exception was never retrieved") == 2
+
+
 def test_what_was_said_is_there_when_the_process_is_killed(tmp_path):
     done = shell(OTHERS, tmp_path / "log.txt", "killed")
     assert (done.returncode, done.stderr) == (9, "ours\n")

@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from unimix_jax import errors
@@ -79,7 +81,8 @@ def others_aside(path: str | os.PathLike):
     """Append what libraries print to standard error to a file; what goes to `terminal` still reaches the user.
 
     Threads and native code of libraries print tracebacks and warnings where no `except` reaches them. Where standard
-    error is not that of the process (a notebook, a test), nothing is changed.
+    error is not that of the process (a notebook, a test), nothing is changed. What an exception held of libraries is
+    gone when it leaves, for futures print their own tracebacks when they are collected.
 
     Raises:
       OSError: the file cannot be opened.
@@ -101,11 +104,26 @@ def others_aside(path: str | os.PathLike):
     _terminal = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
     try:
         yield
+    except BaseException as error:
+        _forget_locals(error)
+        raise
     finally:
         _flushed(sys.stderr)  # into the file, or nowhere if that is full
         os.dup2(kept, 2)
         _terminal = None
         os.close(kept)
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Drop the variables of the functions that an exception, or one that it follows, has left; its lines stay."""
+    waiting, seen = [error], set()
+    while waiting:
+        error = waiting.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            waiting += [error.__cause__, error.__context__]
+    gc.collect()
 
 
 class _Terminal:
