@@ -1,5 +1,6 @@
 """What a command says, whatever its standard streams are, and what of others it keeps to itself."""
 
+import errno
 import os
 import pathlib
 import shlex
@@ -161,6 +162,18 @@ def test_and_nowhere_where_the_log_is_full():
 )
 def test_texts_of_others_are_harmless_to_a_terminal(text, lines, expected):
     assert errors.printable(text, lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, 74), (errno.EIO, 74), (errno.EFBIG, 74), (errno.EROFS, 74), (errno.EACCES, 2), (errno.ENOENT, 2)],
+)
+def test_a_disk_that_fails_is_no_mistake(capsys, number, code):
+    def work():
+        raise OSError(number, "the reason", "the file")
+
+    assert doors.answered(work) == code
+    assert capsys.readouterr().err == "error: the file: the reason\n"
 
 
 def test_a_message_is_one_line(capsys):

@@ -405,7 +405,7 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(do
 
     monkeypatch.setattr(workdir, "write_whole", full)
     code, out, err = door(*argv)
-    assert (code, out) == (2, "")
+    assert (code, out) == (74, "")
     assert "report.md: No space left" in err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 

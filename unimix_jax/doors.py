@@ -46,7 +46,8 @@ def _code(work: Callable[[], str]) -> int:
     except KeyboardInterrupt:
         return _told("stopped", errors.INTERRUPTED)
     except OSError as error:
-        return _told(f"error: {error.filename or 'a file'}: {error.strerror or error}", errors.MISTAKE)
+        code = errors.FAILED if errors.of_the_disk(error) else errors.MISTAKE
+        return _told(f"error: {error.filename or 'a file'}: {error.strerror or error}", code)
     show(text)
     return errors.COMPLETE
 

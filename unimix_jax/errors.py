@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -26,6 +27,20 @@ class Failure(Exception):
 
 class Interrupted(Exception):
     """A run was stopped by a signal and has saved its state."""
+
+
+# Of a disk that is full, broken or read-only, and of a file or a user that may have no more of it.
+_OF_THE_DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EIO", "EFBIG", "EROFS")} - {None}
+
+
+def of_the_disk(error: OSError) -> bool:
+    """Whether the disk failed, which is no mistake in what the user gave."""
+    return error.errno in _OF_THE_DISK
+
+
+def unwritten(sentence: str, error: OSError) -> Failure | UserError:
+    """Return the exception that says what could not be written: a failure where the disk failed, else a mistake."""
+    return (Failure if of_the_disk(error) else UserError)(f"{sentence}: {error.strerror or error}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -62,7 +62,7 @@ def _report(directory, when: str) -> str:
     try:
         with progress.logging_to(directory):
             return errors.printable(str(evaluate.report_run(directory)))
-    except (errors.UserError, OSError, MemoryError) as error:
+    except (errors.UserError, errors.Failure, OSError, MemoryError) as error:
         raise errors.Failure(f"the run is complete, but its report is not written: {error or 'no memory'}") from None
 
 

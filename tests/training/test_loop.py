@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import main, settings, workdir
+from unimix_jax import doors, main, settings, workdir
 from unimix_jax.errors import Interrupted, RanAway, UserError
 from unimix_jax.measures import evaluation, files, metrics, parts
 from unimix_jax.training import checkpoints, loop, parallel, prediction, progress, record, steps
@@ -265,6 +265,18 @@ def test_numbers_that_run_away_stop_the_run_and_keep_the_last_sound_checkpoint(t
     assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
     for path in (tmp_path / "checkpoints").iterdir():
         assert not path.name.isdigit()
+
+
+@pytest.mark.parametrize("what", ["append_metrics", "write_predictions"])
+def test_a_full_disk_stops_the_run_and_is_no_mistake(tmp_path, monkeypatch, capsys, what):
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(workdir, what, full)
+    short = config("--config.epochs=1", method="erm")
+    assert doors.answered(lambda: loop.run(short, tmp_path)) == 74
+    assert capsys.readouterr().err.endswith(": No space left on device\n")
+    assert workdir.read_json(tmp_path / "run.json")["state"] == "stopped"
 
 
 def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(tmp_path):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import storage, workdir
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, unwritten
 from unimix_jax.measures import page, plots, report
 from unimix_jax.measures.evaluation import Given
 
@@ -295,6 +295,7 @@ def write(
 
     Raises:
       UserError: it cannot be written.
+      Failure: the disk is full, or failed.
     """
     drawn = [picture for section in sections for picture in section.pictures]
     pictures = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
@@ -320,4 +321,4 @@ def write(
         for path in (known | set(place.others.values())) - contents.keys():
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or place.html}: {error.strerror or error}") from None
+        raise unwritten(f"cannot write {error.filename or place.html}", error) from None

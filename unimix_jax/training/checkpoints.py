@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unimix_jax import workdir
-from unimix_jax.errors import UserError
+from unimix_jax.errors import Failure, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,9 @@ def opened(directory: pathlib.Path, keep: int):
     Args:
       directory: made if needed.
       keep: number of newest checkpoints that stay; at least 2, for one may be damaged.
+
+    Raises:
+      Failure: the last one could not be written (a full disk).
     """
     import orbax.checkpoint as ocp
 
@@ -34,11 +37,12 @@ def opened(directory: pathlib.Path, keep: int):
         yield manager
     finally:
         try:
-            manager.wait_until_finished()
+            try:
+                manager.wait_until_finished()
+            finally:
+                manager.close()  # which waits, and may fail, once more
         except (OSError, ValueError) as error:
             raise _not_written(directory, error) from error
-        finally:
-            manager.close()
 
 
 def save(manager, step: int, state, run: str = "") -> None:
@@ -53,7 +57,7 @@ def save(manager, step: int, state, run: str = "") -> None:
       run: the identity of the run, which the checkpoint names.
 
     Raises:
-      UserError: a checkpoint could not be written (a full disk).
+      Failure: a checkpoint could not be written (a full disk).
       RuntimeError: Orbax refuses the step.
     """
     import orbax.checkpoint as ocp
@@ -133,8 +137,8 @@ def _foreign(meta: dict, step: int, run: str) -> str:
     return ""
 
 
-def _not_written(directory, error: Exception) -> UserError:
-    return UserError(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
+def _not_written(directory, error: Exception) -> Failure:
+    return Failure(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
 
 
 def digest(state) -> str:

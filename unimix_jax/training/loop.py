@@ -20,7 +20,7 @@ from unimix_jax import priors, timings, workdir
 from unimix_jax.batch import Batch, Picks, Predictions
 from unimix_jax.data import loading, sampling, sources
 from unimix_jax.data.splits import Splits
-from unimix_jax.errors import Failure, Interrupted, RanAway, UserError, one_of
+from unimix_jax.errors import Interrupted, RanAway, UserError, one_of
 from unimix_jax.measures import metrics
 from unimix_jax.methods import method as methods
 from unimix_jax.models import assembly, layers, resnet, weights
@@ -66,7 +66,9 @@ def run(
     Raises:
       UserError: a mistake in config or data, or a directory of another run; nothing is compiled before.
       RanAway: the loss is not finite; the last sound checkpoint stays.
-      Failure: a worker process that reads images has ended; the last sound checkpoint stays.
+      Failure: a worker process that reads images has ended, or a checkpoint could not be written; the last sound
+        checkpoint stays.
+      OSError: another file of the run could not be written.
       Interrupted: `stopped` was set, and the state is saved.
     """
     directory, stopped, clock = workdir.create(directory), stopped or threading.Event(), clock or timings.Clock()
@@ -108,7 +110,7 @@ def run(
                 _, scores, chosen = train(this, state, manager, stopped)
                 with clock.part("evaluation"):
                     result = finish(this, scores, chosen)
-        except (Failure, Interrupted, RanAway):
+        except Exception:
             with contextlib.suppress(OSError):  # of a full disk: what stopped the run is what is to be told
                 workdir.write_json(directory / workdir.RUN, {**about, "state": "stopped"})
             raise
