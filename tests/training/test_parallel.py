@@ -219,6 +219,42 @@ def test_a_trial_is_made_on_several_threads_and_its_answer_kept(untried, tmp_pat
     assert len(trials) == 2
 
 
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "native.py", line 3, in <module>
+jaxlib._jax.XlaRuntimeError: INTERNAL: the reason
+  more of it
+--------------------
+For simplicity, JAX has removed its internal frames from the traceback of the following exception.
+"""
+
+
+@pytest.mark.skipif(bool(assembly.missing()), reason="no native programs here")
+@pytest.mark.parametrize(
+    ("code", "out", "told", "trials"),
+    [
+        (1, TRACEBACK, "code 1: jaxlib._jax.XlaRuntimeError: INTERNAL: the reason", 1),
+        (-11, "LLVM ERROR: no such thing", "code -11: LLVM ERROR: no such thing", 1),
+        (1, "a sentence on something else", "code 1: a sentence on something else", 2),
+        (1, "", "code 1: it said nothing", 2),
+    ],
+)
+def test_a_trial_that_fails_is_told_by_its_error_and_kept_if_that_says_why(untried, caplog, code, out, told, trials):
+    filters = []
+
+    def run(command, env, **_):
+        filters.append(env["JAX_TRACEBACK_FILTERING"])
+        return types.SimpleNamespace(stdout="", stderr=out, returncode=code)
+
+    untried.setattr(parallel.subprocess, "run", run)
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            assert parallel.kernels(jax.devices(), "auto") == "cpu"
+        assert caplog.messages[-1].endswith(f"a trial of them ended with {told}")
+        parallel._no_native.cache_clear()
+    assert filters == ["off"] * trials
+
+
 @pytest.mark.parametrize(
     ("given", "cores", "found"),
     [({}, 1, "1"), ({"NPROC": ""}, 3, "3"), ({"NPROC": "4"}, 1, "4"), ({"PJRT_NPROC": "4"}, 1, None), ({}, 0, None)],

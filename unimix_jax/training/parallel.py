@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -173,25 +174,37 @@ def _no_native(untested: bool) -> str:
         source = [inspect.getsource(room) for room in (assembly, native, cpu, layers)]
     except OSError:
         return "their source is not here, by which a trial of them is remembered"
-    cache, name = jax.config.jax_compilation_cache_dir, f"native-agrees-{assembly.digest(version, *source)}"
+    cache, name = jax.config.jax_compilation_cache_dir, f"native-trial-{assembly.digest(version, *source)}"
     if cache and (answer := workdir.read_cached(cache, name)):
         return "" if answer == b"agrees" else answer.decode()
     _log.info("trying native programs, once on this machine")
     command = [sys.executable, "-c", _AGREES, str(pathlib.Path(__file__).parents[2])]
-    several = {"JAX_PLATFORMS": "cpu", "NPROC": "4", "PJRT_NPROC": "4"}
+    # Without the filter a traceback ends with its error, not with a sentence on frames that were left out.
+    several = {"JAX_PLATFORMS": "cpu", "NPROC": "4", "PJRT_NPROC": "4", "JAX_TRACEBACK_FILTERING": "off"}
     try:
         tried = subprocess.run(
             command, capture_output=True, text=True, timeout=120, env={**os.environ, **several}, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"they could not be tried ({error})"
-    why = ""
-    if tried.stdout.split()[-1:] != ["agrees"]:
-        last = (tried.stdout + tried.stderr).strip().rpartition("\n")[2]
-        why = f"a trial of them ended with code {tried.returncode}: {last}"
-    if cache:
+    why, known = _outcome(tried)
+    if cache and known:
         workdir.write_cached(cache, name, (why or "agrees").encode())
     return why
+
+
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b")
+
+
+def _outcome(tried: subprocess.CompletedProcess) -> tuple[str, bool]:
+    """Return why a trial of native programs failed, "" if it did not, and whether that is sure enough to be kept."""
+    lines = [*tried.stdout.split("\n"), *tried.stderr.split("\n")]
+    if tried.stdout.split()[-1:] == ["agrees"]:
+        return "", True
+    saying = [line for line in lines if line == "differs" or _ERROR.match(line)]
+    last = (saying or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
+    killed = tried.returncode < 0
+    return f"a trial of them ended with code {tried.returncode}: {last.strip()}", bool(saying or killed)
 
 
 def environment(devices: Sequence, how: str, kernels: str) -> dict:
