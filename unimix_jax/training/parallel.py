@@ -51,21 +51,20 @@ def runtime(cores: int = 0):
 
 
 def prepare_runtime(cores: int = 0) -> None:
-    """Set up a training process, before JAX starts its backend: the compile cache and, for CPUs, heap and threads.
+    """Set up a training process, before JAX starts its backend: the compile cache, threads and, for CPUs, the heap.
 
     Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
 
     Args:
       cores: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
     """
-    on_cpu = will_run_on_cpu()
-    if on_cpu and cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
+    if cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
         os.environ["NPROC"] = str(cores)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unimix_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if on_cpu:
+    if will_run_on_cpu():
         _keep_heap()
 
 
@@ -74,7 +73,7 @@ def will_run_on_cpu() -> bool:
 
     So it does where it is told to ($JAX_PLATFORMS), and where nothing for accelerators is installed: no plugin (they
     register by an entry point or in the package `jax_plugins`) and no libtpu. Where something is installed but no
-    device is there, the answer is no: heap and threads then stay as the system has them, which costs time only.
+    device is there, the answer is no: the heap then stays as the system has it, which costs time only.
     """
     if platforms := jax.config.jax_platforms:
         return platforms.split(",")[0] == "cpu"
