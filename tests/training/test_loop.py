@@ -146,12 +146,33 @@ def test_results_that_were_changed_are_not_believed_silently(finished, tmp_path,
     for name in ("metrics.json", "predictions.npz"):
         assert any(line.startswith(f"{name} was changed after the run was finished") for line in lines)
     (directory / "predictions.npz").unlink()
-    assert loop._result(directory, about) is None  # it is evaluated anew from its last checkpoint
+    assert loop._result(directory, about, config()) is None  # it is evaluated anew from its last checkpoint
     assert (directory / "metrics.json.changed").exists()
     assert not (directory / "metrics.json").exists()
-    assert loop._result(finished[0], about) == result
+    assert loop._result(finished[0], about, config()) == result
     lines = evaluation.evaluate(files.read_run(finished[0]), evaluation.Options(samples=0))["warnings"]
     assert not any("changed" in line for line in lines)
+
+
+@pytest.mark.parametrize("damaged", ['{"a":', "[]", "{}"])
+def test_damaged_measures_are_taken_anew_of_the_predictions(finished, tmp_path, capsys, damaged):
+    directory = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (directory / "metrics.json").write_text(damaged)
+    assert loop.run(config(), directory) == finished[1]
+    assert "metrics.json is damaged; the results are written anew from the predictions" in capsys.readouterr().err
+    assert (directory / "metrics.json.changed").read_text() == damaged
+    assert (directory / "metrics.json").read_bytes() == (finished[0] / "metrics.json").read_bytes()
+    assert loop.run(config(), directory) == finished[1]
+    assert "changed" not in capsys.readouterr().err
+
+
+def test_damaged_measures_with_more_than_the_predictions_say_are_taken_of_the_checkpoint(finished, tmp_path):
+    directory = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (directory / "metrics.json").write_text("{}")
+    chosen = config(method="tau_norm")
+    assert chosen.method.posthoc.name != "none"
+    assert loop._result(directory, workdir.read_json(directory / "run.json"), chosen) is None
+    assert (directory / "metrics.json.changed").exists()
 
 
 def test_a_run_that_lost_what_it_was_trained_on_is_refused(finished, tmp_path):

@@ -74,7 +74,7 @@ def run(
     directory, stopped, clock = workdir.create(directory), stopped or threading.Event(), clock or timings.Clock()
     with workdir.locked(directory), progress.logging_to(directory):
         about = record.earlier(config, directory)
-        if about.get("state") == "complete" and (result := _result(directory, about)):
+        if about.get("state") == "complete" and (result := _result(directory, about, config)):
             _log.info("%s is complete", directory)
             return result
         if not about and _has_checkpoints(directory):
@@ -125,24 +125,32 @@ def run(
         return result
 
 
-def _result(directory: pathlib.Path, about: dict) -> dict | None:
+def _result(directory: pathlib.Path, about: dict, config) -> dict | None:
     """Return what metrics.json of a finished run holds, and say what was changed since; None if a result is gone.
 
     A result that is gone is written anew from the last checkpoint; one that was changed is moved aside then, else it
-    stays as it is.
+    stays as it is. Measures that are damaged are moved aside and taken anew, of the predictions if these say it all.
     """
     changed, gone = workdir.changed_outputs(directory, about)
     needed = (workdir.METRICS, workdir.predictions_file("test"))  # of runs before results had digests, too
     gone = sorted({*gone, *(name for name in needed if not (directory / name).exists())})
-    result = None if gone else workdir.read_results(directory / workdir.METRICS)
-    if not result:
-        what = _are(gone) + " gone" if gone else f"{workdir.METRICS} is empty"
-        _log.warning("%s: %s; the results are written anew from the last checkpoint", directory, what)
+    result, why = None, f"{_are(gone)} gone"
+    if not gone:
+        try:
+            result = workdir.read_results(directory / workdir.METRICS)
+        except UserError:
+            why = f"{workdir.METRICS} is damaged"
+            changed = sorted({*changed, workdir.METRICS})
+    if result is None:
+        # What a post-hoc method chose stands in no other file.
+        of_predictions = changed == [workdir.METRICS] and not gone and config.method.posthoc.name == "none"
+        source = "the predictions" if of_predictions else "the last checkpoint"
+        _log.warning("%s: %s; the results are written anew from %s", directory, why, source)
         for name in changed:
             aside = workdir.unused(directory / f"{name}.changed")
             _log.warning("%s was changed after the run was finished; it is moved to %s", name, aside.name)
             (directory / name).rename(aside)
-        return None
+        return _measured_anew(directory, config) if of_predictions else None
     if changed:
         _log.warning(
             "%s changed in %s after the run was finished; what the run itself wrote is written anew from the last "
@@ -150,6 +158,24 @@ def _result(directory: pathlib.Path, about: dict) -> dict | None:
             _are(changed, "was", "were"),
             directory,
         )
+    return result
+
+
+def _measured_anew(directory: pathlib.Path, config) -> dict:
+    """Write metrics.json of a finished run from its other files; return what it holds."""
+    paths = {split: directory / workdir.predictions_file(split) for split in ("validation", "test")}
+    found = {split: workdir.read_predictions(path) for split, path in paths.items() if path.exists()}
+    result = {split: metrics.summary(predictions) for split, predictions in found.items()}
+    return _written(result, directory, config)
+
+
+def _written(result: dict, directory: pathlib.Path, config) -> dict:
+    """Write the measures of a run's splits, the one watched first, and the best of its evaluations; return both."""
+    watched = next(split for split in result if split != "posthoc")
+    records = [r for r in workdir.read_metrics(directory / workdir.METRICS_LINES) if r.get("split") == watched]
+    if config.eval_every:
+        result["best"] = max(records, key=lambda r: r["accuracy"]) | {"evaluations": len(records)}
+    workdir.write_json(directory / workdir.METRICS, result)
     return result
 
 
@@ -590,9 +616,4 @@ def finish(this: Run, scores: dict[str, prediction.Scores], chosen: dict) -> dic
         result[name] = metrics.summary(predictions)
         if source.names is not None:
             workdir.write_list(this.directory / workdir.list_file(name), source.names, source.labels, scores[name].rows)
-    records = [r for r in workdir.read_metrics(this.directory / workdir.METRICS_LINES) if "split" in r]
-    watched = [r for r in records if r["split"] == next(iter(this.splits.evaluated))]
-    if this.config.eval_every:
-        result["best"] = max(watched, key=lambda r: r["accuracy"]) | {"evaluations": len(watched)}
-    workdir.write_json(this.directory / workdir.METRICS, result)
-    return result
+    return _written(result, this.directory, this.config)
