@@ -17,8 +17,10 @@ _LINES_APART = 5.0  # seconds between plain lines of steps
 def logging_to(directory: pathlib.Path):
     """Send the project's log lines to standard error, around a bar that may be there, and to log.txt.
 
-    Orbax's loggers say errors only meanwhile. Afterwards all loggers are as they were.
+    Orbax's loggers say errors only meanwhile. Afterwards all loggers are as they were, and the handler that libraries
+    give the root logger when they are imported is gone.
     """
+    handlers = list(logging.root.handlers)
     import absl.logging  # noqa: F401  it makes the logger "absl", of a class of its own
 
     logger, orbax = logging.getLogger("unimix_jax"), logging.getLogger("absl")  # Orbax tells 60 lines a save
@@ -39,6 +41,7 @@ def logging_to(directory: pathlib.Path):
         level, logger.propagate, orbax_level = before
         logger.setLevel(level)
         orbax.setLevel(orbax_level)
+        logging.root.handlers[:] = handlers
         with contextlib.suppress(OSError):  # of a full disk
             file.close()
 
