@@ -68,7 +68,8 @@ def with_warmup_as_it_is(config: dict) -> dict:
     """Return a run's config with the warm-up that it has, such that configs of equal runs are equal.
 
     What `USUAL_WARMUP` stands for is put in its place in a run of 50 epochs or more. A whole number without a point
-    is from before the value was a float: a shorter run took it for a tenth of itself, unless it was 0.
+    is from before the value was a float: a shorter run took it for a tenth of itself, unless it was 0; in a longer one
+    it was a staircase, of which a single epoch is none.
 
     Args:
       config: nested dicts as in config.json; one without a warm-up comes back as it is.
@@ -79,6 +80,8 @@ def with_warmup_as_it_is(config: dict) -> dict:
         return config
     if isinstance(warmup, int) and warmup and epochs < 50:
         warmup = USUAL_WARMUP
+    if type(warmup) is int and warmup == 1 and epochs >= 50:
+        warmup = 0.0
     if warmup == USUAL_WARMUP and epochs >= 50:
         warmup = 5.0
     return {**config, "optim": {**optim, "warmup_epochs": float(warmup)}}
