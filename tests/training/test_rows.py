@@ -152,7 +152,15 @@ def mine(monkeypatch):
     def later_outside(sets, index, *, seed, step):
         return (neighbour if step < 3 else anywhere)(sets, index, seed=seed, step=step)
 
-    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside):
+    def deep(keys, image_a, image_b, label_a, label_b):
+        return hidden(keys, image_a, image_b, label_a, label_b)._replace(hidden=jnp.int32(3))
+
+    def deep_at_times(keys, image_a, image_b, label_a, label_b):
+        level = jax.random.randint(keys.step, (), 1, 5)
+        return hidden(keys, image_a, image_b, label_a, label_b)._replace(hidden=level)
+
+    mixers = hidden, deep, deep_at_times, blended, pair, fails
+    for function in (*mixers, neighbour, anywhere, other_place, later_outside):
         setattr(module, function.__name__, function)
 
 
@@ -185,6 +193,12 @@ def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(
     assert [stage.mixes_inside for stage in mixed_by(mixer, partners).method.stages] == [True, False]
     with pytest.raises(UserError, match="does not see its partners: set config.accumulate to 1"):
         mixed_by(mixer, partners, "--config.accumulate=2")
+
+
+@pytest.mark.parametrize("mixer", ["deep", "deep_at_times"])
+def test_a_level_that_no_network_has_is_refused(mine, mixer):
+    with pytest.raises(UserError, match=f"mixer {mixer} of stage 'mixed' mixes at level 3 of the network; .* 0, 1, 2"):
+        mixed_by(f"mine:{mixer}", "permutation")
 
 
 def test_a_mixer_of_images_takes_any_partners_and_parts(mine):

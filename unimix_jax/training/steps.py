@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unimix_jax.batch import Batch
@@ -79,6 +80,9 @@ def mixed_batch(batch: Batch, seed, step, stage: Stage, recipe: Recipe) -> mixin
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
 
 
+_DRAWS = 256  # of a mixer's level, to see which there are
+
+
 def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> bool:
     """Return whether a stage's mixer leaves the mixing to the network; the mixer is traced, nothing is computed.
 
@@ -88,7 +92,8 @@ def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> 
       size: images of a device's share.
 
     Raises:
-      UserError: the mixer fails on images of this shape, or returns something else than a `Mixed`.
+      UserError: the mixer fails on images of this shape, returns something else than a `Mixed`, or mixes at a level
+        that no network has.
     """
     if stage.mixer is None:
         return False
@@ -109,7 +114,21 @@ def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> 
         raise UserError(f"the mixer {name} of stage {stage.name!r} fails on a batch of images: {why}") from error
     if not isinstance(made, mixing.Mixed):
         raise UserError(f"the mixer {name} of stage {stage.name!r} returns {type(made).__name__}; it must return Mixed")
-    return made.hidden is not None
+    if made.hidden is None:
+        return False
+
+    def level(seed):
+        images, labels = jnp.zeros(shapes[1].shape), jnp.zeros(size, jnp.int32)
+        return mixed(seed, images, labels).hidden
+
+    # The level may be drawn: so it is by many seeds. XLA leaves out all that is not the level.
+    drawn = np.unique(jax.jit(functools.partial(jax.lax.map, level))(np.arange(_DRAWS, dtype=np.uint32)))
+    if len(strange := np.setdiff1d(drawn, np.arange(mixing.LEVELS))):
+        raise UserError(
+            f"the mixer {name} of stage {stage.name!r} mixes at level {strange[0]} of the network; its levels are "
+            f"{', '.join(map(str, range(mixing.LEVELS)))}, and nothing would be mixed there"
+        )
+    return True
 
 
 def train_step(
