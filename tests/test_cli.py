@@ -1,5 +1,6 @@
 """What a command says, whatever its standard streams are, and what of others it keeps to itself."""
 
+import errno
 import os
 import pathlib
 import shlex
@@ -107,6 +108,34 @@ def test_what_libraries_print_goes_to_the_log(tmp_path):
         assert text in log
 
 
+FUTURES = """
+import asyncio, sys
+from unimix_jax import cli, errors
+def library(deeper):
+    future = asyncio.new_event_loop().create_future()
+    future.set_exception(ValueError("theirs"))
+    held = [future]
+    held.append(held)  # only the collector of cycles frees it
+    if deeper:
+        library(deeper - 1)
+    raise OSError(28, "no space")
+def work():
+    with cli.redirect_library_output(sys.argv[1]):
+        try:
+            library(1)
+        except OSError as error:
+            kept = error
+            raise errors.Failure("the sentence") from None
+sys.exit(cli.run_command(work))
+"""
+
+
+def test_a_future_that_an_exception_held_says_nothing_after_the_sentence(tmp_path):
+    done = shell(FUTURES, tmp_path / "log.txt")
+    assert (done.returncode, done.stderr) == (74, "error: the sentence\n")
+    assert (tmp_path / "log.txt").read_text().count("Future exception was never retrieved") == 2
+
+
 def test_what_was_said_is_there_when_the_process_is_killed(tmp_path):
     done = shell(OTHERS, tmp_path / "log.txt", "killed")
     assert (done.returncode, done.stderr) == (9, "ours\n")
@@ -133,6 +162,18 @@ def test_and_nowhere_where_the_log_is_full():
 )
 def test_texts_of_others_are_harmless_to_a_terminal(text, lines, expected):
     assert errors.printable(text, lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, 74), (errno.EIO, 74), (errno.EFBIG, 74), (errno.EROFS, 74), (errno.EACCES, 2), (errno.ENOENT, 2)],
+)
+def test_a_disk_that_fails_is_no_mistake(capsys, number, code):
+    def work():
+        raise OSError(number, "the reason", "the file")
+
+    assert cli.run_command(work) == code
+    assert capsys.readouterr().err == "error: the file: the reason\n"
 
 
 def test_a_message_is_one_line(capsys):

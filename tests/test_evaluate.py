@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import html.parser
 import json
 import os
@@ -17,7 +18,7 @@ from unimix_jax import evaluate, metrics, storage
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
-from unimix_jax.report import build, files
+from unimix_jax.report import build, evaluation, files
 from unimix_jax.report.sections import Picture, Section
 from unimix_jax.training import rundir
 
@@ -76,6 +77,12 @@ def run(tmp_path):
 def undrawn(monkeypatch):
     """Let the files of pictures hold no picture: to draw them is most of what a report takes."""
     monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
+
+
+@pytest.fixture
+def unsampled(monkeypatch):
+    """Leave the intervals out of the report that a run writes at its end."""
+    monkeypatch.setattr(evaluation, "Options", functools.partial(evaluation.Options, samples=0))
 
 
 @pytest.fixture
@@ -308,6 +315,69 @@ def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
     assert build.write_run_report(directory).read_text().endswith("<!-- seen -->")
 
 
+@pytest.mark.usefixtures("undrawn", "unsampled")
+def test_a_run_s_report_is_made_again_when_its_results_are_others(run):
+    directory = run("own")
+    path, before = directory / "predictions.npz", (directory / "predictions.npz").read_bytes()
+    predictions = read_predictions(path)
+    write_predictions(path, predictions._replace(logits=-predictions.logits))
+    build.write_run_report(directory)
+    path.write_bytes(before)
+    build.write_run_report(directory)
+    result = storage.read_json(directory / "report.json")["models"][0]["test"]
+    assert result["accuracy"] == metrics.summary(predictions)["accuracy"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_that_the_user_made_of_the_same_results_stays(door, run):
+    directory = run("own")
+    assert door(f"--workdir={directory}", "--samples=0", "--bins=7")[0] == 0
+    before = (directory / "report.json").read_bytes()
+    build.write_run_report(directory)
+    assert (directory / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "left",
+    [("figures/reliability.png", "figures/density.png.tmp"), ("report.json",), ("report.md", "report.csv"), ()],
+)
+@pytest.mark.usefixtures("undrawn", "unsampled")
+def test_leftovers_of_a_report_in_a_run_are_its_own(run, caplog, left):
+    directory = run("own")
+    for name in left:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("{}")
+    build.write_run_report(directory)
+    assert storage.read_json(directory / "report.json")["models"]
+    assert (directory / "figures" / "reliability.png").read_text() == "a png"
+    assert not list(directory.glob("*-2*"))
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("undrawn", "unsampled")
+def test_what_has_a_name_of_the_report_and_is_none_is_moved_aside(run, caplog):
+    directory = run("own")
+    (directory / "figures").mkdir()
+    (directory / "figures" / "mine.png").write_text("mine")
+    (directory / "report.html").write_text("<p>mine</p>")
+    (directory / "report.json").mkdir()
+    build.write_run_report(directory)
+    assert (directory / "figures-2" / "mine.png").read_text() == "mine"
+    assert (directory / "report.html-2").read_text() == "<p>mine</p>"
+    assert (directory / "report.json-2").is_dir()
+    assert storage.read_json(directory / "report.json")["models"]
+    assert caplog.text.count("is no part of a report; it is moved to") == 3
+
+
+def test_a_run_in_which_no_report_can_be_written_gets_a_sentence_without_options(run, monkeypatch):
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)
+    with pytest.raises(UserError, match=r"cannot write .*report.html \(Permission denied\); see that this directory"):
+        build.write_run_report(run("own"))
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_what_a_former_report_left_is_removed(door, tmp_path):
     logits, labels = predicted(60)
@@ -338,7 +408,7 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(do
 
     monkeypatch.setattr(storage, "write_whole", full)
     code, out, err = door(*argv)
-    assert (code, out) == (2, "")
+    assert (code, out) == (74, "")
     assert "report.md: No space left" in err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 

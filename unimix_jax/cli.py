@@ -5,11 +5,13 @@ Standard library only: signals are handled before anything heavy is imported.
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -59,7 +61,8 @@ def _code(work: Callable[[], str]) -> int:
     except KeyboardInterrupt:
         return _fail("stopped", errors.INTERRUPTED)
     except OSError as error:
-        return _fail(f"error: {error.filename or 'a file'}: {error.strerror or error}", errors.MISTAKE)
+        code = errors.FAILED if errors.is_disk_failure(error) else errors.MISTAKE
+        return _fail(f"error: {error.filename or 'a file'}: {error.strerror or error}", code)
     echo(text)
     return errors.COMPLETE
 
@@ -97,7 +100,8 @@ def redirect_library_output(path: str | os.PathLike) -> Iterator[None]:
     """Send what libraries print to standard error to a file; text for `terminal` still reaches the user.
 
     Threads and native code of libraries print tracebacks and warnings that no `except` can catch. If standard error is
-    not that of the process (in a notebook or a test), nothing is changed.
+    not that of the process (in a notebook or a test), nothing is changed. Objects of libraries that an exception holds
+    are dropped before it leaves, because futures print their own tracebacks when they are collected.
 
     Args:
       path: of the file, to which lines are appended.
@@ -125,11 +129,26 @@ def redirect_library_output(path: str | os.PathLike) -> Iterator[None]:
     _terminal = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
     try:
         yield
+    except BaseException as error:
+        _drop_locals(error)
+        raise
     finally:
         _flush(sys.stderr)  # into the file, or nowhere if that is full
         os.dup2(kept, 2)
         _terminal = None
         os.close(kept)
+
+
+def _drop_locals(error: BaseException) -> None:
+    """Drop the local variables of the frames of an exception, and of those that it follows; the lines stay."""
+    waiting, seen = [error], set()
+    while waiting:
+        error = waiting.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            waiting += [error.__cause__, error.__context__]
+    gc.collect()
 
 
 class _Terminal:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -26,6 +27,20 @@ class Failure(Exception):
 
 class Interrupted(Exception):
     """A run was stopped by a signal and has saved its state."""
+
+
+# A disk that is full, broken or read-only, or a limit of a file's size or of a user's space.
+_DISK_FAILURES = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EIO", "EFBIG", "EROFS")} - {None}
+
+
+def is_disk_failure(error: OSError) -> bool:
+    """Return whether the disk failed, which is not a mistake of the user."""
+    return error.errno in _DISK_FAILURES
+
+
+def write_error(sentence: str, error: OSError) -> Failure | UserError:
+    """Return the exception for a file that cannot be written: a failure if the disk failed, otherwise a mistake."""
+    return (Failure if is_disk_failure(error) else UserError)(f"{sentence}: {error.strerror or error}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -70,9 +70,11 @@ def _execute(argv: list[str]) -> str:
         factor = {name: flags[name].value for name in _FACTOR}
         return build.write_class_distributions(flags.output, flags.classes, flags.imbalance, factor)
     inputs = files.read_all(flags.workdir, flags.predictions, flags.validation, flags.counts)
-    target = flags.output or (flags.workdir[0] if len(inputs) == len(flags.workdir) == 1 else "")
+    output = files.output(flags.output) if flags.output else None
+    if output is None and len(inputs) == len(flags.workdir) == 1:
+        output = files.output_of_run(flags.workdir[0])
     options = evaluation.Options(flags.bins, flags.groups, flags.samples, flags.classwise_intervals, flags.test_prior)
-    return build.write_report(inputs, files.output(target) if target else None, options)
+    return build.write_report(inputs, output, options)
 
 
 def _parse(argv: list[str]):

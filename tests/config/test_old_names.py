@@ -99,6 +99,7 @@ def test_a_config_file_that_imports_settings_still_works(tmp_path, logged, monke
     import sys
 
     monkeypatch.delitem(sys.modules, "unimix_jax.settings", raising=False)
+    monkeypatch.delattr("unimix_jax.settings", raising=False)
     path = tmp_path / "mine.py"
     path.write_text(
         "from unimix_jax import settings\ndef get_config():\n    config = settings.default()\n"

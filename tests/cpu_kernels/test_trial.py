@@ -54,6 +54,39 @@ def test_a_trial_is_made_on_several_threads_and_its_answer_kept(untried):
     assert len(trials) == 2
 
 
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "native.py", line 3, in <module>
+jaxlib._jax.XlaRuntimeError: INTERNAL: the reason
+  more of it
+--------------------
+For simplicity, JAX has removed its internal frames from the traceback of the following exception.
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "told", "trials"),
+    [
+        (1, TRACEBACK, "code 1: jaxlib._jax.XlaRuntimeError: INTERNAL: the reason", 1),
+        (-11, "LLVM ERROR: no such thing", "code -11: LLVM ERROR: no such thing", 1),
+        (1, "a sentence on something else", "code 1: a sentence on something else", 2),
+        (1, "", "code 1: it printed nothing", 2),
+    ],
+)
+def test_a_trial_that_fails_is_described_by_its_error_and_kept_if_that_says_why(untried, code, out, told, trials):
+    filters = []
+
+    def run(command, env, **_):
+        filters.append(env["JAX_TRACEBACK_FILTERING"])
+        return types.SimpleNamespace(stdout="", stderr=out, returncode=code)
+
+    untried.setattr(trial.subprocess, "run", run)
+    for _ in range(2):
+        assert trial.unavailable() == f"the trial of them ended with {told}"
+        trial.unavailable.cache_clear()
+    assert filters == ["off"] * trials
+
+
 @pytest.mark.parametrize(
     ("attribute", "value", "reason"),
     [

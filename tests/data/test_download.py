@@ -1,9 +1,11 @@
 """Fetching from a server on 127.0.0.1 that breaks connections, lies about ranges, or sends other bytes."""
 
+import contextlib
 import hashlib
 import http.server
 import importlib.util
 import io
+import os
 import pathlib
 import tarfile
 import threading
@@ -11,9 +13,10 @@ import threading
 import numpy as np
 import pytest
 
+from unimix_jax import storage
 from unimix_jax.data import download
 from unimix_jax.data.sources import cifar
-from unimix_jax.errors import UserError
+from unimix_jax.errors import Failure, UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -174,6 +177,27 @@ def test_connections_that_bring_little_each_are_left(server, tmp_path):
     with pytest.raises(UserError, match="what has arrived is kept"):
         download.fetch(server.url, tmp_path / "a", MD5)
     assert (tmp_path / "a.part").read_bytes() == CONTENT[:5000]
+
+
+@pytest.mark.parametrize("md5", [MD5, "0" * 32])
+def test_a_part_is_closed_before_it_is_renamed_or_removed(server, tmp_path, monkeypatch, md5):
+    """Windows refuses both of a file that is open."""
+    opened, closed = [], []
+    monkeypatch.setattr(storage, "lock", opened.append)
+    for owner, name in ((os, "replace"), (pathlib.Path, "unlink")):
+        monkeypatch.setattr(owner, name, lambda *_: closed.append(opened[0].closed))
+    with contextlib.suppress(UserError):
+        download.fetch(server.url, tmp_path / "a", md5)
+    assert closed == [True]
+
+
+def test_a_full_disk_is_a_failure_and_no_mistake(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download, "_receive", full)
+    with pytest.raises(Failure, match="cannot write .*: No space left on device"):
+        download.fetch(server.url, tmp_path / "a", MD5)
 
 
 def test_a_part_that_is_no_file_is_not_written_to(server, tmp_path):

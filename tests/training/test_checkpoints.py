@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax.errors import UserError
+from unimix_jax.errors import Failure, UserError
 from unimix_jax.models import init, resnet
 from unimix_jax.training import checkpoints, optim
 from unimix_jax.training.step import first_state
@@ -84,6 +84,22 @@ def test_checkpoints_none_of_which_is_sound_are_an_error_and_not_a_fresh_start(t
         with pytest.raises(UserError, match="none of the checkpoints in .* is sound"):
             newest(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} >= {"1", "2"}  # left for somebody to look at
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: No space")])
+@pytest.mark.parametrize("when", ["save", "wait_until_finished"])
+def test_a_checkpoint_that_cannot_be_written_is_a_failure_and_no_mistake(tmp_path, monkeypatch, error, when):
+    def full(*_, **__):
+        raise error
+
+    def write_it():
+        with checkpoints.opened(tmp_path, keep=2) as manager:
+            monkeypatch.setattr(manager, when, full)
+            if when == "save":
+                checkpoints.save(manager, 1, state_at(1), "a")
+
+    with pytest.raises(Failure, match=f"a checkpoint in {tmp_path} could not be written: .*No space"):
+        write_it()
 
 
 def test_checkpoints_that_were_moved_aside_by_hand_are_no_fresh_start(tmp_path):

@@ -225,7 +225,7 @@ def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, 
         (None, [], {"libtpu": []}, False),
     ],
 )
-def test_heap_and_threads_are_set_for_cpus_only(monkeypatch, tmp_path, platforms, entry_points, packages, on_cpu):
+def test_the_heap_is_for_cpus_and_given_cores_for_all(monkeypatch, tmp_path, platforms, entry_points, packages, on_cpu):
     for package, modules in packages.items():
         (tmp_path / package).mkdir()
         for module in modules:
@@ -244,7 +244,8 @@ def test_heap_and_threads_are_set_for_cpus_only(monkeypatch, tmp_path, platforms
     jax.config.update("jax_platforms", platforms)
     try:
         with runtime.runtime(3):
-            assert os.environ.get("NPROC") == ("3" if on_cpu else None)
+            assert os.environ.get("NPROC") == "3"
+            assert runtime.threads() == 3
     finally:
         jax.config.update("jax_platforms", before)
     assert kept == [True] * on_cpu

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from unimix_jax import main, metrics, storage
+from unimix_jax import cli, main, metrics, storage
 from unimix_jax.config import parse
 from unimix_jax.config.compare import flat
 from unimix_jax.errors import Interrupted, NonFiniteError, UserError
@@ -26,6 +26,7 @@ from unimix_jax.metrics.predictions import read_predictions, write_predictions
 from unimix_jax.report import evaluation, files
 from unimix_jax.training import checkpoints, loggers, loop, manifest, predict, rundir
 from unimix_jax.training import input as training_input
+from unimix_jax.training import run as run_module
 from unimix_jax.training.devices import ops_backend
 from unimix_jax.training.run import _earlier_result, run, starting_state
 from unimix_jax.training.setup import largest_and_smallest, prepare
@@ -155,12 +156,33 @@ def test_results_that_were_changed_are_not_believed_silently(finished, tmp_path,
     for name in ("metrics.json", "predictions.npz"):
         assert any(line.startswith(f"{name} was changed after the run was finished") for line in lines)
     (directory / "predictions.npz").unlink()
-    assert _earlier_result(directory, about) is None  # it is evaluated anew from its last checkpoint
+    assert _earlier_result(directory, about, config()) is None  # it is evaluated anew from its last checkpoint
     assert (directory / "metrics.json.changed").exists()
     assert not (directory / "metrics.json").exists()
-    assert _earlier_result(finished[0], about) == result
+    assert _earlier_result(finished[0], about, config()) == result
     lines = evaluation.evaluate(files.read_run(finished[0]), evaluation.Options(samples=0))["warnings"]
     assert not any("changed" in line for line in lines)
+
+
+@pytest.mark.parametrize("damaged", ['{"a":', "[]", "{}"])
+def test_damaged_measures_are_taken_anew_of_the_predictions(finished, tmp_path, capsys, damaged):
+    directory = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (directory / "metrics.json").write_text(damaged)
+    assert run(config(), directory) == finished[1]
+    assert "metrics.json is damaged; the results are written anew from the predictions" in capsys.readouterr().err
+    assert (directory / "metrics.json.changed").read_text() == damaged
+    assert (directory / "metrics.json").read_bytes() == (finished[0] / "metrics.json").read_bytes()
+    assert run(config(), directory) == finished[1]
+    assert "changed" not in capsys.readouterr().err
+
+
+def test_damaged_measures_with_more_than_the_predictions_say_are_taken_of_the_checkpoint(finished, tmp_path):
+    directory = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (directory / "metrics.json").write_text("{}")
+    chosen = config(method="tau_norm")
+    assert chosen.method.posthoc.name != "none"
+    assert _earlier_result(directory, storage.read_json(directory / "run.json"), chosen) is None
+    assert (directory / "metrics.json.changed").exists()
 
 
 def test_a_run_that_lost_what_it_was_trained_on_is_refused(finished, tmp_path):
@@ -276,6 +298,18 @@ def test_numbers_that_run_away_stop_the_run_and_keep_the_last_sound_checkpoint(t
         assert not path.name.isdigit()
 
 
+@pytest.mark.parametrize("what", ["append_metrics", "write_predictions"])
+def test_a_full_disk_stops_the_run_and_is_no_mistake(tmp_path, monkeypatch, capsys, what):
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_module if what == "write_predictions" else rundir, what, full)
+    short = config("--config.epochs=1", method="erm")
+    assert cli.run_command(lambda: run(short, tmp_path)) == 74
+    assert capsys.readouterr().err.endswith(": No space left on device\n")
+    assert storage.read_json(tmp_path / "run.json")["state"] == "stopped"
+
+
 def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(tmp_path):
     """The loss of a step is that before its update: the state after it is looked at too."""
     wild = config(
@@ -354,14 +388,15 @@ def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
 
 
 def test_loggers_are_afterwards_as_they_were(tmp_path):
-    named = [logging.getLogger(name) for name in ("unimix_jax", "absl")]
+    named = [logging.getLogger(name) for name in ("unimix_jax", "absl", None)]
 
     def state():
         return [(logger.level, logger.propagate, list(logger.handlers)) for logger in named]
 
     before = state()
     with loggers.log_to(tmp_path):
-        assert [logger.level for logger in named] == [logging.INFO, logging.ERROR]
+        assert [logger.level for logger in named[:2]] == [logging.INFO, logging.ERROR]
+        logging.root.addHandler(logging.StreamHandler())  # as the import of Orbax does where there is none
     assert state() == before
 
 

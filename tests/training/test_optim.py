@@ -68,6 +68,10 @@ def test_configs_are_compared_by_the_warm_up_that_the_run_has():
         rate = {"warmup_epochs": 0.0 if value == 0 else -1.0}
         assert warmup(value, epochs) == warmup(rate["warmup_epochs"], epochs)
     assert warmup(3, 200) == warmup(3.0, 200) != warmup(-1.0, 200)
+    # A staircase of one epoch was no warm-up.
+    for epochs in (50, 200):
+        assert warmup(1, epochs) == warmup(0.0, epochs) != warmup(1.0, epochs)
+    assert warmup(1, 49) == warmup(-1.0, 49)
     assert warmup(5, 20) != warmup(5.0, 20)
     assert warmup(5.0, 20) != warmup(-1.0, 20)
     for foreign in ({}, {"optim": 5}, {"epochs": "x", "optim": {"warmup_epochs": 5}}):

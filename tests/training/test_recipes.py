@@ -161,7 +161,15 @@ def mine(monkeypatch):
     def next_nearest(sets, index, *, table, neighbours=2, seed, step):
         return table[index, neighbours - 1], np.arange(len(index), dtype=np.int32)
 
-    for function in (hidden, blended, pair, fails, neighbour, anywhere, other_place, later_outside, next_nearest):
+    def deep(keys, image_a, image_b, label_a, label_b):
+        return hidden(keys, image_a, image_b, label_a, label_b)._replace(hidden=jnp.int32(3))
+
+    def deep_at_times(keys, image_a, image_b, label_a, label_b):
+        level = jax.random.randint(keys.step, (), 1, 5)
+        return hidden(keys, image_a, image_b, label_a, label_b)._replace(hidden=level)
+
+    mixers = hidden, deep, deep_at_times, blended, pair, fails
+    for function in (*mixers, neighbour, anywhere, other_place, later_outside, next_nearest):
         setattr(module, function.__name__, function)
 
 
@@ -195,6 +203,12 @@ def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(
     assert [stage.mixes_inside for stage in mixed_by(mixer, partners).method.stages] == [True, False]
     with pytest.raises(UserError, match="does not see its partners: set config.grad_accum_steps to 1"):
         mixed_by(mixer, partners, "--config.grad_accum_steps=2")
+
+
+@pytest.mark.parametrize("mixer", ["deep", "deep_at_times"])
+def test_a_level_that_no_network_has_is_refused(mine, mixer):
+    with pytest.raises(UserError, match=f"mixer {mixer} of stage 'mixed' mixes at level 3 of the network; .* 0, 1, 2"):
+        mixed_by(f"mine:{mixer}", "permutation")
 
 
 def test_a_mixer_of_images_takes_any_partners_and_parts(mine):

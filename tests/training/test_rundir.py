@@ -189,6 +189,44 @@ def test_a_directory_that_cannot_be_written_gets_a_sentence(tmp_path, name):
         rundir.create(tmp_path / name)
 
 
+def test_a_path_that_is_not_utf8_is_refused_before_training(tmp_path, monkeypatch):
+    # Orbax would fail at it when all training is done.
+    with pytest.raises(UserError, match="is not UTF-8 in this locale, .* give another --workdir"):
+        rundir.create(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert list(tmp_path.iterdir()) == []
+    rundir.create(tmp_path / "caf\u00e9")
+    monkeypatch.setattr(os, "fsencode", lambda path: os.fspath(path).encode("latin-1"))  # as in such a locale
+    with pytest.raises(UserError, match="is not UTF-8"):
+        rundir.create(tmp_path / "caf\u00e9")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsencode", lambda path: os.fspath(path).encode("ascii"))
+    rundir.create("run")
+
+
+def test_in_an_ascii_locale_a_path_with_an_accent_is_refused(tmp_path):
+    code = "import sys; from unimix_jax import main; sys.exit(main.main(['main', *sys.argv[1:]]))"
+    argv = [b"--config=digits_lt.py", b"--workdir=" + os.fsencode(tmp_path) + "/caf\u00e9".encode()]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, check=False, env={**os.environ, **ascii_only}
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: the path of the run directory")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("name", [rundir.LOCK, rundir.LOG])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    reader = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK)  # a writer need not wait
+    try:
+        with pytest.raises(UserError, match="it is a pipe; it must be a regular file"):
+            rundir.create(tmp_path)
+    finally:
+        os.close(reader)
+
+
 def test_a_fresh_directory_is_nobody_elses(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir.time, "strftime", lambda _: "now")
     made = [rundir.new_rundir("digits_lt", tmp_path / "runs") for _ in range(3)]

@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -65,18 +66,31 @@ def unavailable(any_jaxlib: bool = False) -> str:
     _log.info("trying the CPU kernels, once on this machine")
     # -P and the first place in sys.path: the package of this process, not another one in the working directory.
     command = [sys.executable, "-P", "-c", _SCRIPT, str(pathlib.Path(__file__).parents[2])]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": str(_THREADS), "PJRT_NPROC": str(_THREADS)}
+    # Without JAX's filter a traceback ends with its error, and not with a sentence on frames that were left out.
+    settings = {"JAX_PLATFORMS": "cpu", "NPROC": str(_THREADS), "PJRT_NPROC": str(_THREADS)}
+    environment = {**os.environ, **settings, "JAX_TRACEBACK_FILTERING": "off"}
     try:
         trial = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the trial of them could not be run ({error})"
-    reason = ""
-    if trial.stdout.split()[-1:] != ["agrees"]:
-        last_line = (trial.stdout + trial.stderr).strip().rpartition("\n")[2]
-        reason = f"the trial of them ended with code {trial.returncode}: {last_line}"
-    if cache:
+    reason, is_certain = _outcome(trial)
+    if cache and is_certain:
         storage.write_cached(cache, name, (reason or "agrees").encode())
     return reason
+
+
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b")
+
+
+def _outcome(trial: subprocess.CompletedProcess) -> tuple[str, bool]:
+    """Return why a trial failed, "" if it did not, and whether that is certain enough to be kept."""
+    lines = [*trial.stdout.split("\n"), *trial.stderr.split("\n")]
+    if trial.stdout.split()[-1:] == ["agrees"]:
+        return "", True
+    telling = [line for line in lines if line == "differs" or _ERROR.match(line)]
+    last = (telling or [line for line in lines if line.strip()] or ["it printed nothing"])[-1]
+    was_killed = trial.returncode < 0
+    return f"the trial of them ended with code {trial.returncode}: {last.strip()}", bool(telling or was_killed)
 
 
 def agrees() -> bool:

@@ -17,7 +17,7 @@ import urllib.request
 import zlib
 
 from unimix_jax import storage
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, is_disk_failure, write_error
 
 _BLOCK = 1 << 20  # bytes read at once
 _PATIENCE = 5  # breaks in a row without progress before giving up
@@ -43,29 +43,30 @@ def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, time
     Raises:
       UserError: the server cannot be reached, refuses, is too slow or sends too much; the digest differs; the disk
         cannot be written; or another process downloads the same file.
+      Failure: the disk is full, or failed.
     """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(part):
             storage.open_regular(part).close()
-        with open(part, "ab") as file:
-            try:
-                storage.lock(file)
-            except BlockingIOError:
-                raise UserError(f"another process is downloading {path}") from None
-            try:
+        try:
+            with open(part, "ab") as file:
+                try:
+                    storage.lock(file)
+                except BlockingIOError:
+                    raise _Kept(f"another process is downloading {path}") from None
                 _receive(url, file, limit, timeout)
-                file.flush()
-                check(part, md5)
-            except _Kept as error:
-                raise UserError(str(error)) from None
-            except UserError:
-                part.unlink()
-                raise
-            os.replace(part, path)
+            # Windows neither renames nor removes a file that is open.
+            check(part, md5)
+        except _Kept as error:
+            raise UserError(str(error)) from None
+        except UserError:
+            part.unlink()
+            raise
+        os.replace(part, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise write_error(f"cannot write {path}", error) from None
 
 
 def check(path: pathlib.Path, md5: str) -> None:
@@ -234,6 +235,8 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, members: tuple[str, ...
         temporary.chmod(0o755)
         os.replace(temporary, folder)
     except (tarfile.TarError, EOFError, MemoryError, OverflowError, ValueError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and is_disk_failure(error):
+            raise write_error(f"cannot unpack {archive}", error) from None
         raise UserError(f"cannot unpack {archive}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

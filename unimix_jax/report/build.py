@@ -8,6 +8,7 @@ from unimix_jax.report import evaluation, files, tables
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.sections import class_distributions_section, of_many, of_one, printed, remarks
 from unimix_jax.theory import closed_forms
+from unimix_jax.training import rundir
 
 _ABOUT = f"Report by unimix_jax {__version__}."
 
@@ -35,7 +36,8 @@ def write_report(
             sections, title = of_one(inputs[0], results[0], _class_distributions(inputs[0])), inputs[0].name
         else:
             sections, title = of_many(inputs, results), f"{len(inputs)} models side by side"
-        files.write(output, title, _ABOUT, sections, results, kinds)
+        digests = [(each.about or {}).get("digests") for each in inputs]
+        files.write(output, title, _ABOUT, sections, results, kinds, digests)
     text = [
         "\n\n".join(filter(None, (table.title, tables.table(table.rows), table.note))) for table in printed(results)
     ]
@@ -46,7 +48,7 @@ def write_report(
 
 
 def write_run_report(directory: pathlib.Path) -> pathlib.Path:
-    """Write the report of a finished run into its directory if it has none.
+    """Write the report of a finished run into its directory if it has no report of its present results.
 
     Args:
       directory: of the run.
@@ -57,8 +59,8 @@ def write_run_report(directory: pathlib.Path) -> pathlib.Path:
     Raises:
       UserError: the report cannot be written.
     """
-    output = files.output(directory)
-    if not output.others["json"].exists():
+    output = files.output_of_run(directory)
+    if not files.is_report_of(output, rundir.output_digests(directory)):
         write_report([files.read_run(directory)], output, kinds=("png",))
     return output.html
 

@@ -22,7 +22,8 @@ class ModelOutputs(NamedTuple):
     name: str  # of the model in a report
     test: Predictions
     validation: Predictions | None = None
-    # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), changed and gone (names of results).
+    # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), digests (of results), changed and gone
+    # (names of results).
     about: dict | None = None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 import pathlib
 import tempfile
@@ -12,13 +13,16 @@ import numpy as np
 
 from unimix_jax import npz, storage
 from unimix_jax.config import old_names
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, write_error
 from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.report import html, plots
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.sections import PICTURES, Section, csv_rows, facts
 from unimix_jax.training import rundir
 
+_log = logging.getLogger(__name__)
+
+_KINDS = ("png", "pdf")  # of picture files
 _LARGEST_COUNTS = 4 * storage.MIB  # bytes of a file of counts
 
 
@@ -53,6 +57,7 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
         "metrics": storage.read_json(directory / rundir.METRICS),
         "lines": rundir.read_metrics(directory / rundir.METRICS_LINES),
     }
+    about["digests"] = rundir.output_digests(directory)
     about["changed"], about["gone"] = rundir.changed_outputs(directory, about["run"])
     outputs = ModelOutputs(
         name or directory.resolve().name,
@@ -218,11 +223,76 @@ def output(path: str | os.PathLike) -> Output:
     existing = [p for p in (paths.html, *paths.others.values(), paths.figures) if os.path.lexists(p)]
     if existing and not (paths.html.is_file() and _is_report(paths.html)):
         raise UserError(f"{existing[0]} is there already and is no report; give another --output")
+    if reason := _unwritable(paths.html):
+        raise UserError(f"{reason}; give another --output")
+    return paths
+
+
+def output_of_run(directory: str | os.PathLike) -> Output:
+    """Return the files of a run's report in its own directory; move aside what has such a name and is not a report.
+
+    Files of a report that was never finished, or that lost its HTML file, belong to the run and are written again.
+
+    Args:
+      directory: of the run.
+
+    Returns:
+      The paths.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    paths = Output(pathlib.Path(directory, "report.html"), pathlib.Path(directory, "figures"))
+    if reason := _unwritable(paths.html):
+        raise UserError(f"{reason}; see that this directory can be written")
+    if paths.html.is_file() and _is_report(paths.html):
+        return paths
+    foreign = [path for path in paths.others.values() if os.path.lexists(path) and not path.is_file()]
+    foreign += [paths.html] if os.path.lexists(paths.html) else []
+    foreign += [paths.figures] if os.path.lexists(paths.figures) and not _has_only_pictures(paths.figures) else []
+    for path in foreign:
+        aside = storage.unused(path)
+        _log.warning("%s is no part of a report; it is moved to %s", path, aside.name)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UserError(f"cannot move {path} aside ({error.strerror or error}); move or remove it") from None
+    return paths
+
+
+def _has_only_pictures(folder: pathlib.Path) -> bool:
+    """Return whether a folder holds nothing but files that `write` may have left there."""
+    known = {f"{name}.{kind}{more}" for name in PICTURES for kind in _KINDS for more in ("", ".tmp")}
     try:
-        with tempfile.TemporaryFile(dir=next(p for p in paths.html.absolute().parents if p.exists())):
-            return paths
+        return not folder.is_symlink() and all(path.name in known and path.is_file() for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _unwritable(html: pathlib.Path) -> str:
+    """Return why a file cannot be made, "" if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=next(p for p in html.absolute().parents if p.exists())):
+            return ""
     except OSError as error:
-        raise UserError(f"cannot write {paths.html} ({error.strerror or error}); give another --output") from None
+        return f"cannot write {html} ({error.strerror or error})"
+
+
+def is_report_of(output: Output, digests: dict[str, str]) -> bool:
+    """Return whether a report exists that was made from the present results of one run.
+
+    Args:
+      output: the paths of the report.
+      digests: of the results, see `rundir.output_digests`.
+
+    Returns:
+      True if the report need not be made again.
+    """
+    try:
+        content = storage.read_json(output.others["json"])
+    except UserError:
+        return False
+    return content is not None and content.get("inputs") == [digests] and output.html.is_file()
 
 
 def _is_report(path: pathlib.Path) -> bool:
@@ -239,7 +309,8 @@ def write(
     about: str,
     sections: list[Section],
     results: list[dict],
-    kinds: tuple[str, ...] = ("png", "pdf"),
+    kinds: tuple[str, ...] = _KINDS,
+    digests: list[dict[str, str] | None] | None = None,
 ) -> None:
     """Write a report, each file whole: first the HTML, which marks the others as parts of a report, last the .json.
 
@@ -254,9 +325,11 @@ def write(
       sections: of `report.of_one` or `of_many`.
       results: of `evaluation.evaluate`; what the .json and .csv hold.
       kinds: of picture files; "png", which the HTML shows, must be one of them.
+      digests: of the input files of each result, which `is_report_of` compares; None for a result that is not of a run.
 
     Raises:
       UserError: it cannot be written.
+      Failure: the disk is full, or failed.
     """
     drawn = [picture for section in sections for picture in section.pictures]
     pictures = {(p.name, kind): plots.image(p.figure, kind) for p in drawn for kind in kinds}
@@ -268,8 +341,8 @@ def write(
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows(csv_rows(results))
         contents[output.others["csv"]] = lines.getvalue()
-        contents[output.others["json"]] = storage.json_text({"models": results})
-    known = {output.figures / f"{name}.{kind}" for name in PICTURES for kind in ("png", "pdf")}
+        contents[output.others["json"]] = storage.json_text({"models": results, "inputs": digests or []})
+    known = {output.figures / f"{name}.{kind}" for name in PICTURES for kind in _KINDS}
     try:
         output.html.parent.mkdir(parents=True, exist_ok=True)
         if not output.html.exists():
@@ -282,4 +355,4 @@ def write(
         for path in (known | set(output.others.values())) - contents.keys():
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or output.html}: {error.strerror or error}") from None
+        raise write_error(f"cannot write {error.filename or output.html}", error) from None

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.errors import UserError
+from unimix_jax.errors import Failure, UserError
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -45,11 +45,12 @@ def opened(directory: pathlib.Path, keep: int) -> Iterator["CheckpointManager"]:
         yield manager
     finally:
         try:
-            manager.wait_until_finished()
+            try:
+                manager.wait_until_finished()
+            finally:
+                manager.close()  # which waits, and may fail, once more
         except (OSError, ValueError) as error:
             raise _not_written(directory, error) from error
-        finally:
-            manager.close()
 
 
 def save(manager: "CheckpointManager", step: int, state: Any, run: str = "") -> None:
@@ -145,8 +146,8 @@ def _foreign(meta: dict, step: int, run: str) -> str:
     return ""
 
 
-def _not_written(directory, error: Exception) -> UserError:
-    return UserError(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
+def _not_written(directory, error: Exception) -> Failure:
+    return Failure(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
 
 
 def digest(state: Any) -> str:

@@ -22,7 +22,8 @@ _LINES_APART = 5.0  # seconds between plain lines of steps
 def log_to(directory: pathlib.Path) -> Iterator[None]:
     """Send the project's log lines to standard error, around a progress bar, and to log.txt.
 
-    Inside of the context Orbax logs errors only. Afterwards all loggers are as they were before.
+    Inside of the context Orbax logs errors only. Afterwards all loggers are as they were before, and a handler that
+    libraries gave the root logger when they were imported is removed.
 
     Args:
       directory: of the run.
@@ -30,6 +31,7 @@ def log_to(directory: pathlib.Path) -> Iterator[None]:
     Yields:
       Nothing.
     """
+    handlers = list(logging.root.handlers)
     import absl.logging  # noqa: F401  it makes the logger "absl", of a class of its own
 
     logger, orbax = logging.getLogger("unimix_jax"), logging.getLogger("absl")  # Orbax logs 60 lines a save
@@ -50,6 +52,7 @@ def log_to(directory: pathlib.Path) -> Iterator[None]:
         level, logger.propagate, orbax_level = before
         logger.setLevel(level)
         orbax.setLevel(orbax_level)
+        logging.root.handlers[:] = handlers
         with contextlib.suppress(OSError):  # of a full disk
             file.close()
 

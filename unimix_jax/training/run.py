@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 from unimix_jax import metrics, storage
-from unimix_jax.errors import Failure, Interrupted, NonFiniteError, UserError
-from unimix_jax.metrics.predictions import Predictions, write_predictions
+from unimix_jax.errors import Interrupted, UserError
+from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.models import pretrained
 from unimix_jax.training import (
     checkpoints,
@@ -55,14 +55,16 @@ def run(
     Raises:
       UserError: a mistake in config or data, or the directory of another run; nothing is compiled before.
       NonFiniteError: the loss is not finite; the last sound checkpoint stays.
-      Failure: a worker process that reads images has ended; the last sound checkpoint stays.
+      Failure: a worker process that reads images has ended, or a checkpoint could not be written; the last sound
+        checkpoint stays.
+      OSError: another file of the run could not be written.
       Interrupted: `stop_requested` was set, and the state is saved.
     """
     directory, clock = rundir.create(directory), clock or timings.Clock()
     stop_requested = stop_requested or threading.Event()
     with rundir.locked(directory), loggers.log_to(directory):
         previous = manifest.previous_manifest(config, directory)
-        if previous.get("state") == "complete" and (result := _earlier_result(directory, previous)):
+        if previous.get("state") == "complete" and (result := _earlier_result(directory, previous, config)):
             _log.info("%s is complete", directory)
             return result
         if not previous and rundir.has_checkpoints(directory):
@@ -77,7 +79,7 @@ def run(
         experiment = dataclasses.replace(experiment, run_id=about["id"])
         try:
             result = _train_and_evaluate(experiment, stop_requested)
-        except (Failure, Interrupted, NonFiniteError):
+        except Exception:
             with contextlib.suppress(OSError):  # on a full disk, the error that stopped the run is what the user needs
                 storage.write_json(directory / rundir.RUN, {**about, "state": "stopped"})
             raise
@@ -172,32 +174,53 @@ def _write_results(experiment: setup.Experiment, scores: dict[str, predict.Score
         result[name] = metrics.summary(predictions)
         if source.names is not None:
             rundir.write_list(directory / rundir.list_file(name), source.names, source.labels, scores[name].rows)
-    records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if "split" in r]
-    watched = [r for r in records if r["split"] == next(iter(splits.evaluated))]
+    return _write_metrics(result, directory, config)
+
+
+def _write_metrics(result: dict, directory: pathlib.Path, config: "ConfigDict") -> dict:
+    """Write the metrics of the splits, the watched one first, and the best evaluation; return them."""
+    watched = next(split for split in result if split != "posthoc")
+    records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if r.get("split") == watched]
     if config.eval_every:
-        result["best"] = max(watched, key=lambda r: r["accuracy"]) | {"evaluations": len(watched)}
+        result["best"] = max(records, key=lambda r: r["accuracy"]) | {"evaluations": len(records)}
     storage.write_json(directory / rundir.METRICS, result)
     return result
 
 
-def _earlier_result(directory: pathlib.Path, about: dict) -> dict | None:
+def _metrics_of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
+    """Write metrics.json of a finished run again from its predictions; return its content."""
+    paths = {split: directory / rundir.predictions_file(split) for split in ("validation", "test")}
+    predictions = {split: read_predictions(path) for split, path in paths.items() if path.exists()}
+    result = {split: metrics.summary(each) for split, each in predictions.items()}
+    return _write_metrics(result, directory, config)
+
+
+def _earlier_result(directory: pathlib.Path, about: dict, config: "ConfigDict") -> dict | None:
     """Return what metrics.json of a finished run holds, and log what was changed since; None if a result is gone.
 
     A result that is gone is written again from the last checkpoint. A result that was changed is then moved aside;
-    otherwise it stays as it is.
+    otherwise it stays as it is. Damaged metrics are moved aside and computed again, from the predictions if possible.
     """
     changed, gone = rundir.changed_outputs(directory, about)
     needed = (rundir.METRICS, rundir.predictions_file("test"))  # of runs before results had digests, too
     gone = sorted({*gone, *(name for name in needed if not (directory / name).exists())})
-    result = None if gone else rundir.read_results(directory / rundir.METRICS)
-    if not result:
-        what = _are(gone) + " gone" if gone else f"{rundir.METRICS} is empty"
-        _log.warning("%s: %s; the results are written anew from the last checkpoint", directory, what)
+    result, reason = None, f"{_are(gone)} gone"
+    if not gone:
+        try:
+            result = rundir.read_results(directory / rundir.METRICS)
+        except UserError:
+            reason = f"{rundir.METRICS} is damaged"
+            changed = sorted({*changed, rundir.METRICS})
+    if result is None:
+        # The choice of a post-hoc method is in no other file.
+        from_predictions = changed == [rundir.METRICS] and not gone and config.method.posthoc.name == "none"
+        source = "the predictions" if from_predictions else "the last checkpoint"
+        _log.warning("%s: %s; the results are written anew from %s", directory, reason, source)
         for name in changed:
             aside = storage.unused(directory / f"{name}.changed")
             _log.warning("%s was changed after the run was finished; it is moved to %s", name, aside.name)
             (directory / name).rename(aside)
-        return None
+        return _metrics_of_predictions(directory, config) if from_predictions else None
     if changed:
         _log.warning(
             "%s changed in %s after the run was finished; what the run itself wrote is written anew from the last "

@@ -87,9 +87,15 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
       The path.
 
     Raises:
-      UserError: the directory cannot be made or written, is a file, or holds files but no run.
+      UserError: the directory cannot be made or written, is a file, holds files but no run, or has a path in which
+        checkpoints cannot be written.
     """
     directory = pathlib.Path(directory)
+    if not _is_utf8(directory.absolute()):
+        raise UserError(
+            f"the path of the run directory {directory.absolute()} is not UTF-8 in this locale, and checkpoints cannot "
+            "be written there; give another --workdir, or set PYTHONUTF8=1 in the environment if the name is UTF-8"
+        )
     # Files of a run that was stopped before it had written its config.
     own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
     try:
@@ -99,6 +105,9 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
             raise UserError(
                 f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
             )
+        for name in (LOCK, LOG):  # to open a pipe would wait for its reader
+            if os.path.lexists(directory / name):
+                storage.open_regular(directory / name).close()
         # The lock is ours in any case; a test file with another name would stay as a foreign file after a kill.
         with open(directory / LOCK, "a"):
             pass
@@ -106,6 +115,14 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
         reason = error.strerror or error
         raise UserError(f"cannot write the run directory {directory} ({reason}); give another --workdir") from None
     return directory
+
+
+def _is_utf8(path: pathlib.Path) -> bool:
+    """Return whether the bytes of a path are its text in UTF-8, which libraries take for granted."""
+    try:
+        return str(path).encode() == os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def discard(directory: pathlib.Path) -> None:

@@ -36,21 +36,20 @@ def runtime(cores: int = 0) -> Iterator[None]:
 
 
 def prepare_runtime(cores: int = 0) -> None:
-    """Set up a training process, before JAX starts its backend: the compile cache and, for CPUs, heap and threads.
+    """Set up a training process, before JAX starts its backend: the compile cache, threads and, for CPUs, the heap.
 
     Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
 
     Args:
       cores: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
     """
-    on_cpu = will_run_on_cpu()
-    if on_cpu and cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
+    if cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
         os.environ["NPROC"] = str(cores)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unimix_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if on_cpu:
+    if will_run_on_cpu():
         _keep_heap()
 
 
@@ -59,7 +58,7 @@ def will_run_on_cpu() -> bool:
 
     It does if $JAX_PLATFORMS says so, or if no plugin for accelerators is installed (plugins register by an entry
     point or in the package `jax_plugins`) and no libtpu. If a plugin is installed but no device exists, the answer is
-    no: heap and threads then stay as the system has them, which only costs time.
+    no: the heap then stays as the system has it, which only costs time.
     """
     if platforms := jax.config.jax_platforms:
         return platforms.split(",")[0] == "cpu"

@@ -64,13 +64,17 @@ def _warm_up(warmup: float, epochs: int, steps_per_epoch: int) -> Callable[[int]
 
 
 def with_warmup_as_it_is(config: dict) -> dict:
-    """Return a run's config with the warm-up that it has, such that configs of equal runs are equal.
+    """Replace the warm-up in a run's config by its effective value, so that configs of equal runs are equal.
 
-    What `USUAL_WARMUP` stands for is put in its place in a run of 50 epochs or more. A whole number without a point
-    is from before the value was a float: a shorter run took it for a tenth of itself, unless it was 0.
+    `USUAL_WARMUP` becomes 5 in a run of 50 epochs or more. An integer comes from a version in which the value was not
+    a float: a shorter run took it for a tenth of the run, unless it was 0; in a longer run it was a staircase, and one
+    epoch of a staircase is no warm-up.
 
     Args:
-      config: nested dicts as in config.json; one without a warm-up comes back as it is.
+      config: nested dicts as in config.json.
+
+    Returns:
+      The config with a float; a config without a warm-up is returned unchanged.
     """
     optim, epochs = config.get("optim"), config.get("epochs")
     warmup = optim.get("warmup_epochs") if isinstance(optim, dict) else None
@@ -78,6 +82,8 @@ def with_warmup_as_it_is(config: dict) -> dict:
         return config
     if isinstance(warmup, int) and warmup and epochs < 50:
         warmup = USUAL_WARMUP
+    if type(warmup) is int and warmup == 1 and epochs >= 50:
+        warmup = 0.0
     if warmup == USUAL_WARMUP and epochs >= 50:
         warmup = 5.0
     return {**config, "optim": {**optim, "warmup_epochs": float(warmup)}}

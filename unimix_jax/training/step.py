@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unimix_jax.data.types import Batch
@@ -81,8 +82,11 @@ def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, co
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
 
 
+_LEVEL_DRAWS = 256  # seeds with which a mixer's level is drawn
+
+
 def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> bool:
-    """Return whether the mixer of a stage leaves the mixing to the network; the mixer is traced, nothing is computed.
+    """Return whether the mixer of a stage leaves the mixing to the network, at a level that the network has.
 
     Args:
       stage: with a mixer or without.
@@ -90,7 +94,8 @@ def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> 
       size: images of a device's share.
 
     Raises:
-      UserError: the mixer fails on images of this shape, or returns something else than a `Mixed`.
+      UserError: the mixer fails on images of this shape, returns something else than a `Mixed`, or mixes at a level
+        that no network has.
     """
     if stage.mixer is None:
         return False
@@ -113,7 +118,20 @@ def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> 
         raise UserError(
             f"the mixer {name} of stage {stage.name!r} returns {type(mixed_shapes).__name__}; it must return Mixed"
         )
-    return mixed_shapes.hidden is not None
+    if mixed_shapes.hidden is None:
+        return False
+
+    def level(seed):
+        return mixed(seed, jnp.zeros(shapes[1].shape), jnp.zeros(size, jnp.int32)).hidden
+
+    # The level may be random, so it is drawn with many seeds. XLA computes nothing but the level.
+    levels = np.unique(jax.jit(functools.partial(jax.lax.map, level))(np.arange(_LEVEL_DRAWS, dtype=np.uint32)))
+    if len(unknown := np.setdiff1d(levels, np.arange(mixing.LEVELS))):
+        raise UserError(
+            f"the mixer {name} of stage {stage.name!r} mixes at level {unknown[0]} of the network; its levels are "
+            f"{', '.join(map(str, range(mixing.LEVELS)))}, and nothing would be mixed there"
+        )
+    return True
 
 
 def train_step(
