@@ -50,7 +50,7 @@ def cases(paths: list[pathlib.Path], threads: list[int]) -> dict:
     flat = np.zeros(3, np.float32)
     labels = np.zeros(len(paths), np.int32)
     source = Source(labels, ("all",), flat, flat, names=tuple(map(str, paths)))
-    sets = sampling.sorted_by_class(labels)
+    class_index = sampling.sorted_by_class(labels)
     centre = functools.partial(decode.centre_box, size=224, resize=256)
 
     def views(simple: bool, box_at):
@@ -61,8 +61,10 @@ def cases(paths: list[pathlib.Path], threads: list[int]) -> dict:
     def batches(count: int):
         decode.has_simplejpeg = lambda: True
         reading = Reading(224, 256, 0.08, False, threads=count, workers=0)
-        picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=64)
-        for _ in loading.batches(source, sets, picks_at, range(len(paths) // 64), views=64, seed=0, reading=reading):
+        indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=64)
+        for _ in loading.batches(
+            source, class_index, indices_of, range(len(paths) // 64), views=64, seed=0, reading=reading
+        ):
             pass
 
     def random_at(i: int):

@@ -143,14 +143,16 @@ def arrays(rounds: int) -> dict:
     images = random.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
     labels = random.integers(0, 10, 50_000).astype(np.int32)
     picked = [
-        sampling.Picks(random.integers(0, 50_000, 128), np.arange(128), random.integers(0, 50_000, 128), np.arange(128))
+        sampling.BatchIndices(
+            random.integers(0, 50_000, 128), np.arange(128), random.integers(0, 50_000, 128), np.arange(128)
+        )
         for _ in range(1000)
     ]
     rates = []
     for _ in range(rounds):
         begun = time.perf_counter()
-        for picks in picked:
-            loading.gather(images, labels, picks)
+        for indices in picked:
+            loading.gather(images, labels, indices)
         rates.append(1000 * 128 / (time.perf_counter() - begun))
     return {"pairs/s": statistics.median(rates)}
 
@@ -162,13 +164,13 @@ def sampler(rounds: int) -> dict:
     weights = np.geomspace(500, 1, 8142)
     counts = np.maximum(2, (weights / weights.sum() * 437_513).astype(int))
     counts[0] += 437_513 - counts.sum()
-    sets = sampling.sorted_by_class(np.repeat(np.arange(8142), counts))
+    class_index = sampling.sorted_by_class(np.repeat(np.arange(8142), counts))
     partners = functools.partial(pairs.by_class, class_exponent=-1.0)
     times = []
     for i in range(rounds):
         begun = time.perf_counter()
         for step in range(100):
-            sampling.picks(sets, seed=0, step=100 * i + step, batch_size=512, partners=partners)
+            sampling.indices(class_index, seed=0, step=100 * i + step, batch_size=512, pair_sampler=partners)
         times.append(10 * (time.perf_counter() - begun))
     return {"ms a step": statistics.median(times)}
 

@@ -91,13 +91,13 @@ def test_pair_samplers_do_what_they_state(name):
     from unimix_jax.data import pairs, sampling
 
     labels = np.repeat([0, 1, 2], COUNTS)
-    sets, index = sampling.sorted_by_class(labels), np.arange(0, 100, 2)
+    class_index, index = sampling.sorted_by_class(labels), np.arange(0, 100, 2)
     function = registry.resolve("pair_sampler", name)
     stated = registry.traits("pair_sampler", function)
     assert stated.needs_neighbours == ("table" in inspect.signature(function).parameters)
     images = np.random.default_rng(0).integers(0, 256, (100, 1, 1, 1), np.uint8)
-    table = {"table": pairs.neighbour_table(images, sets, 5)} if stated.needs_neighbours else {}
-    drawn = [function(sets, index, seed=0, step=step, **table) for step in range(300)]
+    table = {"table": pairs.neighbour_table(images, class_index, 5)} if stated.needs_neighbours else {}
+    drawn = [function(class_index, index, seed=0, step=step, **table) for step in range(300)]
     in_batch = [((view < 50) & (index[np.minimum(view, 49)] == partner)).all() for partner, view in drawn]
     assert all(in_batch) if stated.in_batch else not any(in_batch)
     classes = np.concatenate([labels[partner] for partner, _ in drawn])
@@ -149,10 +149,10 @@ def test_a_user_s_function_without_traits_is_taken_cautiously(monkeypatch):
     def mixer(keys, image_a, image_b, label_a, label_b):
         return mixing.Mixed(image_a, label_a)
 
-    def partners(sets, index, *, seed, step):
+    def partners(class_index, index, *, seed, step):
         return index, np.arange(len(index))
 
-    def sampler(sets, *, seed, step, batch_size):
+    def sampler(class_index, *, seed, step, batch_size):
         return np.zeros(batch_size, np.int64)
 
     of_user(monkeypatch, loss=loss, mixer=mixer, partners=partners, sampler=sampler)
@@ -174,13 +174,13 @@ def test_a_user_s_function_without_traits_is_taken_cautiously(monkeypatch):
 
 def test_a_user_s_pair_sampler_may_keep_the_class_and_ask_for_neighbours(monkeypatch):
     @registry.PairSampler(in_batch=False, same_class=True, needs_neighbours=True, changes_label_shares=False)
-    def stated(sets, index, *, table, neighbours=3, seed, step):
+    def stated(class_index, index, *, table, neighbours=3, seed, step):
         return index, np.arange(len(index))
 
-    def silent(sets, index, *, table, neighbours=4, seed, step):
+    def silent(class_index, index, *, table, neighbours=4, seed, step):
         return index, np.arange(len(index))
 
-    def without_number(sets, index, *, table, seed, step):
+    def without_number(class_index, index, *, table, seed, step):
         return index, np.arange(len(index))
 
     of_user(monkeypatch, stated=stated, silent=silent, without_number=without_number)

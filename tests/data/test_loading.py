@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unimix_jax.data import decode, loading, pairs, sampling
-from unimix_jax.data.types import Picks
+from unimix_jax.data.types import BatchIndices
 from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError
 
@@ -19,12 +19,12 @@ LABELS = np.arange(20, dtype=np.int32)
 def test_gather_takes_the_named_rows_on_the_host_and_in_a_compiled_function(mixed):
     index, partner = np.array([3, 3, 19]), np.array([0, 5, 7])
     view = np.arange(3, dtype=np.int32)
-    picks = Picks(index, view, partner, view + 3) if mixed else Picks(index, view)
-    host = loading.gather(IMAGES, LABELS, picks)
+    indices = BatchIndices(index, view, partner, view + 3) if mixed else BatchIndices(index, view)
+    host = loading.gather(IMAGES, LABELS, indices)
     np.testing.assert_array_equal(host.image, [IMAGES[i] for i in index])
     np.testing.assert_array_equal(host.label, index)
     assert (host.partner_label is not None) == mixed
-    device = jax.jit(loading.gather)(IMAGES, LABELS, picks)
+    device = jax.jit(loading.gather)(IMAGES, LABELS, indices)
     assert jax.tree.structure(device) == jax.tree.structure(host)
     for a, b in zip(jax.tree.leaves(device), jax.tree.leaves(host), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -80,29 +80,31 @@ CLASSES = np.array([0, 0, 0, 1, 1, 2], np.int32)  # of the photographs
 
 
 def read(source, steps, reading=READING, partners=None, views=4, **options):
-    sets = sampling.sorted_by_class(source.labels)
-    picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=4, partners=partners)
-    return list(loading.batches(source, sets, picks_at, steps, views=views, seed=0, reading=reading, **options))
+    class_index = sampling.sorted_by_class(source.labels)
+    indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=4, pair_sampler=partners)
+    return list(
+        loading.batches(source, class_index, indices_of, steps, views=views, seed=0, reading=reading, **options)
+    )
 
 
 UNIMIX = functools.partial(pairs.by_class, class_exponent=-1.0)
 
 
 def test_a_batch_of_photographs_is_its_crops(photographs):
-    sets = sampling.sorted_by_class(photographs.labels)
+    class_index = sampling.sorted_by_class(photographs.labels)
     for step, (batch, unreadable) in zip(
         range(3, 6), read(photographs, range(3, 6), partners=UNIMIX, views=8), strict=True
     ):
-        picks = sampling.picks(sets, seed=0, step=step, batch_size=4, partners=UNIMIX)
+        indices = sampling.indices(class_index, seed=0, step=step, batch_size=4, pair_sampler=UNIMIX)
         for position, view, image in [
-            *zip(picks.index, picks.view, batch.image, strict=True),
-            *zip(picks.partner, picks.partner_view, batch.partner_image, strict=True),
+            *zip(indices.index, indices.view, batch.image, strict=True),
+            *zip(indices.partner, indices.partner_view, batch.partner_image, strict=True),
         ]:
             box_of = functools.partial(decode.random_box, seed=0, step=step, view=int(view), area=(0.5, 1.0))
             np.testing.assert_array_equal(image, decode.decoded(photographs.read(position), box_of, 8))
-        np.testing.assert_array_equal(batch.label, CLASSES[picks.index])
-        np.testing.assert_array_equal(batch.partner_label, CLASSES[picks.partner])
-        np.testing.assert_array_equal(batch.partner_view, picks.partner_view)
+        np.testing.assert_array_equal(batch.label, CLASSES[indices.index])
+        np.testing.assert_array_equal(batch.partner_label, CLASSES[indices.partner])
+        np.testing.assert_array_equal(batch.partner_view, indices.partner_view)
         assert unreadable == ()
 
 
@@ -140,9 +142,9 @@ def test_partners_are_decoded_once(photographs, monkeypatch, partners, views, de
     monkeypatch.setattr(decode, "decoded", lambda *args: seen.append(1) or of(*args))
     ((batch, _),) = read(photographs, range(1), partners=partners, views=views)
     assert decoded in (None, len(seen))
-    sets = sampling.sorted_by_class(photographs.labels)
-    picks = sampling.picks(sets, seed=0, step=0, batch_size=4, partners=partners)
-    for i, (partner, view) in enumerate(zip(picks.partner, picks.partner_view, strict=True)):
+    class_index = sampling.sorted_by_class(photographs.labels)
+    indices = sampling.indices(class_index, seed=0, step=0, batch_size=4, pair_sampler=partners)
+    for i, (partner, view) in enumerate(zip(indices.partner, indices.partner_view, strict=True)):
         box_of = functools.partial(decode.random_box, seed=0, step=0, view=int(view), area=(0.5, 1.0))
         np.testing.assert_array_equal(batch.partner_image[i], of(photographs.read(partner), box_of, 8))
 
@@ -171,10 +173,10 @@ def test_or_it_is_replaced_by_the_next_of_its_class_and_listed(damaged):
     found = read(source, range(2), reading)
     listed = [pathlib.Path(name).name for _, names in found for name in names]
     assert set(listed) == {"1.png", "4.png"}
-    sets = sampling.sorted_by_class(source.labels)
+    class_index = sampling.sorted_by_class(source.labels)
     for step, (batch, _) in enumerate(found):
-        picks = sampling.picks(sets, seed=0, step=step, batch_size=4)
-        for position, view, image in zip(picks.index, picks.view, batch.image, strict=True):
+        indices = sampling.indices(class_index, seed=0, step=step, batch_size=4)
+        for position, view, image in zip(indices.index, indices.view, batch.image, strict=True):
             instead = {1: 2, 4: 3}.get(int(position), int(position))
             box_of = functools.partial(decode.random_box, seed=0, step=step, view=int(view), area=(0.5, 1.0))
             np.testing.assert_array_equal(image, decode.decoded(source.read(instead), box_of, 8))
@@ -204,9 +206,9 @@ def test_an_evaluation_leaves_out_what_cannot_be_read(damaged):
 
 
 def test_threads_end_with_the_batches(photographs):
-    sets = sampling.sorted_by_class(photographs.labels)
-    picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=4)
-    made = loading.batches(photographs, sets, picks_at, range(10**6), views=4, seed=0, reading=READING)
+    class_index = sampling.sorted_by_class(photographs.labels)
+    indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=4)
+    made = loading.batches(photographs, class_index, indices_of, range(10**6), views=4, seed=0, reading=READING)
     items = loading.prefetch(made)
     next(items)
     assert any(thread.name.startswith("grain") for thread in threading.enumerate())

@@ -48,13 +48,13 @@ def test_a_permutation_pairs_each_image_of_the_batch_once_with_the_view_of_its_s
 def test_partners_from_the_batch_follow_the_authors_law(golden, classes, exponent, batch):
     file = golden("unimix_sampler")
     counts = file[f"counts_c{classes}"]
-    sets = sampling.sorted_by_class(np.repeat(np.arange(classes), counts))
+    class_index = sampling.sorted_by_class(np.repeat(np.arange(classes), counts))
     frequency, random, batches = np.zeros(classes), np.random.default_rng(1), 3000
     for step in range(batches):
-        index = random.integers(0, len(sets.labels), batch)
-        partner, view = pairs.in_batch(sets, index, image_exponent=exponent, seed=0, step=step)
+        index = random.integers(0, len(class_index.labels), batch)
+        partner, view = pairs.in_batch(class_index, index, image_exponent=exponent, seed=0, step=step)
         assert (index[view] == partner).all()
-        frequency += np.bincount(sets.labels[partner], minlength=classes)
+        frequency += np.bincount(class_index.labels[partner], minlength=classes)
     expected = file[f"freq_c{classes}_tau{exponent}_b{batch}"]
     # Both are frequencies of 3000 batches; which rare images a batch holds varies more than single draws do.
     spread = 6 * np.sqrt(2 * expected / batches * (1 / batch + expected.max()))
@@ -64,9 +64,9 @@ def test_partners_from_the_batch_follow_the_authors_law(golden, classes, exponen
 def test_one_fixed_batch_follows_the_authors_law(golden):
     file = golden("unimix_sampler")
     labels, counts = file["fixed_labels_c10"], file["counts_c10"]
-    sets = sampling.sorted_by_class(np.repeat(np.arange(10), counts))
-    index = sets.first[labels]
-    views = [pairs.in_batch(sets, index, image_exponent=-0.5, seed=0, step=s)[1] for s in range(3000)]
+    class_index = sampling.sorted_by_class(np.repeat(np.arange(10), counts))
+    index = class_index.first[labels]
+    views = [pairs.in_batch(class_index, index, image_exponent=-0.5, seed=0, step=s)[1] for s in range(3000)]
     frequency = np.bincount(np.concatenate(views), minlength=64) / (64 * 3000)
     exact = priors.prior(counts[labels], -0.5)
     np.testing.assert_array_less(np.abs(frequency - exact), 5 * np.sqrt(exact / (64 * 3000)))
@@ -78,8 +78,8 @@ def test_neighbours_are_those_of_scikit_learn(block):
     from sklearn.neighbors import NearestNeighbors
 
     images = np.random.default_rng(0).integers(0, 256, (100, 3, 3, 1), np.uint8)
-    sets = sampling.sorted_by_class(LABELS)
-    table = pairs.neighbour_table(images, sets, 5, block)
+    class_index = sampling.sorted_by_class(LABELS)
+    table = pairs.neighbour_table(images, class_index, 5, block)
     for c in range(3):
         members = np.flatnonzero(LABELS == c)
         pixels = images[members].reshape(len(members), -1).astype(float)
@@ -90,10 +90,10 @@ def test_neighbours_are_those_of_scikit_learn(block):
 def test_the_rule_of_nearest_keeps_the_view_and_small_classes():
     labels = np.array([0, 0, 0, 1, 1, 2])
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * 10
-    sets = sampling.sorted_by_class(labels)
-    table = pairs.neighbour_table(images, sets, 5)
+    class_index = sampling.sorted_by_class(labels)
+    table = pairs.neighbour_table(images, class_index, 5)
     index = np.resize(np.arange(6), 600)
-    partner, view = pairs.nearest(sets, index, table=table, neighbours=5, seed=0, step=0)
+    partner, view = pairs.nearest(class_index, index, table=table, neighbours=5, seed=0, step=0)
     np.testing.assert_array_equal(view, np.arange(600))
     of = {i: set(partner[index == i].tolist()) for i in range(6)}
     assert of == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {4}, 4: {3}, 5: {5}}
@@ -103,9 +103,9 @@ def test_the_rule_of_nearest_keeps_the_view_and_small_classes():
 def test_class_frequencies_of_partners_with_8142_classes(class_exponent):
     counts = longtail.profile("exp", 1000, 8142, 500.0)  # iNaturalist 2018's number of classes, largest and smallest
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(8142), counts))
-    sets = sampling.sorted_by_class(labels)
+    class_index = sampling.sorted_by_class(labels)
     options = {"class_exponent": class_exponent, "seed": 0, "size": 2048}
-    draws = np.concatenate([pairs.partners_by_class(sets, step=step, **options) for step in range(400)])
+    draws = np.concatenate([pairs.partners_by_class(class_index, step=step, **options) for step in range(400)])
     expected = priors.prior(counts, class_exponent) * len(draws)
     found = np.bincount(labels[draws], minlength=8142)
     chi2 = ((found - expected) ** 2 / expected).sum()

@@ -34,17 +34,17 @@ def test_the_order_is_a_function_of_seed_and_step():
 
 
 def test_sorting_by_class():
-    sets = sampling.sorted_by_class(LABELS)
+    class_index = sampling.sorted_by_class(LABELS)
     for c in range(3):
-        members = sets.order[sets.first[c] : sets.first[c] + sets.counts[c]]
+        members = class_index.order[class_index.first[c] : class_index.first[c] + class_index.counts[c]]
         np.testing.assert_array_equal(members, np.flatnonzero(LABELS == c))
 
 
 def test_picks_number_the_views_of_the_global_batch():
     rule = functools.partial(pairs.by_class, class_exponent=-1.0)
-    sets = sampling.sorted_by_class(LABELS)
-    mixed = sampling.picks(sets, seed=0, step=2, batch_size=8, partners=rule)
-    plain = sampling.picks(sets, seed=0, step=2, batch_size=8)
+    class_index = sampling.sorted_by_class(LABELS)
+    mixed = sampling.indices(class_index, seed=0, step=2, batch_size=8, pair_sampler=rule)
+    plain = sampling.indices(class_index, seed=0, step=2, batch_size=8)
     np.testing.assert_array_equal(mixed.view, np.arange(8))
     np.testing.assert_array_equal(mixed.partner_view, np.arange(8, 16))
     np.testing.assert_array_equal(mixed.index, plain.index)
@@ -52,7 +52,7 @@ def test_picks_number_the_views_of_the_global_batch():
 
 
 def test_the_class_balanced_sampler_draws_every_class_alike():
-    sets = sampling.sorted_by_class(LABELS)
-    index = sampling.class_balanced(sets, seed=0, step=0, batch_size=30_000)
+    class_index = sampling.sorted_by_class(LABELS)
+    index = sampling.class_balanced(class_index, seed=0, step=0, batch_size=30_000)
     np.testing.assert_allclose(np.bincount(LABELS[index]) / 30_000, 1 / 3, atol=5 * np.sqrt(2 / 9 / 30_000))
-    assert (index != sampling.class_balanced(sets, seed=0, step=1, batch_size=30_000)).any()
+    assert (index != sampling.class_balanced(class_index, seed=0, step=1, batch_size=30_000)).any()

@@ -29,10 +29,10 @@ def gone(number):
 def test_a_suspended_worker_is_told_and_a_killed_one_ends_the_run(photographs, monkeypatch):
     """The worker is suspended before its first image, and killed once it was said that it is waited for."""
     monkeypatch.setattr(workers, "_PATIENCE", 0.2)
-    sets = sampling.sorted_by_class(photographs.labels)
-    picks_at = functools.partial(sampling.picks, sets, seed=0, batch_size=4)
+    class_index = sampling.sorted_by_class(photographs.labels)
+    indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=4)
     options = {"views": 4, "seed": 0, "reading": READING._replace(workers=1)}
-    made = loading.batches(photographs, sets, picks_at, range(10**6), **options)
+    made = loading.batches(photographs, class_index, indices_of, range(10**6), **options)
     next(made)
     (worker,) = workers.multiprocessing.active_children()
     told = []

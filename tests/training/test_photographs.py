@@ -166,9 +166,9 @@ def test_every_row_gets_its_batches_of_photographs(folder, tmp_path, row):
         of, batch = next(training_input.batches(experiment, stage.first))
         assert of is stage
         assert batch.image.shape == (4, 8, 8, 3)
-        assert (batch.partner_image is None) == (stage.partners is None)
+        assert (batch.partner_image is None) == (stage.pair_sampler is None)
         pairs = [(batch.image, batch.label)]
-        if stage.partners is not None:
+        if stage.pair_sampler is not None:
             pairs.append((batch.partner_image, batch.partner_label))
         for images, labels in pairs:  # class c has a mean of 45 + 50 c
             np.testing.assert_array_equal((np.asarray(images).mean(axis=(1, 2, 3)) - 20) // 50, labels)

@@ -145,20 +145,20 @@ def mine(monkeypatch):
     def fails(keys, image_a, image_b, label_a, label_b):
         return image_a @ label_a
 
-    def neighbour(sets, index, *, seed, step):
+    def neighbour(class_index, index, *, seed, step):
         slots = np.roll(np.arange(len(index), dtype=np.int32), 1)
         return index[slots], slots
 
-    def anywhere(sets, index, *, seed, step):
-        return np.arange(len(index)) % len(sets.labels), np.arange(len(index), 2 * len(index), dtype=np.int32)
+    def anywhere(class_index, index, *, seed, step):
+        return np.arange(len(index)) % len(class_index.labels), np.arange(len(index), 2 * len(index), dtype=np.int32)
 
-    def other_place(sets, index, *, seed, step):
+    def other_place(class_index, index, *, seed, step):
         return np.roll(index, 1), np.arange(len(index), dtype=np.int32)
 
-    def later_outside(sets, index, *, seed, step):
-        return (neighbour if step < 3 else anywhere)(sets, index, seed=seed, step=step)
+    def later_outside(class_index, index, *, seed, step):
+        return (neighbour if step < 3 else anywhere)(class_index, index, seed=seed, step=step)
 
-    def next_nearest(sets, index, *, table, neighbours=2, seed, step):
+    def next_nearest(class_index, index, *, table, neighbours=2, seed, step):
         return table[index, neighbours - 1], np.arange(len(index), dtype=np.int32)
 
     def deep(keys, image_a, image_b, label_a, label_b):

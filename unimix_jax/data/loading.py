@@ -8,30 +8,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from unimix_jax.data.sampling import ByClass
-from unimix_jax.data.types import Batch, Picks, Source
+from unimix_jax.data.sampling import ClassIndex
+from unimix_jax.data.types import Batch, BatchIndices, Source
 from unimix_jax.data.views import Reading, View, cached_picks, evaluated_view, partner_is_in_batch, training_view
 from unimix_jax.data.workers import in_order
 
 Block = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # images, which of them are examples, names of unreadable ones
 
 
-def gather(images: np.ndarray, labels: np.ndarray, picks: Picks) -> Batch:
+def gather(images: np.ndarray, labels: np.ndarray, indices: BatchIndices) -> Batch:
     """Collect the rows of a batch, from numpy arrays in the host's memory and from traced arrays alike.
 
     Args:
       images: uint8[N, H, W, C].
       labels: int32[N].
-      picks: positions below N.
+      indices: positions below N.
 
     Returns:
       The images and labels at these positions, and at those of the partners.
     """
-    batch = Batch(images[picks.index], labels[picks.index], picks.view)
-    if picks.partner is None:
+    batch = Batch(images[indices.index], labels[indices.index], indices.view)
+    if indices.partner is None:
         return batch
     return batch._replace(
-        partner_image=images[picks.partner], partner_label=labels[picks.partner], partner_view=picks.partner_view
+        partner_image=images[indices.partner], partner_label=labels[indices.partner], partner_view=indices.partner_view
     )
 
 
@@ -63,8 +63,8 @@ def prefetch(iterable: Iterable, depth: int = 2) -> Iterator:
 
 def batches(
     source: Source,
-    sets: ByClass,
-    picks_at: Callable[..., Picks],
+    class_index: ClassIndex,
+    indices_of: Callable[..., BatchIndices],
     steps: range,
     *,
     views: int,
@@ -75,8 +75,8 @@ def batches(
 
     Args:
       source: with names, not images.
-      sets: `sorted_by_class` of its labels.
-      picks_at: called as picks_at(step=...).
+      class_index: `sorted_by_class` of its labels.
+      indices_of: called as indices_of(step=...).
       steps: consecutive.
       views: images to decode in a step, at most: B, or 2 * B where partners come from outside of the batch.
       seed: of the crops.
@@ -89,25 +89,31 @@ def batches(
       UserError: an image cannot be read, and is not to be replaced.
     """
     view_at = functools.partial(
-        training_view, source=source, sets=sets, picks_at=picks_at, views=views, seed=seed, reading=reading
+        training_view,
+        source=source,
+        class_index=class_index,
+        indices_of=indices_of,
+        views=views,
+        seed=seed,
+        reading=reading,
     )
     all_views = _read(view_at, range(steps.start * views, steps.stop * views), reading, views)
     for step in steps:
         step_views = [next(all_views) for _ in range(views)]
-        picks = cached_picks(picks_at, step)
-        size = len(picks.index)
+        indices = cached_picks(indices_of, step)
+        size = len(indices.index)
         image = np.stack([view.image for view in step_views[:size]])
-        batch = Batch(image, source.labels[picks.index], picks.view)
-        if picks.partner is not None:
-            in_batch = partner_is_in_batch(picks)
+        batch = Batch(image, source.labels[indices.index], indices.view)
+        if indices.partner is not None:
+            in_batch = partner_is_in_batch(indices)
             partner = [
                 image[slot] if in_batch[i] else step_views[size + i].image
-                for i, slot in enumerate(picks.partner_view.tolist())
+                for i, slot in enumerate(indices.partner_view.tolist())
             ]
             batch = batch._replace(
                 partner_image=np.stack(partner),
-                partner_label=source.labels[picks.partner],
-                partner_view=picks.partner_view,
+                partner_label=source.labels[indices.partner],
+                partner_view=indices.partner_view,
             )
         yield batch, tuple(name for view in step_views for name in view.unreadable)
 

@@ -1,20 +1,21 @@
 """The examples of each step: pure functions of (seed, step). numpy only.
 
 A checkpoint therefore holds no iterator: resuming is starting at step n. A sampler takes
-(sets, seed, step, batch_size) and its options, and returns positions int64[batch_size].
+(class_index, seed, step, batch_size) and its options, and returns positions int64[batch_size].
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from unimix_jax import priors, registry
 from unimix_jax.data.rng import Stream, generator
-from unimix_jax.data.types import Picks
+from unimix_jax.data.types import BatchIndices
 
 
-class ByClass(NamedTuple):
+class ClassIndex(NamedTuple):
     """The positions of a data set, sorted by class."""
 
     labels: np.ndarray  # int[N]
@@ -23,7 +24,7 @@ class ByClass(NamedTuple):
     counts: np.ndarray  # int64[K]
 
 
-def sorted_by_class(labels: np.ndarray) -> ByClass:
+def sorted_by_class(labels: np.ndarray) -> ClassIndex:
     """Sort positions by class, once for a run.
 
     Args:
@@ -33,7 +34,7 @@ def sorted_by_class(labels: np.ndarray) -> ByClass:
       The positions class by class, with K the largest label + 1.
     """
     counts = np.bincount(labels).astype(np.int64)
-    return ByClass(labels, np.argsort(labels, kind="stable"), np.cumsum(counts) - counts, counts)
+    return ClassIndex(labels, np.argsort(labels, kind="stable"), np.cumsum(counts) - counts, counts)
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -68,11 +69,11 @@ def natural_order(size: int, *, seed: int, step: int, batch_size: int) -> np.nda
 
 
 @registry.Sampler(law="natural")
-def instance_balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+def instance_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_size: int) -> np.ndarray:
     """Choose every example once an epoch, so that classes come as often as they have images; see `natural_order`.
 
     Args:
-      sets: `sorted_by_class` of the training labels.
+      class_index: `sorted_by_class` of the training labels.
       seed: of the run.
       step: from 0.
       batch_size: B, of the whole (global) batch.
@@ -80,17 +81,17 @@ def instance_balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -
     Returns:
       int64[B].
     """
-    return natural_order(len(sets.order), seed=seed, step=step, batch_size=batch_size)
+    return natural_order(len(class_index.order), seed=seed, step=step, batch_size=batch_size)
 
 
 @registry.Sampler(law="balanced")
-def class_balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+def class_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_size: int) -> np.ndarray:
     """Draw a class uniformly, then one of its images, with replacement.
 
     The class-aware samplers that cycle through the classes have the same law.
 
     Args:
-      sets: `sorted_by_class` of the training labels.
+      class_index: `sorted_by_class` of the training labels.
       seed: of the run.
       step: from 0.
       batch_size: B, of the whole (global) batch.
@@ -100,14 +101,14 @@ def class_balanced(sets: ByClass, *, seed: int, step: int, batch_size: int) -> n
 
     Source: dvlab-research/MiSLAS, datasets/sampler.py; facebookresearch/classifier-balancing.
     """
-    return draw_by_class(sets, 0.0, generator(seed, Stream.DRAW, step), batch_size)
+    return draw_by_class(class_index, 0.0, generator(seed, Stream.DRAW, step), batch_size)
 
 
-def draw_by_class(sets: ByClass, exponent: float, random: np.random.Generator, size: int) -> np.ndarray:
+def draw_by_class(class_index: ClassIndex, exponent: float, random: np.random.Generator, size: int) -> np.ndarray:
     """Draw images with replacement: a class by prior**exponent, then one of its images.
 
     Args:
-      sets: `sorted_by_class` of the labels.
+      class_index: `sorted_by_class` of the labels.
       exponent: 1 natural, 0 class-balanced, -1 inverse.
       random: the generator; two numbers are drawn for each image.
       size: number of images.
@@ -115,30 +116,38 @@ def draw_by_class(sets: ByClass, exponent: float, random: np.random.Generator, s
     Returns:
       int64[size].
     """
-    edges = np.cumsum(priors.prior(sets.counts, exponent))
+    edges = np.cumsum(priors.prior(class_index.counts, exponent))
     classes = np.searchsorted(edges / edges[-1], random.random(size), side="right")
-    within = (random.random(size) * sets.counts[classes]).astype(np.int64)
-    return sets.order[sets.first[classes] + within]
+    within = (random.random(size) * class_index.counts[classes]).astype(np.int64)
+    return class_index.order[class_index.first[classes] + within]
 
 
-def picks(sets: ByClass, *, seed: int, step: int, batch_size: int, order=instance_balanced, partners=None) -> Picks:
-    """Put a step together: its examples, and a partner for each where images are mixed.
+def indices(
+    class_index: ClassIndex,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    sampler: Callable = instance_balanced,
+    pair_sampler: Callable | None = None,
+) -> BatchIndices:
+    """Choose the examples of a step, and a partner for each of them if images are mixed.
 
     Args:
-      sets: `sorted_by_class` of the training labels.
+      class_index: `sorted_by_class` of the training labels.
       seed: of the run.
       step: from 0.
       batch_size: B, of the whole (global) batch.
-      order: a sampler.
-      partners: a pair sampler with its options bound, such as
-        `functools.partial(pairs.by_class, class_exponent=-1)`; None without mixing.
+      sampler: with its options bound.
+      pair_sampler: with its options bound, such as `functools.partial(pairs.by_class, class_exponent=-1)`; None
+        without mixing.
 
     Returns:
       The positions and views of the step's images, and of their partners.
     """
-    index = order(sets, seed=seed, step=step, batch_size=batch_size)
-    chosen = Picks(index, np.arange(batch_size, dtype=np.int32))
-    if partners is None:
-        return chosen
-    partner, view = partners(sets, index, seed=seed, step=step)
-    return chosen._replace(partner=partner, partner_view=view)
+    index = sampler(class_index, seed=seed, step=step, batch_size=batch_size)
+    examples = BatchIndices(index, np.arange(batch_size, dtype=np.int32))
+    if pair_sampler is None:
+        return examples
+    partner, view = pair_sampler(class_index, index, seed=seed, step=step)
+    return examples._replace(partner=partner, partner_view=view)

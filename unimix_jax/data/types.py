@@ -86,7 +86,7 @@ class Splits(NamedTuple):
         return {name: s for name, s in (("validation", self.validation), ("test", self.test)) if s is not None}
 
 
-class Picks(NamedTuple):
+class BatchIndices(NamedTuple):
     """The examples of a batch: positions in the data set, before any pixel is read."""
 
     index: np.ndarray  # int64[B]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax.data import decode
-from unimix_jax.data.sampling import ByClass
-from unimix_jax.data.types import Picks, Source
+from unimix_jax.data.sampling import ClassIndex
+from unimix_jax.data.types import BatchIndices, Source
 from unimix_jax.errors import UserError
 
 
@@ -38,8 +38,8 @@ def training_view(
     position: int,
     *,
     source: Source,
-    sets: ByClass,
-    picks_at: Callable[..., Picks],
+    class_index: ClassIndex,
+    indices_of: Callable[..., BatchIndices],
     views: int,
     seed: int,
     reading: Reading,
@@ -49,8 +49,8 @@ def training_view(
     Args:
       position: step * views + the number of the view in the step.
       source: of the training images.
-      sets: `sorted_by_class` of its labels.
-      picks_at: called as picks_at(step=...).
+      class_index: `sorted_by_class` of its labels.
+      indices_of: called as indices_of(step=...).
       views: images to decode in a step, at most.
       seed: of the crops.
       reading: how.
@@ -62,21 +62,21 @@ def training_view(
       UserError: the image cannot be read and is not to be replaced, or no image of its class can be read.
     """
     step, slot = divmod(position, views)
-    picks = cached_picks(picks_at, step)
-    size = len(picks.index)
+    indices = cached_picks(indices_of, step)
+    size = len(indices.index)
     if slot < size:
-        index, view = picks.index[slot], picks.view[slot]
-    elif partner_is_in_batch(picks)[slot - size]:
+        index, view = indices.index[slot], indices.view[slot]
+    elif partner_is_in_batch(indices)[slot - size]:
         return View(_NOTHING, ())
     else:
-        index, view = picks.partner[slot - size], picks.partner_view[slot - size]
+        index, view = indices.partner[slot - size], indices.partner_view[slot - size]
     box_of = functools.partial(decode.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
     image = decoded_image(source, index, box_of, reading.size, reading)
     if image is not None:
         return View(image, ())
     # The next image of its class replaces it.
     label, unreadable = source.labels[index], [source.path_of(index)]
-    members = sets.order[sets.first[label] : sets.first[label] + sets.counts[label]]
+    members = class_index.order[class_index.first[label] : class_index.first[label] + class_index.counts[label]]
     for member in np.roll(members, -int(np.searchsorted(members, index)))[1:]:
         image = decoded_image(source, member, box_of, reading.size, reading)
         if image is not None:
@@ -135,25 +135,25 @@ def decoded_image(
 
 
 @functools.lru_cache(maxsize=16)
-def cached_picks(picks_at: Callable[..., Picks], step: int) -> Picks:
-    """Return picks_at(step=step), computed once for all views of a step.
+def cached_picks(indices_of: Callable[..., BatchIndices], step: int) -> BatchIndices:
+    """Return indices_of(step=step), computed once for all views of a step.
 
     Args:
-      picks_at: a function that can be hashed, such as a partial one.
+      indices_of: a function that can be hashed, such as a partial one.
       step: from 0.
     """
-    return picks_at(step=step)
+    return indices_of(step=step)
 
 
-def partner_is_in_batch(picks: Picks) -> np.ndarray:
+def partner_is_in_batch(indices: BatchIndices) -> np.ndarray:
     """Return which partners are views of the batch itself.
 
     Args:
-      picks: of a batch with partners.
+      indices: of a batch with partners.
 
     Returns:
       bool[B].
     """
-    size = len(picks.index)
-    slots = np.minimum(picks.partner_view, size - 1)
-    return (picks.partner_view < size) & (picks.index[slots] == picks.partner)
+    size = len(indices.index)
+    slots = np.minimum(indices.partner_view, size - 1)
+    return (indices.partner_view < size) & (indices.index[slots] == indices.partner)

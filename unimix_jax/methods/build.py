@@ -26,8 +26,8 @@ class Stage(NamedTuple):
     last: int
     loss: Callable  # (logits, labels) -> float32[B]
     mixer: Callable | None  # (Keys, image_a, image_b, label_a, label_b) -> Mixed
-    pair_sampler: Callable | None  # (ByClass, index, seed, step) -> (partner, view)
-    sampler: Callable  # (ByClass, seed, step, batch_size) -> int64[B]
+    pair_sampler: Callable | None  # (ClassIndex, index, seed, step) -> (partner, view)
+    sampler: Callable  # (ClassIndex, seed, step, batch_size) -> int64[B]
     class_weight: np.ndarray  # float32[K]
     reduction: str = "weights"
     lr_multipliers: tuple[tuple[str, float], ...] = ()  # of the learning rate, by parameter group; 1 if absent
@@ -43,11 +43,6 @@ class Stage(NamedTuple):
         """What the compiled step depends on: stages with equal programs share one."""
         plain = self.pair_sampler is None
         return self.loss, self.mixer, plain, self.reduction, self.lr_multipliers, self.batch_norm
-
-    # The names of these fields before, for code that still reads them.
-    partners = property(lambda self: self.pair_sampler)
-    order = property(lambda self: self.sampler)
-    trains = property(lambda self: self.lr_multipliers)
 
 
 class Method(NamedTuple):

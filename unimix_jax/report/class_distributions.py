@@ -47,16 +47,16 @@ def panels(
     # A data set of one position a class: the sampler draws a class by its count, whole or not, then that position,
     # because a random number below 1 times a relative count is below 1.
     each = np.arange(classes)
-    sets = sampling.ByClass(labels=each, order=each, first=each, counts=counts / counts[0])
+    class_index = sampling.ClassIndex(labels=each, order=each, first=each, counts=counts / counts[0])
     keys = jax.random.split(jax.random.key(seed), _PAIRS)
 
     def drawn_classes(exponent, step):
-        return pairs.partners_by_class(sets, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
+        return pairs.partners_by_class(class_index, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
 
     draw_factors = jax.jit(jax.vmap(lambda key, a, b: mixing.unimix_factor(key, a, b, alpha=alpha, wrap=wrap)))
 
     def factors(label_b):
-        return np.asarray(draw_factors(keys, sets.counts[label_a], sets.counts[label_b]))
+        return np.asarray(draw_factors(keys, class_index.counts[label_a], class_index.counts[label_b]))
 
     def panel(title, equation, density, exact, label_b, weight, **options):
         grid, places = np.linspace(1, classes, 400), np.arange(1.0, classes + 1)

@@ -30,12 +30,12 @@ def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
         if stage.neighbours:
             pair_sampler = functools.partial(pair_sampler, table=table(stage.neighbours))
         indices_of = functools.partial(
-            sampling.picks,
+            sampling.indices,
             experiment.class_index,
             seed=config.seed,
             batch_size=config.batch_size,
-            order=stage.sampler,
-            partners=pair_sampler,
+            sampler=stage.sampler,
+            pair_sampler=pair_sampler,
         )
         if stage.mixes_inside:
             where = f"stage {stage.name!r} of {experiment.method.name!r}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from unimix_jax import priors, registry
 from unimix_jax.data import sampling, sources
-from unimix_jax.data.types import Picks, Splits
+from unimix_jax.data.types import BatchIndices, Splits
 from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods import build as methods
@@ -36,7 +36,7 @@ class Experiment:
     config: "ConfigDict"
     directory: pathlib.Path
     splits: Splits
-    class_index: sampling.ByClass
+    class_index: sampling.ClassIndex
     method: methods.Method
     network: nn.Module
     step_config: step.StepConfig
@@ -171,7 +171,7 @@ def _reading(data) -> Reading:
 
 
 def _with_inner_mixing(
-    method: methods.Method, class_index: sampling.ByClass, image_shape: tuple[int, int, int], config, devices: int
+    method: methods.Method, class_index: sampling.ClassIndex, image_shape: tuple[int, int, int], config, devices: int
 ) -> methods.Method:
     """Mark the stages that mix inside of the network, which is seen from what their mixers return.
 
@@ -193,12 +193,12 @@ def _with_inner_mixing(
             if registry.traits("pair_sampler", stage.pair_sampler).in_batch is False:
                 raise UserError(methods.outside_of_batch(where))
             indices_of = functools.partial(
-                sampling.picks,
+                sampling.indices,
                 class_index,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                order=stage.sampler,
-                partners=stage.pair_sampler,
+                sampler=stage.sampler,
+                pair_sampler=stage.pair_sampler,
             )
             indices_within_batch(indices_of, where, step=stage.first)
             stage = stage._replace(mixes_inside=True)
@@ -206,7 +206,7 @@ def _with_inner_mixing(
     return method._replace(stages=tuple(stages))
 
 
-def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> Picks:
+def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> BatchIndices:
     """Return the indices of a step after a check that each partner is in the batch, at the place of its view.
 
     Args:
