@@ -5,6 +5,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable
+from typing import NoReturn
 
 COMPLETE = 0  # the run is finished
 MISTAKE = 2  # a mistake of the user, described in one sentence
@@ -38,9 +39,21 @@ def is_disk_failure(error: OSError) -> bool:
     return error.errno in _DISK_FAILURES
 
 
-def write_error(sentence: str, error: OSError) -> Failure | UserError:
-    """Return the exception for a file that cannot be written: a failure if the disk failed, otherwise a mistake."""
-    return (Failure if is_disk_failure(error) else UserError)(f"{sentence}: {error.strerror or error}")
+def raise_write_error(sentence: str, error: OSError) -> NoReturn:
+    """Raise the error for a file that cannot be written: a failure if the disk failed, otherwise a mistake.
+
+    Args:
+      sentence: what cannot be written.
+      error: of the system.
+
+    Raises:
+      Failure: the disk is full, broken or read-only.
+      UserError: any other reason.
+    """
+    message = f"{sentence}: {error.strerror or error}"
+    if is_disk_failure(error):
+        raise Failure(message) from None
+    raise UserError(message) from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

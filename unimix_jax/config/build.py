@@ -5,14 +5,17 @@ after the colon of --config, overrides.
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unimix_jax.config import fields
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods.recipes import RECIPES
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def default():
+
+def default() -> "ConfigDict":
     """Return a ConfigDict with the fields that all data sources have.
 
     `use_source` adds those of a source, `use_method` a method.
@@ -26,7 +29,7 @@ def default():
     return config
 
 
-def use_source(config, source: str) -> None:
+def use_source(config: "ConfigDict", source: str) -> None:
     """Put a data source into a config: its name, its own fields, and its defaults of the other fields.
 
     Args:
@@ -39,7 +42,7 @@ def use_source(config, source: str) -> None:
             _set(config, field, source)
 
 
-def use_photographs(config) -> None:
+def use_photographs(config: "ConfigDict") -> None:
     """Put the fields of photographs into a config: images in files, augmented as is usual for ImageNet.
 
     Args:
@@ -48,7 +51,7 @@ def use_photographs(config) -> None:
     use_source(config, "photographs")
 
 
-def use_paper_schedule(config) -> None:
+def use_paper_schedule(config: "ConfigDict") -> None:
     """Set epochs and learning rate as the paper has them for photographs (supplement, C.2).
 
     Args:
@@ -60,7 +63,7 @@ def use_paper_schedule(config) -> None:
     config.optim.decay_factor = 0.1
 
 
-def use_usual_schedule(config, epochs: int, weight_decay: float) -> None:
+def use_usual_schedule(config: "ConfigDict", epochs: int, weight_decay: float) -> None:
     """Set batch and learning rate as most of the field has them for photographs: batch 256, rate .1, cosine.
 
     Args:
@@ -75,7 +78,7 @@ def use_usual_schedule(config, epochs: int, weight_decay: float) -> None:
     config.optim.weight_decay = weight_decay
 
 
-def use_method(config, name: str, data: str = "", recipe: str = "") -> None:
+def use_method(config: "ConfigDict", name: str, data: str = "", recipe: str = "") -> None:
     """Put the recipe of a method into a config: its stages, and the fields of the run that it changes.
 
     A config file calls it last, because a recipe may differ between data sets.

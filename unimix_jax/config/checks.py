@@ -1,12 +1,15 @@
 """Refuse values that are out of range before anything is loaded or compiled."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unimix_jax.config import fields
 from unimix_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def check(config) -> None:
+
+def check(config: "ConfigDict") -> None:
     """Refuse values that are out of range.
 
     Args:

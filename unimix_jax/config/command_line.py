@@ -93,6 +93,9 @@ def parse(argv: list[str]) -> Command | str:
 def _split(arguments: list[str]) -> _Line:
     """Read the arguments of a command line once; a value stands behind "=" or is the next argument.
 
+    Returns:
+      The line.
+
     Raises:
       UserError: an option that does not exist, an argument that is no option, or --config twice.
     """

@@ -1,7 +1,12 @@
 """Sentences for fields and options that do not exist: the name here of what other tools call otherwise."""
 
+from typing import TYPE_CHECKING
+
 from unimix_jax.config import fields
 from unimix_jax.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Options of the command line by the names that other tools have for them.
 _WORKDIR = ("output_dir", "out_dir", "outdir", "output", "save_dir", "log_dir", "logdir", "work_dir")
@@ -18,7 +23,7 @@ _METHOD = ("method", "loss", "loss_type", "mixer", "recipe", "algorithm")
 _DATASET = ("dataset", "data")
 
 
-def unknown_field(name: str, config) -> str:
+def unknown_field(name: str, config: "ConfigDict") -> str:
     """Return the sentence for an override of a field that a config does not have.
 
     Args:

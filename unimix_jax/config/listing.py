@@ -1,13 +1,16 @@
 """The text of --config=FILE --help: every field of a config with its value and its help."""
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unimix_jax.config import fields
 from unimix_jax.config.compare import flat
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def listing(config, name: str) -> str:
+
+def listing(config: "ConfigDict", name: str) -> str:
     """Return the text that lists every field of a config.
 
     Args:

@@ -3,12 +3,15 @@
 import importlib.util
 import logging
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unimix_jax import storage
 from unimix_jax.config import build, fields, old_names
 from unimix_jax.config.compare import flat
 from unimix_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ def shipped_configs() -> list[str]:
     return sorted({path.name for root in _config_roots() for path in root.glob("[!_]*.py")})
 
 
-def run_name(path: pathlib.Path, config) -> str:
+def run_name(path: pathlib.Path, config: "ConfigDict") -> str:
     """Return the name that a new run directory begins with.
 
     Args:
@@ -56,7 +59,7 @@ def run_name(path: pathlib.Path, config) -> str:
     return f"{config.data.source}-{config.method.get('name', 'run')}" if path.suffix == ".json" else path.stem
 
 
-def load(path: pathlib.Path, text: str | None):
+def load(path: pathlib.Path, text: str | None) -> "ConfigDict":
     """Make the config of a file.
 
     Args:

@@ -5,10 +5,13 @@ The names are declared with the fields (`fields.Field.old`) and with the recipes
 
 import copy
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unimix_jax.config.fields import FIELDS
 from unimix_jax.methods.recipes import NEW_ENTRIES, NEW_FUNCTIONS
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _log = logging.getLogger(__name__)
 _MISSING = object()
@@ -29,7 +32,7 @@ def with_new_names(config: dict) -> tuple[dict, dict[str, str]]:
     return config, rename(config)
 
 
-def rename(config) -> dict[str, str]:
+def rename(config: "ConfigDict") -> dict[str, str]:
     """Replace the old names in a config in place.
 
     Args:

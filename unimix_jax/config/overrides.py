@@ -1,11 +1,14 @@
 """Change fields of a config as the command line says: --config.FIELD=VALUE."""
 
 import ast
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unimix_jax.config import fields, hints, old_names
 from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _STAGE = RECIPES["erm"]["stages"]["plain"]  # every entry that a stage can have
 
@@ -17,7 +20,7 @@ class Override(NamedTuple):
     text: str | None
 
 
-def apply(config, overrides: list[Override], name: str):
+def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "ConfigDict":
     """Return a config with fields changed by the command line.
 
     Args:

@@ -23,7 +23,7 @@ class Code:
       lines: the instructions.
     """
 
-    def __init__(self, dtype: str):
+    def __init__(self, dtype: str) -> None:
         self.scalar = {"float32": "float", "float64": "double"}[dtype]
         self.bytes, self.lanes = processor.BYTES[dtype], processor.lanes(dtype)
         self.vector, self.mask = f"<{self.lanes} x {self.scalar}>", f"<{self.lanes} x i1>"

@@ -8,6 +8,7 @@ of threads.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from unimix_jax.cpu_kernels import executable
 _PARTS = 8  # of a batch for the gradient of a small kernel; constant, because the order of a sum changes its last bits
 
 
-def conv2d(x, kernel, stride: int, groups: int, *, threads: int):
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, groups: int, *, threads: int) -> Any:
     """Convolve images with a square kernel, as `models.ops.conv2d` does.
 
     Args:
@@ -38,7 +39,7 @@ def conv2d(x, kernel, stride: int, groups: int, *, threads: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x, kernel, stride: int, threads: int):
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, threads: int) -> jax.Array:
     """Convolve images with a kernel of odd size S, padded by half of it; differentiable.
 
     Args:
@@ -67,7 +68,7 @@ def _convolve_backward(stride, threads, saved, g):
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def forward(x, kernel, stride: int, pads: tuple[int, int], threads: int):
+def forward(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int], threads: int) -> jax.Array:
     """Convolve images with a kernel.
 
     Args:
@@ -94,7 +95,7 @@ def forward(x, kernel, stride: int, pads: tuple[int, int], threads: int):
     return executable.call(programs.write_conv2d, options, workers, out, x, kernel)[0]
 
 
-def kernel_gradient(x, g, stride: int, size: int, threads: int):
+def kernel_gradient(x: jax.Array, g: jax.Array, stride: int, size: int, threads: int) -> jax.Array:
     """Return the gradient of the kernel of a convolution that is padded by half of the kernel's size.
 
     Args:

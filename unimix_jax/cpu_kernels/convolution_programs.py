@@ -1,7 +1,7 @@
 """The programs of `convolution`: how the loops of a convolution and of its kernel's gradient are written."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unimix_jax.cpu_kernels.assembly import Code, Value
 
@@ -18,7 +18,15 @@ def is_small(shape: tuple[int, int, int, int], bytes_per_number: int) -> bool:
     return math.prod(shape) * bytes_per_number <= _SMALL
 
 
-def write_conv2d(code: Code, x_shape, out_shape, size: int, stride: int, pads, workers: int) -> int:
+def write_conv2d(
+    code: Code,
+    x_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    size: int,
+    stride: int,
+    pads: tuple[int, int],
+    workers: int,
+) -> int:
     """Write a convolution: it copies an image between borders of zeros, then computes tiles of pixels and channels.
 
     Args:
@@ -100,7 +108,9 @@ class _Tiles(NamedTuple):
             code.store(vector, code.at(first, i // self.vectors * outputs + i % self.vectors * lanes))
 
 
-def write_kernel_gradient(code: Code, x_shape, g_shape, stride: int, size: int, parts: int, workers: int) -> int:
+def write_kernel_gradient(
+    code: Code, x_shape: tuple[int, ...], g_shape: tuple[int, ...], stride: int, size: int, parts: int, workers: int
+) -> int:
     """Write the gradient of a kernel. For each block of pixels, it computes one tap and one tile of channels at a time.
 
     The sums of a block stay in registers.
@@ -160,7 +170,7 @@ class _Taps(NamedTuple):
     deep: int  # input channels of a tile
     vectors: int  # of output channels of a tile
 
-    def task(self, number: Value, counts: tuple[int, int, int, int]):
+    def task(self, number: Value, counts: tuple[int, int, int, int]) -> Any:
         """Return row and column of a task's tap, its first input and output channel, and the addresses of its sums."""
         code, indices = self.code, []
         for count in reversed(counts):
@@ -172,7 +182,7 @@ class _Taps(NamedTuple):
         offsets = [a * self.shape[3] + v * code.lanes for a in range(self.deep) for v in range(self.vectors)]
         return below, right, i, o, [code.at(corner, offset) for offset in offsets]
 
-    def write(self, task, images: tuple[Value, Value], band: tuple[Value, Value]) -> None:
+    def write(self, task: Any, images: tuple[Value, Value], band: tuple[Value, Value]) -> None:
         """Add the products of some images and a band of their rows to the sums of a task."""
         code, (below, right, channel_in, channel_out, addresses) = self.code, task
         (_, h, w, inputs), (_, rows, columns, outputs) = self.x_shape, self.g_shape

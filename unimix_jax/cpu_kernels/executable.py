@@ -4,6 +4,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -15,7 +16,7 @@ _NAMES: dict[tuple, str] = {}  # of the programs that XLA knows, by all that the
 _LOCK = threading.Lock()
 
 
-def supports(dtype, channels: int) -> bool:
+def supports(dtype: Any, channels: int) -> bool:
     """Return whether there are programs for a type and a number of channels: all vectors must be full.
 
     Args:
@@ -25,7 +26,7 @@ def supports(dtype, channels: int) -> bool:
     return str(dtype) in processor.BYTES and channels % processor.lanes(str(dtype)) == 0
 
 
-def check(fits: bool, channels: int, *arrays) -> None:
+def check(fits: bool, channels: int, *arrays: jax.Array) -> None:
     """Refuse arrays for which a program would read or write outside of them.
 
     Args:
@@ -57,7 +58,7 @@ def worker_count(multiply_adds: int, threads: int) -> int:
     return max(1, min(threads, multiply_adds // _MULTIPLY_ADDS_PER_WORKER))
 
 
-def call(write: Callable[..., int], options: tuple, workers: int, out, *arguments):
+def call(write: Callable[..., int], options: tuple, workers: int, out: Any, *arguments: Any) -> Any:
     """Call a program, which is compiled at the first call.
 
     Args:

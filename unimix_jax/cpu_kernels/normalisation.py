@@ -1,6 +1,7 @@
 """Batch normalisation in training, with a gradient of its own: XLA's operations in an order that a CPU is fast at."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ from jax import lax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def batch_norm(x, scale, bias, residual, relu: bool, axis: str | None, epsilon: float):
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array, relu: bool, axis: str | None, epsilon: float
+) -> Any:
     """Normalise by the statistics of the batch, add a residual, apply ReLU, as `models.ops.batch_norm` does.
 
     Only x and the result are kept for the backward pass, and XLA cannot compute either of them again. No gradient

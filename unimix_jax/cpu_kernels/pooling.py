@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from unimix_jax.cpu_kernels import executable
 from unimix_jax.cpu_kernels.assembly import Code, Value
 
 
-def max_pool(x, *, threads: int):
+def max_pool(x: jax.Array, *, threads: int) -> Any:
     """Take the largest number of each window, as `models.ops.max_pool` does.
 
     Args:
@@ -24,7 +25,7 @@ def max_pool(x, *, threads: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def pool(x, threads: int):
+def pool(x: jax.Array, threads: int) -> jax.Array:
     """Take the largest number of each window; the first of several largest gets the gradient.
 
     Args:
@@ -50,7 +51,7 @@ def _pool_backward(threads, saved, g):
 pool.defvjp(_pool_forward, _pool_backward)
 
 
-def forward(x, threads: int):
+def forward(x: jax.Array, threads: int) -> jax.Array:
     """Take the largest number of each window; nan if one is in it.
 
     Args:
@@ -70,7 +71,7 @@ def forward(x, threads: int):
     return executable.call(_write_max_pool, (x.shape, shape, workers), workers, out, x)
 
 
-def gradient(taps, g, shape: tuple[int, int, int, int], threads: int):
+def gradient(taps: jax.Array, g: jax.Array, shape: tuple[int, int, int, int], threads: int) -> jax.Array:
     """Return the gradient of the input.
 
     Args:

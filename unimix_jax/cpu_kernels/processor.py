@@ -25,7 +25,7 @@ def unsupported() -> str:
 
 
 @functools.cache
-def target():
+def target() -> tuple:
     """Return what LLVM compiles for.
 
     Returns:

@@ -17,7 +17,7 @@ import urllib.request
 import zlib
 
 from unimix_jax import storage
-from unimix_jax.errors import UserError, is_disk_failure, write_error
+from unimix_jax.errors import UserError, is_disk_failure, raise_write_error
 
 _BLOCK = 1 << 20  # bytes read at once
 _PATIENCE = 5  # breaks in a row without progress before giving up
@@ -44,7 +44,7 @@ def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, time
       UserError: the server cannot be reached, refuses, is too slow or sends too much; the digest differs; the disk
         cannot be written; or another process downloads the same file.
       Failure: the disk is full, or failed.
-    """
+    """  # noqa: DOC501, _Kept is caught below
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def fetch(url: str, path: pathlib.Path, md5: str, limit: int = storage.GIB, time
             raise
         os.replace(part, path)
     except OSError as error:
-        raise write_error(f"cannot write {path}", error) from None
+        raise_write_error(f"cannot write {path}", error)
 
 
 def check(path: pathlib.Path, md5: str) -> None:
@@ -159,7 +159,7 @@ def _talk(url: str, have: int, timeout: float, replies: queue.Queue, given_up: t
 
     ("begun", (whether it sends from the first byte on, the number of bytes or None)), ("block", bytes), ("end", whether
     there was nothing to send), ("failed", the exception).
-    """
+    """  # noqa: DOC501, they are put into the queue
 
     def put(kind, value):
         while not given_up.is_set():
@@ -236,7 +236,7 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, members: tuple[str, ...
         os.replace(temporary, folder)
     except (tarfile.TarError, EOFError, MemoryError, OverflowError, ValueError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and is_disk_failure(error):
-            raise write_error(f"cannot unpack {archive}", error) from None
+            raise_write_error(f"cannot unpack {archive}", error)
         raise UserError(f"cannot unpack {archive}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,8 @@
 """The partner with which each image of a step is mixed: pure functions of (seed, step). numpy only.
 
-A pair sampler takes (class_index, index int64[B], seed, step) and its options, and returns the positions int64[B] and the
-views int32[B] of the partners. A partner from the same batch has the view of the slot where it stands, and so the same
-augmentation.
+A pair sampler takes (class_index, index int64[B], seed, step) and its options, and returns the positions int64[B] and
+the views int32[B] of the partners. A partner from the same batch has the view of the slot where it stands, and so the
+same augmentation.
 """
 
 import numpy as np
@@ -42,7 +42,9 @@ def partners_by_class(
 
 
 @registry.PairSampler(in_batch=False, options={"class_exponent": _EXPONENT})
-def by_class(class_index: ClassIndex, index: np.ndarray, *, class_exponent: float = -1.0, seed: int, step: int):
+def by_class(
+    class_index: ClassIndex, index: np.ndarray, *, class_exponent: float = -1.0, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the partners of UniMix: `partners_by_class`, with views, and so augmentations, of their own.
 
     Args:
@@ -61,7 +63,7 @@ def by_class(class_index: ClassIndex, index: np.ndarray, *, class_exponent: floa
 
 
 @registry.PairSampler(in_batch=True, changes_label_shares=False)
-def permutation(class_index: ClassIndex, index: np.ndarray, *, seed: int, step: int):
+def permutation(class_index: ClassIndex, index: np.ndarray, *, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose the partners of mixup: a permutation of the batch; an image may meet itself.
 
     Args:
@@ -78,7 +80,9 @@ def permutation(class_index: ClassIndex, index: np.ndarray, *, seed: int, step: 
 
 
 @registry.PairSampler(in_batch=True, options={"image_exponent": _EXPONENT})
-def in_batch(class_index: ClassIndex, index: np.ndarray, *, image_exponent: float = -0.5, seed: int, step: int):
+def in_batch(
+    class_index: ClassIndex, index: np.ndarray, *, image_exponent: float = -0.5, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the partners of UniMix's released code: from the batch, with replacement.
 
     An image weighs count**image_exponent of its class. Over many batches a class is drawn as
@@ -110,7 +114,9 @@ def in_batch(class_index: ClassIndex, index: np.ndarray, *, image_exponent: floa
     changes_label_shares=False,
     options={"neighbours": registry.at_least(1)},
 )
-def nearest(class_index: ClassIndex, index: np.ndarray, *, table, neighbours: int = 5, seed: int, step: int):
+def nearest(
+    class_index: ClassIndex, index: np.ndarray, *, table: np.ndarray, neighbours: int = 5, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the partners of SMOTE: one of the nearest images of the same class, cropped and flipped alike.
 
     A class of fewer images has fewer neighbours; an image alone in its class is its own.

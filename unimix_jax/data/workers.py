@@ -39,7 +39,7 @@ def in_order(
 
     Raises:
       Failure: a worker process has ended.
-    """
+    """  # noqa: DOC501, RuntimeError is one of grain's own, raised again
     import grain
     from absl import flags
 
@@ -93,11 +93,11 @@ class _Patience:
         self._who, self._since, self._done = who, None, threading.Event()
         self._thread = threading.Thread(target=self._watch, name="patience", daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self._done.set()
         self._thread.join()
 

@@ -190,6 +190,9 @@ def _stage(stage: str, first: int, last: int, options: dict, functions: dict, co
       counts: int64[K].
       method: its name.
 
+    Returns:
+      The stage.
+
     Raises:
       UserError: a choice that does not exist, or functions that do not go together.
     """

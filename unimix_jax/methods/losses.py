@@ -16,7 +16,7 @@ FORMULAS = ("code", "paper")
 
 
 @registry.Loss(natural_prior="train", balanced_prior="uniform")
-def cross_entropy(logits, labels):
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return minus the log of the softmax at the label.
 
     Args:
@@ -36,7 +36,9 @@ def cross_entropy(logits, labels):
 
 
 @registry.Loss(options={"gamma": registry.at_least(0), "inner_weight": registry.ANYTHING})
-def focal(logits, labels, *, gamma: float = 1.0, inner_weight=None):
+def focal(
+    logits: jax.Array, labels: jax.Array, *, gamma: float = 1.0, inner_weight: jax.Array | None = None
+) -> jax.Array:
     """Return cross entropy times (1 - p)**gamma, where p is the softmax at the label: easy examples count less.
 
     Args:
@@ -66,7 +68,7 @@ def focal(logits, labels, *, gamma: float = 1.0, inner_weight=None):
 
 
 @registry.Loss(options={"gamma": registry.at_least(0)})
-def cdt(logits, labels, *, counts, gamma: float = 0.2):
+def cdt(logits: jax.Array, labels: jax.Array, *, counts: np.ndarray, gamma: float = 0.2) -> jax.Array:
     """Return cross entropy of logits divided by (n_max / n_class)**gamma; predictions use the logits as they are.
 
     Args:
@@ -94,7 +96,9 @@ def cdt(logits, labels, *, counts, gamma: float = 0.2):
 
 
 @registry.Loss(head_scale=True, options={"max_margin": registry.at_least(0)})
-def ldam(logits, labels, *, counts, scale: float, max_margin: float = 0.5):
+def ldam(
+    logits: jax.Array, labels: jax.Array, *, counts: np.ndarray, scale: float, max_margin: float = 0.5
+) -> jax.Array:
     """Return cross entropy with the true logit lowered by scale * margin, where rarer classes have larger margins.
 
     The margin of a class is max_margin * (n_min / n_class)**(1/4). The logits carry the scale, as those of a cosine
@@ -127,7 +131,9 @@ def ldam(logits, labels, *, counts, scale: float, max_margin: float = 0.5):
 
 
 @registry.Loss(natural_prior="uniform", prior_holds_at={"strength": 1.0}, options={"strength": registry.NUMBER})
-def logit_adjustment(logits, labels, *, train_prior, strength: float = 1.0):
+def logit_adjustment(
+    logits: jax.Array, labels: jax.Array, *, train_prior: np.ndarray, strength: float = 1.0
+) -> jax.Array:
     """Return cross entropy of logits + strength * log(train prior); predictions use the logits as they are.
 
     At strength 1 it is `balanced_softmax`, and `bayias` for a uniform test prior.
@@ -152,7 +158,7 @@ def logit_adjustment(logits, labels, *, train_prior, strength: float = 1.0):
 
 
 @registry.Loss(natural_prior="uniform")
-def balanced_softmax(logits, labels, *, counts):
+def balanced_softmax(logits: jax.Array, labels: jax.Array, *, counts: np.ndarray) -> jax.Array:
     """Return cross entropy of logits + log(counts): logit adjustment at strength 1 by its other name.
 
     Args:
@@ -184,16 +190,16 @@ def balanced_softmax(logits, labels, *, counts):
     },
 )
 def label_aware_smoothing(
-    logits,
-    labels,
+    logits: jax.Array,
+    labels: jax.Array,
     *,
-    counts,
+    counts: np.ndarray,
     head: float = 0.3,
     tail: float = 0.0,
     shape: str = "concave",
     power: float = 2.0,
     formula: str = "code",
-):
+) -> jax.Array:
     """Return cross entropy with labels smoothed by an amount that goes from `tail` to `head` with the class's count.
 
     Args:
@@ -232,7 +238,7 @@ def label_aware_smoothing(
     return -(1 - amount) * true - amount * log_softmax.mean(axis=1)
 
 
-def smoothing_amounts(counts, head: float, tail: float, shape: str, power: float = 2.0) -> np.ndarray:
+def smoothing_amounts(counts: np.ndarray, head: float, tail: float, shape: str, power: float = 2.0) -> np.ndarray:
     """Return how much the label of each class is smoothed by `label_aware_smoothing`.
 
     With u = (n - n_min) / (n_max - n_min), 1 where all counts are equal, the amount is
@@ -271,7 +277,9 @@ def smoothing_amounts(counts, head: float, tail: float, shape: str, power: float
 
 
 @registry.Loss(natural_prior="test")
-def bayias(logits, labels, *, train_prior, test_prior=None):
+def bayias(
+    logits: jax.Array, labels: jax.Array, *, train_prior: np.ndarray, test_prior: np.ndarray | None = None
+) -> jax.Array:
     """Return cross entropy of logits shifted by log(train prior / test prior).
 
     Only training shifts: at test time the logits as they are stand for `test_prior`. With the train prior as

@@ -4,6 +4,7 @@ A mixer takes (keys, image_a, image_b, label_a, label_b) and its options, and re
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +43,7 @@ def _beta_quantiles(alpha: float) -> np.ndarray:
     return betaincinv(alpha, alpha, 0.5 * grid**alpha).astype(np.float32)
 
 
-def beta(key, alpha: float):
+def beta(key: jax.Array, alpha: float) -> jax.Array:
     """Draw from Beta(alpha, alpha) through a table of its quantiles.
 
     `jax.random.beta` is a loop of rejections that costs 2 s of compilation.
@@ -67,7 +68,9 @@ def beta(key, alpha: float):
     return jnp.where(u > 0.5, 1 - quantile, quantile)
 
 
-def unimix_factor(key, count_a, count_b, *, alpha: float = 0.5, wrap: bool = True):
+def unimix_factor(
+    key: jax.Array, count_a: jax.Array, count_b: jax.Array, *, alpha: float = 0.5, wrap: bool = True
+) -> jax.Array:
     """Draw the share of image a in a mixed pair, by a law around s = count_b / (count_a + count_b).
 
     With b ~ Beta(alpha, alpha):
@@ -107,7 +110,17 @@ _ALPHA = registry.within(0.01, 100)  # the table of quantiles is exact there
 
 
 @registry.Mixer(options={"alpha": _ALPHA, "wrap": registry.FLAG})
-def unimix(keys: Keys, image_a, image_b, label_a, label_b, *, counts, alpha: float = 0.5, wrap: bool = True) -> Mixed:
+def unimix(
+    keys: Keys,
+    image_a: jax.Array,
+    image_b: jax.Array,
+    label_a: jax.Array,
+    label_b: jax.Array,
+    *,
+    counts: np.ndarray,
+    alpha: float = 0.5,
+    wrap: bool = True,
+) -> Mixed:
     """Mix each pair with a UniMix factor of its own.
 
     Args:
@@ -137,7 +150,16 @@ def unimix(keys: Keys, image_a, image_b, label_a, label_b, *, counts, alpha: flo
 
 
 @registry.Mixer(changes_label_shares=False, options={"alpha": _ALPHA, "per_example": registry.FLAG})
-def mixup(keys: Keys, image_a, image_b, label_a, label_b, *, alpha: float = 1.0, per_example: bool = False) -> Mixed:
+def mixup(
+    keys: Keys,
+    image_a: jax.Array,
+    image_b: jax.Array,
+    label_a: jax.Array,
+    label_b: jax.Array,
+    *,
+    alpha: float = 1.0,
+    per_example: bool = False,
+) -> Mixed:
     """Mix all pairs of a batch with one share drawn from Beta(alpha, alpha).
 
     Args:
@@ -166,7 +188,9 @@ def mixup(keys: Keys, image_a, image_b, label_a, label_b, *, alpha: float = 1.0,
 
 
 @registry.Mixer(mixes_inside=True, changes_label_shares=False, options={"alpha": _ALPHA})
-def manifold_mixup(keys: Keys, image_a, image_b, label_a, label_b, *, alpha: float = 1.0) -> Mixed:
+def manifold_mixup(
+    keys: Keys, image_a: jax.Array, image_b: jax.Array, label_a: jax.Array, label_b: jax.Array, *, alpha: float = 1.0
+) -> Mixed:
     """Draw a share and a level for each step, and leave it to the network to mix there: see `mix_hidden`.
 
     Args:
@@ -196,9 +220,17 @@ def manifold_mixup(keys: Keys, image_a, image_b, label_a, label_b, *, alpha: flo
 
 @registry.Mixer(options={"alpha": _ALPHA, "kappa": registry.above(1), "threshold": registry.within(0, 1)})
 def remix(
-    keys: Keys, image_a, image_b, label_a, label_b, *, counts, alpha: float = 1.0, kappa: float = 3.0,
+    keys: Keys,
+    image_a: jax.Array,
+    image_b: jax.Array,
+    label_a: jax.Array,
+    label_b: jax.Array,
+    *,
+    counts: np.ndarray,
+    alpha: float = 1.0,
+    kappa: float = 3.0,
     threshold: float = 0.5,
-) -> Mixed:  # fmt: skip
+) -> Mixed:
     """Mix as `mixup` does, but give the label wholly to the rarer class where the other is kappa times as frequent.
 
     Args:
@@ -232,7 +264,9 @@ def remix(
     )
 
 
-def remix_weight(count_a, count_b, share, kappa: float = 3.0, threshold: float = 0.5):
+def remix_weight(
+    count_a: jax.Array, count_b: jax.Array, share: jax.Array, kappa: float = 3.0, threshold: float = 0.5
+) -> jax.Array:
     """Return Remix's weight of label a.
 
     With lambda the share of image a, it is 0 if n_a >= kappa n_b and lambda < threshold, 1 if kappa n_a <= n_b and
@@ -260,7 +294,9 @@ def remix_weight(count_a, count_b, share, kappa: float = 3.0, threshold: float =
 
 
 @registry.Mixer(keeps_label=True, changes_label_shares=False)
-def smote(keys: Keys, image_a, image_b, label_a, label_b, *, counts) -> Mixed:
+def smote(
+    keys: Keys, image_a: jax.Array, image_b: jax.Array, label_a: jax.Array, label_b: jax.Array, *, counts: np.ndarray
+) -> Mixed:
     """Put an image at a uniformly drawn point between a and its neighbour b of the same class; the label stays.
 
     With class-balanced images a, of which n_class / n_max stay as they are, the law is that of filling every
@@ -295,7 +331,7 @@ def smote(keys: Keys, image_a, image_b, label_a, label_b, *, counts) -> Mixed:
 LEVELS = 3  # of a network at which `manifold_mixup` mixes: the input, the outputs of the first and the second stage
 
 
-def mix_hidden(level: int, x, mixed: Mixed, slots, axis: str | None):
+def mix_hidden(level: int, x: jax.Array, mixed: Mixed, slots: jax.Array, axis: str | None) -> jax.Array:
     """Mix activations with those of the partners, if this is the level that was drawn.
 
     Args:
@@ -322,19 +358,19 @@ def mix_hidden(level: int, x, mixed: Mixed, slots, axis: str | None):
 
 
 def _shares(keys: Keys, size: int, alpha: float, per_example: bool):
-    """Shares of image a, float32[size]."""
+    """Return the shares of image a, float32[size]."""
     if per_example:
         return jax.vmap(functools.partial(beta, alpha=alpha))(keys.view)
     return jnp.full(size, beta(keys.step, alpha))
 
 
 def _blend(share, a, b):
-    """share * a + (1 - share) * b, share [B] over arrays [B, ...]."""
+    """Return share * a + (1 - share) * b for share [B] and arrays [B, ...]."""
     share = share.reshape(-1, *[1] * (a.ndim - 1))
     return share * a + (1 - share) * b
 
 
-def objective(loss, logits, mixed: Mixed, class_weight=None):
+def objective(loss: Callable, logits: jax.Array, mixed: Mixed, class_weight: jax.Array | None = None) -> jax.Array:
     """Return weight * loss(label_a) + (1 - weight) * loss(label_b) for each example.
 
     Args:
@@ -367,7 +403,7 @@ def objective(loss, logits, mixed: Mixed, class_weight=None):
     return _mean_of_labels(weighted, mixed)
 
 
-def example_weight(mixed: Mixed, class_weight):
+def example_weight(mixed: Mixed, class_weight: jax.Array) -> jax.Array:
     """Return the class weight of each example, mixed as its labels are.
 
     Args:
@@ -390,7 +426,7 @@ def _mean_of_labels(of_label, mixed: Mixed):
     return mixed.weight * of_label(mixed.label_a) + (1 - mixed.weight) * of_label(mixed.label_b)
 
 
-def dominant_label(mixed: Mixed):
+def dominant_label(mixed: Mixed) -> jax.Array:
     """Return the label with the larger weight; on a tie label_a.
 
     Args:

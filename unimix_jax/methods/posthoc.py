@@ -1,5 +1,8 @@
 """Changes of a trained model's logits: (logits, head, ...) -> (logits, the options that were chosen). numpy only."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from unimix_jax import registry
@@ -8,7 +11,9 @@ from unimix_jax import registry
 @registry.Posthoc(
     turns_prior=("train", "uniform"), prior_holds_at={"strength": 1.0}, options={"strength": registry.NUMBER}
 )
-def logit_adjustment(logits, head, *, train_prior, validation=None, strength: float = 1.0):
+def logit_adjustment(
+    logits: jax.Array, head: Any, *, train_prior: np.ndarray, validation: Any = None, strength: float = 1.0
+) -> jax.Array:
     """Subtract strength * log(train prior): a model trained by cross entropy answers for a uniform prior.
 
     Args:
@@ -32,7 +37,9 @@ def logit_adjustment(logits, head, *, train_prior, validation=None, strength: fl
 
 
 @registry.Posthoc(head="linear", options={"norm_exponent": registry.NUMBER, "scan": registry.FLAG})
-def tau_norm(logits, head, *, validation=None, norm_exponent: float = 0.7, scan: bool = True):
+def tau_norm(
+    logits: jax.Array, head: Any, *, validation: Any = None, norm_exponent: float = 0.7, scan: bool = True
+) -> jax.Array:
     """Divide each class's weights by a power of their norm, and drop the bias.
 
     Args:

@@ -51,7 +51,8 @@ def bootstrap(
       samples: how many times.
       level: of the interval.
       seed: of the draws.
-      bins, by: see `metrics.summary`.
+      bins: see `metrics.summary`.
+      by: see `metrics.summary`.
 
     Returns:
       {name: (low, high)}, within the measure's range; many, medium and few as well where there are groups (not for
@@ -128,11 +129,14 @@ def _calibration_intervals(
     random: np.random.Generator,
     bins: int,
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of calibration errors on endless examples, by trying out which errors explain the values found.
+    """Find intervals of calibration errors on endless examples: the errors that explain the observed values.
 
-    Tried out are models whose accuracy differs from the confidence by s times the gap found in each bin, s from 0
-    (calibrated) to 2. For each s the error on endless examples is known, and examples are drawn with their hits: an
-    error is in the interval if the value found lies within the quantiles (of a Gaussian) of the values drawn under it.
+    The candidates are models whose accuracy differs from the confidence by s times the observed gap of each bin, with s
+    from 0 (calibrated) to 2. For each s the error on endless examples is known, and examples are drawn with their hits:
+    an error is in the interval if the observed value lies within the Gaussian quantiles of the values drawn under it.
+
+    Returns:
+      {name: (low, high)}.
     """
     size, bin_index = len(hits), per_example.bin_of(confidence, bins)
     sizes = np.maximum(np.bincount(bin_index, minlength=bins), 1)

@@ -258,7 +258,20 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     return checked_predictions(Predictions(**arrays), str(path))
 
 
-def checked_prior(prior: np.ndarray, classes: int, name: str) -> np.ndarray:
+def checked_prior(prior: ArrayLike, classes: int, name: str) -> np.ndarray:
+    """Return a prior as float64[K] that sums to 1.
+
+    Args:
+      prior: K positive numbers.
+      classes: K.
+      name: of the prior, for the sentence of an error.
+
+    Returns:
+      float64[K].
+
+    Raises:
+      UserError: another length, or a number that is not positive.
+    """
     prior = np.asarray(prior, np.float64)
     if prior.shape != (classes,) or not np.isfinite(prior).all() or not (prior > 0).all():
         raise UserError(f"{name} has shape {list(prior.shape)}; it must hold {classes} positive numbers, one a class")

@@ -25,7 +25,7 @@ class LinearHead(nn.Module):
     parameter_groups: ClassVar[Mapping[str, str]] = {"linear": "classifier"}
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Map features float[B, F] to logits float[B, K]."""
         return nn.Dense(self.num_classes, dtype=x.dtype, name="linear")(x)
 
@@ -45,7 +45,7 @@ class ScaledHead(nn.Module):
     parameter_groups: ClassVar[Mapping[str, str]] = {"linear": "classifier", "scale": "scale"}
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Map features float[B, F] to logits float[B, K]."""
         logits = nn.Dense(self.num_classes, dtype=x.dtype, name="linear")(x)
         return logits * self.param("scale", nn.initializers.ones, (self.num_classes,)).astype(logits.dtype)
@@ -67,7 +67,7 @@ class CosineHead(nn.Module):
     parameter_groups: ClassVar[Mapping[str, str]] = {"cosine": "classifier"}
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Map features float[B, F] to logits float[B, K]."""
         kernel = self.param("cosine", nn.initializers.ones, (x.shape[-1], self.num_classes)).astype(x.dtype)
         return self.logit_scale * (_unit(x, 1) @ _unit(kernel, 0))

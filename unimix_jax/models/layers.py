@@ -27,7 +27,7 @@ class Convolution(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve images.
 
         Args:
@@ -65,7 +65,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x, train: bool, residual=None, relu: bool = False):
+    def __call__(self, x: jax.Array, train: bool, residual: jax.Array | None = None, relu: bool = False) -> jax.Array:
         """Normalise activations, add a residual, apply ReLU; one call does so for `ops.batch_norm`.
 
         Args:

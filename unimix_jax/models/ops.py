@@ -85,7 +85,7 @@ def using(backend: str, function: Callable) -> Callable:
     return computed
 
 
-def conv2d(x, kernel, stride: int = 1, groups: int = 1):
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
     """Convolve images with a square kernel, padded by half of its size on every side.
 
     PyTorch pads so; "SAME" would pad a 3 x 3 kernel at stride 2 by (0, 1).
@@ -102,7 +102,7 @@ def conv2d(x, kernel, stride: int = 1, groups: int = 1):
     return _computed("conv2d", x, kernel, stride, groups)
 
 
-def max_pool(x):
+def max_pool(x: jax.Array) -> jax.Array:
     """Take the largest number of each 3 x 3 window at stride 2, padded by 1.
 
     Args:
@@ -114,7 +114,15 @@ def max_pool(x):
     return _computed("max_pool", x)
 
 
-def batch_norm(x, scale, bias, residual=None, relu: bool = False, axis: str | None = None, epsilon: float = 1e-5):
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None = None,
+    relu: bool = False,
+    axis: str | None = None,
+    epsilon: float = 1e-5,
+) -> jax.Array:
     """Normalise by the statistics of the batch, add a residual, apply ReLU: batch normalisation in training.
 
     One operation does all of this, because a backend can then read the activations once.
@@ -135,7 +143,16 @@ def batch_norm(x, scale, bias, residual=None, relu: bool = False, axis: str | No
     return _computed("batch_norm", x, scale, bias, residual, relu, axis, epsilon)
 
 
-def batch_norm_inference(x, scale, bias, mean, variance, residual=None, relu: bool = False, epsilon: float = 1e-5):
+def batch_norm_inference(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    residual: jax.Array | None = None,
+    relu: bool = False,
+    epsilon: float = 1e-5,
+) -> jax.Array:
     """Normalise by given statistics, add a residual, apply ReLU: batch normalisation in evaluation.
 
     XLA fuses this into one pass over the activations, so no backend computes it.
@@ -159,7 +176,7 @@ def batch_norm_inference(x, scale, bias, mean, variance, residual=None, relu: bo
     return select_relu(out) if relu else out
 
 
-def select_relu(x):
+def select_relu(x: jax.Array) -> jax.Array:
     """Return ReLU(x), written so that XLA's CPU backend computes it once.
 
     XLA fuses a `maximum`, which reads one large operand, and everything before it into each of its consumers. It
@@ -200,7 +217,7 @@ def _xla_batch_norm(x, scale, bias, residual, relu, axis, epsilon):
     return batch_norm_inference(x, scale, bias, mean, variance, residual, relu, epsilon), mean, variance
 
 
-def batch_statistics(x, axis: str | None):
+def batch_statistics(x: jax.Array, axis: str | None) -> jax.Array:
     """Return the mean and the biased variance of the channels of a batch.
 
     Args:

@@ -32,7 +32,7 @@ def digest(path: str | os.PathLike) -> str:
         with storage.open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise UserError(_unreadable(path, error)) from None
 
 
 def load(path: str | os.PathLike, variables: dict) -> dict:
@@ -124,18 +124,22 @@ def _read_floats(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with storage.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
         if size > _MAX_FILE_SIZE:
-            raise UserError(f"config.init names {path}, which has {size / storage.GIB:.1f} GiB; at most 4 are read")
+            raise UserError(
+                f"config.pretrained names {path}, which has {size / storage.GIB:.1f} GiB; at most 4 are read"
+            )
         with safe_open(path, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118, it is no dict
                 if not name.endswith("num_batches_tracked"):
                     arrays[name] = _read_float(path, tensors, name)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise UserError(_unreadable(path, error)) from None
     # AttributeError, KeyError: a type that numpy lacks; OverflowError, MemoryError: impossible shapes.
     except (
         SafetensorError, AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError
     ) as error:  # fmt: skip
-        raise UserError(f"config.init names {path}, which is no whole .safetensors file of floats: {error}") from None
+        raise UserError(
+            f"config.pretrained names {path}, which is no whole .safetensors file of floats: {error}"
+        ) from None
     return arrays
 
 
@@ -144,7 +148,7 @@ def _read_float(path, tensors, name: str) -> np.ndarray:
     dtype, dimensions = tensors.get_slice(name).get_dtype(), len(tensors.get_slice(name).get_shape())
     if dtype not in _FLOATS:
         raise UserError(
-            f"config.init names {path}, whose {name[:100]} is of type {dtype}; weights must be of {', '.join(_FLOATS)}"
+            f"config.pretrained names {path}, whose {name[:100]} is of type {dtype}; weights must be of {', '.join(_FLOATS)}"
         )
     if len(name) > _MAX_NAME_LENGTH or dimensions > 4:
         raise UserError(f"{path} holds names or shapes that are not a ResNet's in PyTorch ({name[:100]})")
@@ -155,8 +159,8 @@ def _read_float(path, tensors, name: str) -> np.ndarray:
     return array
 
 
-def _unreadable(path, error: OSError) -> UserError:
-    return UserError(f"config.init names {path}, which cannot be read: {error.strerror or error}")
+def _unreadable(path, error: OSError) -> str:
+    return f"config.pretrained names {path}, which cannot be read: {error.strerror or error}"
 
 
 def _head_shapes(values: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

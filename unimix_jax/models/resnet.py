@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from unimix_jax.errors import one_of
@@ -16,7 +17,7 @@ from unimix_jax.models.layers import BatchNorm, Convolution
 # block calls it inside of its own `__call__`, so that layers which it makes belong to the block.
 
 
-def subsampled(block, x, train: bool):
+def subsampled(block: jax.Array, x: jax.Array, train: bool) -> jax.Array:
     """Subsample the activations and pad their channels with zeros: the shortcut without parameters, option A.
 
     Args:
@@ -34,7 +35,7 @@ def subsampled(block, x, train: bool):
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
-def projected(block, x, train: bool):
+def projected(block: jax.Array, x: jax.Array, train: bool) -> jax.Array:
     """Apply a 1 x 1 convolution and normalisation where the shape changes: the shortcut of photographs, option B.
 
     Args:
@@ -72,7 +73,7 @@ class BasicBlock(nn.Module):
     expansion: ClassVar[int] = 1
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map activations float[B, H, W, C] to those of the next block."""
         conv = functools.partial(Convolution, self.features, dtype=self.dtype)
         y = conv(self.stride, name="conv1")(x)
@@ -103,7 +104,7 @@ class Bottleneck(nn.Module):
     expansion: ClassVar[int] = 4
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map activations float[B, H, W, C] to those of the next block."""
         inner = self.features * self.width // 64 * self.groups
         conv = functools.partial(Convolution, dtype=self.dtype)
@@ -176,7 +177,7 @@ class CifarResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool, mix: Callable | None = None):
+    def __call__(self, x: jax.Array, train: bool, mix: Callable | None = None) -> jax.Array:
         """Map images to logits.
 
         Args:
@@ -221,7 +222,7 @@ class ImageNetResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool, mix: Callable | None = None):
+    def __call__(self, x: jax.Array, train: bool, mix: Callable | None = None) -> jax.Array:
         """Map images to logits; arguments and result are those of `CifarResNet`."""
         mix = mix or _unmixed
         x = Convolution(64, 2, self.dtype, 7, name="conv1")(mix(0, x))

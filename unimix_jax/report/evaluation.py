@@ -208,11 +208,14 @@ def _corrected(name: str, test: Predictions, result: dict, standing, options: Op
 
 
 def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -> list[dict]:
-    """Accuracy and ECE on test sets cut to other imbalances: as they are, for the known prior, for estimated ones.
+    """Measure subsets of the test set with other imbalances: as they are, for the known prior, for estimated priors.
 
-    All corrections begin with the same logits, those of `_standing`.
+    All corrections start from the same logits, those of `_standing`.
 
-    Source: Table D2 of the paper's supplement; what it leaves as future work, a prior that nobody knows, is ours.
+    Returns:
+      A row for each imbalance: imbalance, images, and accuracy and ECE of each variant.
+
+    Source: Table D2 of the paper's supplement; the estimated priors, which it leaves as future work, are ours.
     """
     rows = []
     for imbalance in label_shift.IMBALANCES:

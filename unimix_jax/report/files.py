@@ -13,7 +13,7 @@ import numpy as np
 
 from unimix_jax import npz, storage
 from unimix_jax.config import old_names
-from unimix_jax.errors import UserError, write_error
+from unimix_jax.errors import UserError, raise_write_error
 from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.report import html, plots
 from unimix_jax.report.evaluation import ModelOutputs
@@ -355,4 +355,4 @@ def write(
         for path in (known | set(output.others.values())) - contents.keys():
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise write_error(f"cannot write {error.filename or output.html}", error) from None
+        raise_write_error(f"cannot write {error.filename or output.html}", error)

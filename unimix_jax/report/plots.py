@@ -69,13 +69,16 @@ def image(figure: "Figure", kind: str, dpi: int = 150) -> bytes:
 
 @in_style
 def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
-    """Reliability diagrams side by side: accuracy in each bin of confidence, the gap hatched, the examples below.
+    """Draw reliability diagrams side by side: accuracy by bin of confidence, the gap hatched, the examples below.
 
     The bar ends at the accuracy. The gap to the confidence stands on the bar where the model is over-confident, and is
     a pale hatching over the bar where the model is under-confident.
 
     Args:
       panels: title -> bins of `metrics.reliability`.
+
+    Returns:
+      The figure.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -132,6 +135,9 @@ def density(
       batch: images of a mini-batch, at most N.
       draws: mini-batches, each drawn without replacement from all images.
       seed: of the draws.
+
+    Returns:
+      The figure.
     """
     batch, random = min(batch, len(hits)), np.random.Generator(np.random.Philox(key=seed))
     means = np.empty((draws, 2))
@@ -170,6 +176,9 @@ def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *
       counts: int[K], training images; None keeps the order of the classes.
       names: K class names.
       log: show the logarithm of the shares, so that rare mistakes can be seen.
+
+    Returns:
+      The figure.
     """
     order = np.arange(len(names)) if counts is None else np.argsort(-np.asarray(counts), kind="stable")
     starts = np.linspace(0, len(order), min(len(order), _BLOCKS), endpoint=False).astype(np.int64)
@@ -202,6 +211,9 @@ def accuracy_by_count(runs: dict[str, tuple[np.ndarray, np.ndarray]], names: lis
     Args:
       runs: name -> (counts int[K], class accuracy float[K], nan for a class without test images).
       names: of the classes, written beside the points of a single run with few classes.
+
+    Returns:
+      The figure.
     """
     figure, axis = _figure(5.2, 3.4)
     spread = [1.0]  # of each run, largest count / smallest
@@ -235,6 +247,9 @@ def training_curves(runs: dict[str, list[dict]]) -> "Figure":
 
     Args:
       runs: name -> lines; lines with a `split` are evaluations, drawn with marks. Of several runs each has a colour.
+
+    Returns:
+      The figure.
     """
     alone = len(runs) == 1
     lines_of_legend = 0 if alone else -(-len(runs) // 3)
@@ -270,6 +285,9 @@ def error_bars(runs: dict[str, tuple[float, tuple[float, float] | None]]) -> "Fi
 
     Args:
       runs: name -> (accuracy, its interval or None).
+
+    Returns:
+      The figure.
     """
     figure, axis = _figure(5.6, 0.8 + 0.32 * len(runs))
     errors = [100 * (1 - accuracy) for accuracy, _ in runs.values()]
@@ -292,8 +310,11 @@ def class_distributions(panels: list[dict]) -> "Figure":
     """Draw the class distributions of Corollaries 1 to 3 (the paper's Fig. A1), one panel each.
 
     Args:
-      panels: dicts of title; closed (label, y float[M], values float[M], on the scale of a law over the classes);
-        exact and drawn (laws float[K] over the classes, the most frequent first).
+      panels: dicts of title; closed (label, y float[M], values float[M], on the scale of a distribution over the
+        classes); exact and drawn (distributions float[K] over the classes, the most frequent first).
+
+    Returns:
+      The figure.
     """
     columns = 2 if len(panels) == 4 else len(panels)
     rows = -(-len(panels) // columns)

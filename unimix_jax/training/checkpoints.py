@@ -50,7 +50,7 @@ def opened(directory: pathlib.Path, keep: int) -> Iterator["CheckpointManager"]:
             finally:
                 manager.close()  # which waits, and may fail, once more
         except (OSError, ValueError) as error:
-            raise _not_written(directory, error) from error
+            raise Failure(_not_written(directory, error)) from error
 
 
 def save(manager: "CheckpointManager", step: int, state: Any, run: str = "") -> None:
@@ -76,7 +76,7 @@ def save(manager: "CheckpointManager", step: int, state: Any, run: str = "") -> 
     try:
         saved = manager.save(step, args=content)
     except (OSError, ValueError) as error:  # of this one or of the one before
-        raise _not_written(manager.directory, error) from error
+        raise Failure(_not_written(manager.directory, error)) from error
     if not saved:  # it does so, silently, for a step at or below its newest
         raise RuntimeError(f"Orbax did not save step {step}; it has {manager.all_steps()}")
 
@@ -146,8 +146,8 @@ def _foreign(meta: dict, step: int, run: str) -> str:
     return ""
 
 
-def _not_written(directory, error: Exception) -> Failure:
-    return Failure(f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}")
+def _not_written(directory: pathlib.Path, error: Exception) -> str:
+    return f"a checkpoint in {directory} could not be written: {str(error).partition(chr(10))[0]}"
 
 
 def digest(state: Any) -> str:

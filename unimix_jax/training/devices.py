@@ -50,6 +50,9 @@ def _register_cpu_kernels(any_jaxlib: bool) -> str:
 
     Args:
       any_jaxlib: whether to try a version of jaxlib too with which the project was not tested.
+
+    Returns:
+      The reason, or "".
     """
     if importlib.util.find_spec("unimix_jax.cpu_kernels") is None:
         return "this installation does not have them"

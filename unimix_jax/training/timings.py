@@ -8,7 +8,7 @@ from collections.abc import Iterator
 class Clock:
     """Seconds of wall time by part; the time of a nested part counts for the nested part only."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Start to count for the part "rest"."""
         self.seconds: dict[str, float] = {}
         self._open = ["rest"]

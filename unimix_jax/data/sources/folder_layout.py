@@ -100,6 +100,9 @@ def _splits_of(
       group: {sub-folder: split that its name means}, with one for training at least.
       tops: the images of all sub-folders.
       counts: images in each folder, by its path.
+
+    Raises:
+      UserError: the folders of the splits cannot be told.
     """
     folders: dict[str, list[str]] = {}
     for name, split in group.items():
@@ -125,7 +128,7 @@ def _splits_of(
         )
     evaluated = [name for name, split in group.items() if split not in ("train", UNUSED) and name not in flat]
     if flat and (group[flat[0]] == "train" or not evaluated):
-        raise _without_classes(root, flat[:1] if group[flat[0]] == "train" else flat, counts)
+        raise UserError(_without_classes(root, flat[:1] if group[flat[0]] == "train" else flat, counts))
     for name in flat:  # usual for the test images of a contest, which keeps their labels
         _log.warning(
             "%s holds %d images and no folder for each class: they count as unlabelled and are not used",
@@ -157,15 +160,15 @@ def _is_flat(folder: str, split: str, classes: set[str], counts: Mapping[str, in
     return inner != folder and not is_class and not sub_folders(counts, inner)
 
 
-def _without_classes(root: pathlib.Path, flat: list[str], counts: Mapping[str, int]) -> UserError:
-    """Return the error for folders of splits without a folder for each class."""
+def _without_classes(root: pathlib.Path, flat: list[str], counts: Mapping[str, int]) -> str:
+    """Return the sentence about folders of splits without a folder for each class."""
     first = root / flat[0]
     texts = sorted(path.name for suffix in ("txt", "csv", "json") for path in first.glob(f"*.{suffix}"))
     hint = f" ({texts[0]} in it may name them)" if texts else ""
     as_well = f", nor has {few(flat[1:])}" if flat[1:] else ""
     away = "" if role(flat[0])[0] == "train" else "take away what has no labels, "
     total = sub_folders(counts)[flat[0]].total
-    return UserError(
+    return (
         f"{first} holds {total} images and no folder for each class{as_well}, so it cannot "
         f"be seen to which class they belong{hint}; make a folder for each class in it, {away}or name list files by "
         "--config.data.train_list and test_list, or give only the folder with classes by --config.data.dir; if it "

@@ -76,6 +76,12 @@ def _classes(
       layout: see `read`.
       skip_other_files: see `read`.
       least: how many classes there must be.
+
+    Returns:
+      The listing of the images.
+
+    Raises:
+      UserError: there are too few classes, or a class has lost files.
     """
     path = root / folder
     prefix = f"{folder}/" if folder else ""

@@ -22,7 +22,7 @@ def read(path: str | os.PathLike) -> Listing:
     Raises:
       UserError: the content has another form, or images or labels that cannot be.
       OSError: the file cannot be read.
-    """
+    """  # noqa: DOC501, ValueError is caught below
     data = storage.read_bytes(path, _LARGEST)
     try:
         content = json.loads(data)

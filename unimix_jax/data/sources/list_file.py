@@ -170,6 +170,9 @@ def _check_formats(root: pathlib.Path, names: list[str], go_on: bool) -> None:
     """Refuse files with a suffix of no known format, unless the first of them is an image by its content.
 
     With `go_on` a warning takes the place of the error.
+
+    Raises:
+      UserError: a file has a suffix of no known format.
     """
     unknown: dict[str, list[str]] = {}
     for name in names:
