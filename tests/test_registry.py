@@ -59,7 +59,7 @@ def test_every_public_function_of_a_kind_states_traits(kind):
         if inspect.isfunction(f) and f.__module__ == module.__name__ and not name.startswith("_")
         if tuple(inspect.signature(f).parameters)[:2] in first
     }
-    helpers = {"sampler": {"picks", "natural_order"}, "class_weight": {"profile", "prior"}}
+    helpers = {"sampler": {"indices", "natural_order"}, "class_weight": {"profile", "prior"}}
     assert alike - helpers.get(kind, set()) <= set(entries)
 
 

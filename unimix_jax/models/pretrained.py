@@ -148,7 +148,8 @@ def _read_float(path, tensors, name: str) -> np.ndarray:
     dtype, dimensions = tensors.get_slice(name).get_dtype(), len(tensors.get_slice(name).get_shape())
     if dtype not in _FLOATS:
         raise UserError(
-            f"config.pretrained names {path}, whose {name[:100]} is of type {dtype}; weights must be of {', '.join(_FLOATS)}"
+            f"config.pretrained names {path}, whose {name[:100]} is of type {dtype}; weights must be of "
+            f"{', '.join(_FLOATS)}"
         )
     if len(name) > _MAX_NAME_LENGTH or dimensions > 4:
         raise UserError(f"{path} holds names or shapes that are not a ResNet's in PyTorch ({name[:100]})")
