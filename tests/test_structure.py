@@ -153,3 +153,17 @@ def test_the_wheel_holds_every_package_of_the_tree():
     assert set(tools["packages"]) == folders | set(tools["package-dir"])
     for folder in tools["package-dir"].values():
         assert (ROOT / folder).is_dir()
+
+
+EXAMPLES = (
+    "methods/losses", "methods/mixing", "methods/posthoc", "priors", "metrics/measures", "metrics/classwise",
+    "metrics/summaries", "metrics/bootstrap", "metrics/calibration", "metrics/label_shift",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_public_functions_have_an_example_that_runs(module):
+    functions = [n for n in tree_of(module).body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    assert functions
+    without = [function.name for function in functions if ">>> " not in (ast.get_docstring(function) or "")]
+    assert not without, f"{module}: {without}"

@@ -149,6 +149,10 @@ def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np
 
     Returns:
       float64[K, K].
+
+    >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.1, 0.9]])
+    >>> em_covariance(probabilities, np.array([0.5, 0.5]), np.array([0.8, 0.2])).round(2).tolist()
+    [[0.07, -0.07], [-0.07, 0.07]]
     """
     check_probabilities(probabilities)
     source = checked_prior(source_prior, probabilities.shape[1], "source_prior")
@@ -185,6 +189,11 @@ def bbse(
 
     Source: Lipton, Wang, Smola, ICML 2018, with the soft confusion matrix of Alexandari et al., ICML 2020;
     regularised as Azizzadenesheli et al., ICLR 2019, in spirit.
+
+    >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.1, 0.9]])
+    >>> validation = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
+    >>> bbse(probabilities, validation, np.array([0, 0, 1, 1]))[0].round(2).tolist()
+    [0.73, 0.27]
     """
     check_probabilities(probabilities)
     check_probabilities(validation)
@@ -254,6 +263,10 @@ def estimate_prior(
 
     Raises:
       UserError: neither validation data nor a prior that the logits stand for; BBSE without validation data.
+
+    >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.1, 0.9]])
+    >>> estimate_prior(np.log(probabilities), logits_prior=np.array([0.5, 0.5]), samples=0).prior.round(2).tolist()
+    [0.8, 0.2]
     """
     from scipy.stats import norm
 

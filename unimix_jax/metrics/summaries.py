@@ -58,6 +58,9 @@ def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarr
 
     Raises:
       UserError: an unknown name, or arrays that are not predictions.
+
+    >>> measured(("accuracy", "brier"), np.array([[0.75, 0.25], [0.5, 0.5]]), np.array([0, 0]))
+    {'accuracy': 1.0, 'brier': 0.3125}
     """
     values = {}
     for name in names:

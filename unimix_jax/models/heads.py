@@ -80,3 +80,16 @@ def _unit(x, axis: int):
 
 
 HEADS = {"linear": LinearHead, "scaled": ScaledHead, "cosine": CosineHead}
+
+
+def parameter_group(name: str) -> str:
+    """Return the group of a head's parameter, by which a recipe sets its learning rate.
+
+    Args:
+      name: of the parameter, or of the layer that holds it, inside of the head.
+
+    Returns:
+      What the head with such a parameter states; "classifier" for parameters of a user's head.
+    """
+    stated = (head.parameter_groups.get(name) for head in HEADS.values())
+    return next(filter(None, stated), "classifier")

@@ -13,7 +13,7 @@ from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
-from unimix_jax.models import ops
+from unimix_jax.models import heads, ops
 from unimix_jax.training import augment, rng
 
 
@@ -55,11 +55,9 @@ def first_state(variables: dict, optimiser: optax.GradientTransformation) -> Tra
 
 
 def group_of(path: tuple) -> str:
-    """Return the group of a parameter: backbone, classifier, or scale (the learnable one of a head)."""
+    """Return the group of a parameter: "backbone", or what its head states, see `models.heads`."""
     names = [key.key for key in path]
-    if names[0] != "head":
-        return "backbone"
-    return "scale" if names[-1] == "scale" else "classifier"
+    return heads.parameter_group(names[1]) if names[0] == "head" else "backbone"
 
 
 def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, config: StepConfig) -> mixing.Mixed:
