@@ -42,6 +42,7 @@ def shell(code, *argv, redirected="", **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirected", "code", "out"),
     [

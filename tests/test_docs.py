@@ -60,6 +60,7 @@ def test_the_document_s_line_of_a_config_sets_the_option(own_losses):
     assert [s.loss.keywords["strength"] for s in stages] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_loss_that_averages_is_refused(own_losses):
     (own_losses / "my_losses.py").write_text("def mean(logits, labels):\n    return logits.mean()\n")
     argv = ["main", "--config=digits_lt.py:method=erm", "--config.method.stages.plain.loss.name=my_losses:mean"]
@@ -67,12 +68,14 @@ def test_a_loss_that_averages_is_refused(own_losses):
         run(parse([*argv, "--config.parallel.devices=1"]).config, own_losses / "run")
 
 
+@pytest.mark.slow
 def test_the_measures_of_the_document_are_measured(capsys):
     code = blocks("docs/measures.md", "python")[0]
     exec(compile(code, "docs/measures.md", "exec"), {})
     assert "'tace'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_document_s_commands_are_commands(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)

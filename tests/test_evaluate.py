@@ -129,6 +129,7 @@ class Page(html.parser.HTMLParser):
             self.texts.setdefault(self.open[-1], []).append(data)
 
 
+@pytest.mark.slow
 def test_a_run_gives_every_number_and_picture(door, run):
     directory = run("first")
     code, out, err = door(f"--workdir={directory}", "--samples=40")
@@ -198,6 +199,7 @@ def test_a_run_gives_every_number_and_picture(door, run):
     assert columns == {8}  # seven cells: the stroke in a name makes none
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_nothing_but_logits_and_labels(door, tmp_path):
     logits, labels = predicted(200)
@@ -216,6 +218,7 @@ def test_nothing_but_logits_and_labels(door, tmp_path):
     assert sum(line.removeprefix("missing: ") in page.texts["p"] for line in missing) == len(missing)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_supplied_beside_the_predictions(door, tmp_path):
     logits, labels = predicted(200)
@@ -302,6 +305,7 @@ def test_two_models_never_have_one_name(door, run, tmp_path):
     assert [line.split()[0] for line in out.splitlines()[4:6]] == [str(directory), f"{tmp_path}/same.npz"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
     stages = {
@@ -315,6 +319,7 @@ def test_a_run_s_report_is_written_once_and_uses_the_run_s_own_factor(run):
     assert build.write_run_report(directory).read_text().endswith("<!-- seen -->")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn", "unsampled")
 def test_a_run_s_report_is_made_again_when_its_results_are_others(run):
     directory = run("own")
@@ -328,6 +333,7 @@ def test_a_run_s_report_is_made_again_when_its_results_are_others(run):
     assert result["accuracy"] == metrics.summary(predictions)["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_that_the_user_made_of_the_same_results_stays(door, run):
     directory = run("own")
@@ -337,6 +343,7 @@ def test_a_report_that_the_user_made_of_the_same_results_stays(door, run):
     assert (directory / "report.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "left",
     [("figures/reliability.png", "figures/density.png.tmp"), ("report.json",), ("report.md", "report.csv"), ()],
@@ -354,6 +361,7 @@ def test_leftovers_of_a_report_in_a_run_are_its_own(run, caplog, left):
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn", "unsampled")
 def test_what_has_a_name_of_the_report_and_is_none_is_moved_aside(run, caplog):
     directory = run("own")
@@ -482,6 +490,7 @@ def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts)
     assert out.endswith("report: none; --output=DIR writes one\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pdf")
 def test_runs_side_by_side(door, run, tmp_path):
     runs = [run("a", 0), run("b", 1), run("c", 0, validation=False, network="resnet20")]
@@ -535,6 +544,7 @@ def test_the_class_distributions(door, tmp_path):
     assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_is_written_again_but_nothing_else_is_overwritten(door, tmp_path):
     np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
@@ -644,6 +654,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(door, gi
     assert {path: path.read_bytes() for path in given.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "loaded"),
     [

@@ -19,6 +19,7 @@ def fuzz():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_raise_nothing_but_sentences(fuzz, tmp_path, caplog, name):
     caplog.set_level("CRITICAL", "unimix_jax")

@@ -232,6 +232,7 @@ def test_a_run_called_as_a_library_leaves_the_process_as_it_was(door, trained, m
     assert all(now != then for now, then in zip(inside[0][1:3], before[1:3], strict=True))
 
 
+@pytest.mark.slow
 def test_measuring_needs_nothing_that_windows_lacks(tmp_path):
     """Windows has no fcntl, no resource, fewer signals: they are hidden here."""
     np.savez(tmp_path / "good.npz", logits=2 * np.eye(4), labels=np.arange(4))

@@ -121,6 +121,7 @@ def built(stage, posthoc=None, scale=1.0):
     )
 
 
+@pytest.mark.slow
 def test_a_loss_outside_of_the_package_is_a_function_with_traits_and_one_recipe(monkeypatch):
     @registry.Loss(natural_prior="train", head_scale=True, options={"floor": registry.within(0, 1)})
     def floored(logits, labels, *, counts, scale, floor=0.5):

@@ -80,6 +80,7 @@ def test_every_package_has_a_layer():
     assert {package_of(m) for m in MODULES} - {"__init__"} == set().union(*LAYERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_downwards(module):
     here = package_of(module)
@@ -103,6 +104,7 @@ def test_recipes_import_nothing():
     assert list(imports("methods/recipes")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_heavy_packages_are_imported_where_they_are_used(module):
     at_top = {name.split(".")[0] for name in imports(module, top_level_only=True)}
@@ -111,6 +113,7 @@ def test_heavy_packages_are_imported_where_they_are_used(module):
         assert not at_top & {"jax", "flax", "optax", "numpy"}
 
 
+@pytest.mark.slow
 def test_packages_without_jax_import_none():
     names = [
         "unimix_jax." + m.replace("/", ".").removesuffix(".__init__") for m in MODULES if package_of(m) in WITHOUT_JAX

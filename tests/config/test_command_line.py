@@ -86,6 +86,7 @@ def test_every_shipped_config_parses(name):
     assert parse(f"--config={name}").name == name.removesuffix(".py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_row_fits_every_shipped_config(name):
     for file in shipped_configs():

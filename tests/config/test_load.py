@@ -135,6 +135,7 @@ def test_wrong_yaml_gets_a_sentence(tmp_path, change, message):
         parse(["main", f"--config={path}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "- 1", "text", "[" * 5000])
 def test_yaml_of_another_kind_gets_a_sentence(tmp_path, content):
     path = tmp_path / "mine.yaml"

@@ -31,6 +31,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_convolution_and_its_gradients_are_those_of_xla(shape):
     n, sides, inputs, outputs, size, stride = shape
@@ -43,6 +44,7 @@ def test_a_convolution_and_its_gradients_are_those_of_xla(shape):
     assert_close(pulled(own, x.astype(np.float32), kernel.astype(np.float32)), expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, (14, 14), 8, 24, 3, 1), (2, (9, 7), 3, 8, 7, 2)])
 @pytest.mark.usefixtures("short_vectors")
 def test_a_processor_with_short_vectors_computes_the_same(shape):
@@ -50,6 +52,7 @@ def test_a_processor_with_short_vectors_computes_the_same(shape):
     test_a_convolution_and_its_gradients_are_those_of_xla(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "channels"), [(32, 16), (8, 128)])  # divided by images, and by taps of the kernel
 def test_no_number_of_threads_changes_a_bit(side, channels):
     random = np.random.default_rng(0)
@@ -74,6 +77,7 @@ def test_threads_that_ask_for_the_same_program_get_one(monkeypatch):
     assert all(each[1, 5, 5, 0] == 9 * 16 for each in results)
 
 
+@pytest.mark.slow
 def test_examples_one_after_the_other_are_the_batch():
     random = np.random.default_rng(0)
     x, kernel = random.standard_normal((4, 6, 6, 16), np.float32), random.standard_normal((3, 3, 16, 16), np.float32)
@@ -101,6 +105,7 @@ def test_no_gradient_leaves_its_arrays(g):
         convolution.kernel_gradient(np.ones((2, 4, 4, 16), np.float32), g, 1, 3, THREADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "outputs", "groups"), [("bfloat16", 16, 1), ("float16", 16, 1), ("float32", 12, 1), ("float32", 16, 2)]
 )
@@ -109,6 +114,7 @@ def test_what_has_no_program_is_left_to_xla(dtype, outputs, groups):
     assert convolution.conv2d(x, kernel, 1, groups, threads=THREADS) is NotImplemented
 
 
+@pytest.mark.slow
 def test_half_precision_is_left_to_xla_in_a_whole_network(monkeypatch):
     """Convolutions in bfloat16 are, whatever dtype the images have."""
     from unimix_jax import cpu_kernels

@@ -12,6 +12,7 @@ from unimix_jax.models import ops
 from .comparison import assert_close, exact, pulled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("shape", [(4, 5, 6, 16), (8, 3)])
@@ -34,6 +35,7 @@ def test_normalisation_and_its_gradients_are_those_of_xla(shape, residual, relu)
     assert_close(pulled(functools.partial(of, normalisation.batch_norm), *single), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_normalisation_keeps_nan():
     x = np.ones((2, 2, 2, 16), np.float32)
     x[0, 0, 0, 0] = np.nan

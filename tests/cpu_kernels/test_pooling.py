@@ -15,6 +15,7 @@ pytestmark = needs_kernels
 own = functools.partial(pooling.pool, threads=THREADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 8, 8, 16), (3, 7, 9, 32), (1, 1, 1, 16), (1, 2, 1, 48)])
 def test_max_pooling_is_that_of_xla_with_ties(shape):
     x = np.maximum(np.random.default_rng(0).standard_normal(shape, np.float32), 0)

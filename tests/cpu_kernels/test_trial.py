@@ -114,6 +114,7 @@ def test_a_trial_sees_the_source_of_every_module_that_makes_programs():
     assert modules == {path.stem for path in folder.glob("*.py")} - {"__init__", "normalisation", "trial"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [convolution.programs, pooling])
 def test_wrong_programs_are_noticed(monkeypatch, module):
     """A multiplication that is left out, a window that is too small."""
@@ -125,6 +126,7 @@ def test_wrong_programs_are_noticed(monkeypatch, module):
     assert not trial.agrees()
 
 
+@pytest.mark.slow
 def test_the_references_are_the_operations_of_xla():
     random = np.random.default_rng(0)
     x, kernel = random.standard_normal((2, 7, 8, 4), np.float32), random.standard_normal((3, 3, 4, 5), np.float32)

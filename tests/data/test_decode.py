@@ -200,6 +200,7 @@ def test_an_image_is_upright_whatever_its_exif_says(orientation, form):
     assert sizes == [upright.size]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "factor"), [(200, 1), (255, 1), (256, 2), (600, 4), (1100, 8), (5000, 8)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_large_jpeg_is_decoded_smaller_where_the_box_allows(monkeypatch, side, factor, mode):

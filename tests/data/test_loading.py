@@ -112,6 +112,7 @@ def digest(batches):
     return [[array.tobytes() for array in batch if array is not None] for batch, _ in batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("threads", "workers", "parts"),
     [(1, 0, [(0, 6)]), (5, 0, [(0, 6)]), (2, 0, [(0, 2), (2, 6)]), pytest.param(1, 2, [(0, 6)], id="processes")],

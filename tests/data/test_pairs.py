@@ -43,6 +43,7 @@ def test_a_permutation_pairs_each_image_of_the_batch_once_with_the_view_of_its_s
     np.testing.assert_array_equal(partner, index[view])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "exponent"), [(10, -0.5), (10, -1), (10, 0), (100, -0.1)])
 @pytest.mark.parametrize("batch", [64, 128])
 def test_partners_from_the_batch_follow_the_authors_law(golden, classes, exponent, batch):
@@ -73,6 +74,7 @@ def test_one_fixed_batch_follows_the_authors_law(golden):
     np.testing.assert_array_less(np.abs(file["fixed_index_freq_c10_tau-0.5"] - exact), 5 * np.sqrt(exact / (64 * 3000)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [7, 1000])
 def test_neighbours_are_those_of_scikit_learn(block):
     from sklearn.neighbors import NearestNeighbors
@@ -99,6 +101,7 @@ def test_the_rule_of_nearest_keeps_the_view_and_small_classes():
     assert of == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {4}, 4: {3}, 5: {5}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_exponent", [-1.0, 0.0, 1.0])
 def test_class_frequencies_of_partners_with_8142_classes(class_exponent):
     counts = longtail.profile("exp", 1000, 8142, 500.0)  # iNaturalist 2018's number of classes, largest and smallest

@@ -25,6 +25,7 @@ def gone(number):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_a_suspended_worker_is_told_and_a_killed_one_ends_the_run(photographs, monkeypatch):
     """The worker is suspended before its first image, and killed once it was said that it is waited for."""

@@ -285,6 +285,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_that_of_its_paper(name):
     config = parse(["main", f"--config=cifar_lt.py:method={name}"]).config

@@ -97,6 +97,7 @@ def all_losses(golden):
 INPUTS = ["moderate", "extreme"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", ["c10", "c100"])
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("name", GOLDEN)
@@ -115,6 +116,7 @@ def test_values_and_gradients_are_the_authors(golden, all_losses, name, inputs, 
         np.testing.assert_allclose(gradient, file[f"{name}__{inputs}__grad"], atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", ["c10", "c100"])
 @pytest.mark.parametrize(("name", "scale"), [("ldam", 30.0), ("ldam_s1", 1.0)])
 def test_ldam_is_the_authors_on_logits_that_carry_the_scale(golden, name, scale, classes):
@@ -130,6 +132,7 @@ def test_ldam_is_the_authors_on_logits_that_carry_the_scale(golden, name, scale,
         np.testing.assert_allclose(gradient, file[f"{name}__cosine__grad"], atol=5e-5)  # of entries up to 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "inputs"), [("cb_ce", "moderate"), ("ldam_drw", "cosine")])
 def test_weighted_batches_are_the_authors(golden, name, inputs):
     """The reduction `weights`: sum of weight * loss over sum of weights, values and gradient."""
@@ -150,6 +153,7 @@ def test_weighted_batches_are_the_authors(golden, name, inputs):
     np.testing.assert_allclose(gradient, file[f"{name}__{inputs}__batch_grad"], atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", ["c10", "c100"])
 def test_the_mixed_objective_is_the_authors(golden, classes):
     file = golden(f"losses_{classes}")
@@ -186,6 +190,7 @@ def test_label_aware_smoothing_by_hand():
         smooth(shape="round")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("test_prior", "expected"),
     [
@@ -208,6 +213,7 @@ def example(classes=5, size=16):
 UNIFORM = np.full(5, 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "equals"),
     [
@@ -245,6 +251,7 @@ def test_limits(loss, equals):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", every_entry())
 def test_every_loss_keeps_shape_and_type_and_stays_finite(entry):
     loss = bound(entry)
@@ -260,6 +267,7 @@ def test_every_loss_keeps_shape_and_type_and_stays_finite(entry):
     np.testing.assert_allclose(compiled, value, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", every_entry())
 def test_every_loss_is_float64_for_float64_and_its_gradient_is_the_slope(entry):
     loss = bound(entry)
@@ -277,6 +285,7 @@ def test_every_loss_is_float64_for_float64_and_its_gradient_is_the_slope(entry):
         np.testing.assert_allclose((above - below) / 2e-6, (gradient[:4] * d).sum(), atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", every_entry())
 def test_the_order_of_classes_does_not_matter(entry):
     """Permuting logits, labels and all that goes by class leaves the values and permutes the gradient."""

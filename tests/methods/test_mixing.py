@@ -35,6 +35,7 @@ def prefers_rare(s, alpha, wrap):
     return cdf(1 - s) - cdf(max(0, 0.5 - s)) + 1 - cdf(min(1, 1.5 - s))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 1.0])
 def test_the_beta_law_is_scipys(alpha):
     draws = np.sort(quick.jit(jax.vmap(functools.partial(mixing.beta, alpha=alpha)))(keys()))
@@ -59,6 +60,7 @@ def test_the_quantile_table_is_exact(alpha):
     np.testing.assert_allclose(between, betaincinv(alpha, alpha, 0.5 * grid**alpha), atol=2e-7)
 
 
+@pytest.mark.slow
 def test_quantiles_of_the_factor_are_the_authors(golden):
     file = golden("unimix_factor")
     for (count_a, count_b), quantiles, shares in zip(
@@ -76,6 +78,7 @@ def test_quantiles_of_the_factor_are_the_authors(golden):
                 assert abs((draws > 0.5).mean() - share) < 0.005, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "wrap", "expected"), [(0.5, True, 0.5574), (0.5, False, 0.9362), (0.2, True, 0.7066), (1.0, True, 0.5)]
 )
@@ -90,6 +93,7 @@ def test_unwrapped_at_equal_counts_is_mixup():
     assert law_distance(draws, 0.5) < 1.95 / np.sqrt(DRAWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "imbalance"), [(10, 100), (100, 100)])
 def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imbalance):
     """The real sampler and the real factor against the exact law, and against the authors' factor."""
@@ -138,6 +142,7 @@ def few_keys(size):
     return quick.jit(lambda many: many[:size])(keys())
 
 
+@pytest.mark.slow
 def test_unimix_mixes_each_pair_with_a_factor_of_its_own():
     a, b, label_a, label_b = image_pairs()
 
@@ -196,6 +201,7 @@ def test_remix_mixes_images_by_the_share_and_labels_by_the_weight():
     np.testing.assert_allclose(mixed.weight, weight)
 
 
+@pytest.mark.slow
 def test_manifold_mixup_draws_its_level_uniformly_and_mixes_there_only():
     draw = lambda key: mixing.manifold_mixup(mixing.Keys(key, None), *image_pairs()).hidden  # noqa: E731
     levels = np.asarray(quick.jit(jax.vmap(draw))(few_keys(600)))

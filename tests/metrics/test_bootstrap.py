@@ -20,6 +20,7 @@ def found(predictions):
     return bootstrap.bootstrap(predictions, names=bootstrap.ALL, samples=200)
 
 
+@pytest.mark.slow
 def test_every_measure_and_group_has_an_interval_around_its_value(predictions, found):
     values = metrics.summary(predictions)
     assert set(found) == {*metrics.MEASURES, "many", "medium", "few"} - {"mce"}
@@ -89,6 +90,7 @@ def test_the_interval_of_a_calibrated_model_holds_its_value_and_chance_explains_
         assert chance[name] == pytest.approx(values[name], rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1.15, 2.0], ids=["calibrated", "mild", "strong"])
 def test_intervals_of_calibration_errors_hold_the_error_of_endless_examples(scale):
     def drawn(size, seed):
@@ -107,6 +109,7 @@ def test_intervals_of_calibration_errors_hold_the_error_of_endless_examples(scal
     assert np.mean(inside) >= 0.84
 
 
+@pytest.mark.slow
 def test_chance_is_what_relabelling_by_the_confidence_gives():
     logits = np.log(np.array([[0.8, 0.2]] * 50))
     chance = bootstrap.expected_if_calibrated(Predictions(logits), samples=2000)

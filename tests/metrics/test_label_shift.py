@@ -108,6 +108,7 @@ def test_bias_correction_is_no_worse_than_a_temperature_and_finite_for_an_absent
     assert metrics.nll_of_logits(calibration.calibrated(held[0], found), held[1]) <= cooled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_validation", ["long-tailed", "balanced"])
 @pytest.mark.parametrize("biased", [False, True], ids=["exact", "biased"])
 def test_few_validation_images_a_class_help_a_biased_model_and_hardly_harm_an_exact_one(of_validation, biased):
@@ -137,6 +138,7 @@ def test_few_validation_images_a_class_help_a_biased_model_and_hardly_harm_an_ex
     assert f"{few} of 100 classes have fewer than 10 validation images" in found["corrected_logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_validation", [TRAIN, UNIFORM], ids=["long-tailed", "balanced"])
 @pytest.mark.parametrize("test_prior", ["uniform", "imbalance:0.02"])
 def test_a_known_prior_is_corrected_for_from_calibrated_logits(of_validation, test_prior):
@@ -170,6 +172,7 @@ def test_a_known_prior_is_corrected_for_from_calibrated_logits(of_validation, te
     assert "not calibrated" in alone["corrected"]["logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imbalance", [50.0, 1.0, 0.1, 0.02])
 def test_em_recovers_a_known_prior_within_its_interval(imbalance):
     prior = priors.test_prior(f"imbalance:{imbalance}", TRAIN)
@@ -281,6 +284,7 @@ def test_em_finds_the_maximum_where_classes_are_alike(gap):
     np.testing.assert_allclose(label_shift.em(probabilities, source)[0], best.x, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", label_shift.METHODS)
 def test_estimates_after_calibration_on_validation_images(method):
     prior = priors.test_prior("imbalance:0.05", TRAIN)
@@ -300,6 +304,7 @@ def test_estimates_after_calibration_on_validation_images(method):
     assert np.isnan(wrong.low).all()
 
 
+@pytest.mark.slow
 def test_what_should_not_be_trusted_is_said():
     held, held_labels = drawn(UNIFORM, 40, 11)
     few = label_shift.estimate_prior(drawn(UNIFORM, 30, 12)[0], validation=(held, held_labels), samples=30)
@@ -314,6 +319,7 @@ def test_what_should_not_be_trusted_is_said():
     assert any("images themselves seem to differ" in w for w in found.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("prior", [UNIFORM, TRAIN, TRAIN[::-1]], ids=["uniform", "train", "reversed"])
 @pytest.mark.parametrize("of_validation", [UNIFORM, TRAIN], ids=["balanced", "long-tailed"])

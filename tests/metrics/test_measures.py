@@ -38,6 +38,7 @@ def test_calibration_errors_are_the_authors(golden, file, bins):
         np.testing.assert_allclose(np.nan_to_num(values), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["metrics_c10", "metrics_c100"])
 @pytest.mark.parametrize(
     ("measure", "options", "array"),
@@ -216,6 +217,7 @@ def sorted_ranges(probabilities, labels, ranges, threshold, weighting):
     return total / probabilities.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", metrics.WEIGHTINGS)
 @pytest.mark.parametrize("threshold", [0.0, 1e-3, 0.2])
 @pytest.mark.parametrize("decimals", [16, 2])

@@ -11,6 +11,7 @@ def parameters(classes, head="linear"):
     return init.initialise(resnet.build("resnet32", classes, head=head), (32, 32, 3), seed=0)["params"]
 
 
+@pytest.mark.slow
 def test_other_heads():
     cosine = parameters(100, "cosine")
     assert sum(leaf.size for leaf in jax.tree.leaves(cosine)) == 469_904

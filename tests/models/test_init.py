@@ -73,6 +73,7 @@ class Theirs(nn.Module):
         return heads.LinearHead(self.num_classes, name="head")(x)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unoptimised")
 def test_layers_of_a_user_begin_with_their_own_first_values():
     network = Theirs(10)
@@ -103,6 +104,7 @@ def test_layers_of_a_user_begin_with_their_own_first_values():
     assert (params["position"] != drawn).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "resnet10", "resnext50_32x4d"])
 def test_first_values_of_the_project_s_networks_compile_nothing(compilations, name):
     variables = init.initialise(resnet.build(name, 10, axis="batch", remat=True), (8, 8, 3), seed=0)

@@ -100,6 +100,7 @@ def test_wrong_backends_get_a_sentence():
         ops.register("mine", {"conv3d": None})
 
 
+@pytest.mark.slow
 def test_a_network_computes_every_operation_by_the_backend(monkeypatch):
     """Also with blocks that compute their activations again, and in both forms of a block."""
     called = []

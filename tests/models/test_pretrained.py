@@ -59,6 +59,7 @@ def test_weights_by_torchvisions_names_are_read(variables, saved, prefix):
     np.testing.assert_array_equal(stats["layer4_0"]["bn2"]["var"], arrays["layer4.0.bn2.running_var"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_a_head_of_another_size_or_kind_starts_anew_and_the_log_says_so(saved, caplog, monkeypatch, head):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
@@ -72,6 +73,7 @@ def test_a_head_of_another_size_or_kind_starts_anew_and_the_log_says_so(saved, c
     assert "the classifier starts anew" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

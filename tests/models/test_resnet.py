@@ -18,6 +18,7 @@ def parameters(name, classes=10, head="linear"):
     return init.initialise(resnet.build(name, classes, head=head), (32, 32, 3), seed=0)["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "count"),
     [
@@ -33,6 +34,7 @@ def test_parameter_counts_are_the_authors(name, classes, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(parameters(name, classes))) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -66,6 +68,7 @@ def torch_state(variables):
     return torch_resnets.state(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(torch_resnets.NETWORKS))
 def test_logits_are_those_of_plain_torch(golden, name):
     network = resnet.build(name, torch_resnets.CLASSES)
@@ -79,6 +82,7 @@ def test_logits_are_those_of_plain_torch(golden, name):
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_training_logits_are_those_of_plain_torch(golden):
     network = resnet.build("resnet10", torch_resnets.CLASSES)
     variables = pretrained.from_pytorch(torch_state(init.initialise(network, (64, 64, 3), 0)))
@@ -87,6 +91,7 @@ def test_training_logits_are_those_of_plain_torch(golden):
     np.testing.assert_allclose(apply(variables, images), golden("torch_resnets")["resnet10_train"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_activations_computed_again_change_nothing():
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     results = []
@@ -121,6 +126,7 @@ def test_an_unknown_network_is_refused():
         resnet.build("resnet-32", 10)
 
 
+@pytest.mark.slow
 def test_logits_and_running_statistics_are_the_authors(golden):
     file, network = golden("resnet32_steps"), resnet.build("resnet32", 10)
     variables = pretrained.from_pytorch(golden("resnet32_params"))
@@ -138,6 +144,7 @@ def test_logits_and_running_statistics_are_the_authors(golden):
         np.testing.assert_allclose(group["var"], file[f"bn_after/{name}.running_var"], rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 def test_a_damaged_parameter_shows_in_the_logits(train):
     network = resnet.build("resnet8", 3)

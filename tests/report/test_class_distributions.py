@@ -9,6 +9,7 @@ from unimix_jax.theory import closed_forms
 from unimix_jax.training import manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [True, False])
 def test_what_is_drawn_is_what_theory_says(wrap):
     counts = np.array([3, 90, 20, 0, 8])  # in any order, one class without images

@@ -72,6 +72,7 @@ def test_the_solid_bar_of_an_under_confident_bin_ends_at_the_accuracy():
 LONG = ("W" * 60, "a rather long name, in words, of a run that says all of what was done in it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test", *LONG])
 @pytest.mark.parametrize(
     "draw",
@@ -109,6 +110,7 @@ def test_names_and_legends_of_any_length_lie_in_the_picture(predicted, draw, nam
     assert not recwarn.list
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
 def test_diagrams_side_by_side(predicted, number):
     bins = metrics.reliability(*predicted)
@@ -116,6 +118,7 @@ def test_diagrams_side_by_side(predicted, number):
     assert sum(axis.get_visible() for axis in figure.axes) == 2 * number
 
 
+@pytest.mark.slow
 def test_the_density_of_mini_batches_lies_around_the_means(predicted):
     confidence, hits = per_example.top_label(*predicted)
     axis = plots.density(confidence, hits, batch=50).axes[0]
@@ -151,6 +154,7 @@ def test_accuracy_against_training_images_leaves_out_absent_classes():
     assert [text.get_text() for text in axis.texts] == [r"\$x_1\$", "a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "counts",
     [[7, 7, 7], [100, 100, 100], [5, 0, 0], [0, 0, 0]],
@@ -194,6 +198,7 @@ def test_class_distributions_show_closed_exact_and_drawn():
     np.testing.assert_allclose(axis.lines[1].get_ydata(), [0.4, 0.4, 0.2])
 
 
+@pytest.mark.slow
 def test_files_are_whole_the_same_each_time_and_the_users_settings_stay(predicted):
     import matplotlib
 

@@ -198,6 +198,7 @@ def test_how_the_rare_image_is_weighed(wrap, counts, alpha, expected):
         assert abs(function(*counts[::-1], alpha=alpha, wrap=wrap) - (1 - value)) < 5.1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [True, False])
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 1.0, 2.5])
 @pytest.mark.parametrize("counts", [(1, 1), (1, 2), (1, 3), (3, 1), (1, 50), (70, 1)])

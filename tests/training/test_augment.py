@@ -24,6 +24,7 @@ def candidates(image, pad, flip):
             yield (dy, dx, 1), crop[:, ::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pad", "flip"), [(2, True), (1, False), (0, True)])
 def test_crops_and_flips_are_uniform_over_what_they_can_be(pad, flip):
     out = np.asarray(quick.jit(lambda k, x: augment.crop_and_flip(k, x, pad=pad, flip=flip))(KEYS, IMAGES))
@@ -73,6 +74,7 @@ def jittered(strengths):
     return np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, strengths))(KEYS, PHOTOGRAPHS), np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(3))
 def test_one_kind_of_jitter_is_a_blend_by_a_uniform_factor(kind):
     out = jittered(tuple(0.4 * (i == kind) for i in range(3)))
@@ -87,6 +89,7 @@ def test_one_kind_of_jitter_is_a_blend_by_a_uniform_factor(kind):
     assert abs(one.mean() - 1) < 4 * 0.8 / np.sqrt(12 * 400)
 
 
+@pytest.mark.slow
 def test_the_three_kinds_of_jitter_come_in_every_order():
     # Without values that are cut off the kinds commute.
     images = np.random.default_rng(2).uniform(size=PHOTOGRAPHS.shape).astype(np.float32)

@@ -30,6 +30,7 @@ def newest(directory, run="a"):
         return checkpoints.restore_newest(manager, directory, state_at(0), run)
 
 
+@pytest.mark.slow
 def test_a_state_comes_back_to_the_bit_and_in_its_type(tmp_path):
     write(tmp_path, 7)
     restored, expected = newest(tmp_path), state_at(7)
@@ -41,6 +42,7 @@ def test_without_checkpoints_there_is_none(tmp_path):
     assert newest(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_the_newest_ones_stay(tmp_path):
     write(tmp_path, 1, 2, 3, 4)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["3", "4"]
@@ -64,6 +66,7 @@ def halve(directory):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip_a_bit, empty, halve])
 def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_taken(tmp_path, damage):
     write(tmp_path, 1, 2)
@@ -119,6 +122,7 @@ def meta_file(directory, step):
     return directory / str(step) / "meta" / "metadata"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_moved_aside_and_the_one_before_is_taken(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
@@ -134,6 +138,7 @@ def test_a_checkpoint_of_another_run_is_moved_aside_and_the_one_before_is_taken(
     assert (theirs / "2").is_dir()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_under_the_name_of_another_step_is_moved_aside(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     write(tmp_path, 1, 2)

@@ -159,6 +159,7 @@ def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
     assert not (tmp_path / "another" / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", RECIPES)
 def test_every_row_gets_its_batches_of_photographs(folder, tmp_path, row):
     experiment = prepare(config(f"image_folder.py:method={row}", **{"data.dir": folder, "epochs": 10}), tmp_path)
@@ -193,6 +194,7 @@ def test_every_recipe_starts_trains_and_is_evaluated(folder, tmp_path, name):
     assert set(result) >= {"test"} | ({"validation"} if len(STEP_CONFIGS[name]) == 3 else set())
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_do_not_mix_inside_of_the_network(folder, tmp_path):
     fields = {"data.dir": folder, "grad_accum_steps": 2}
     assert prepare(config(**fields), tmp_path).step_config.grad_accum_steps == 2

@@ -111,6 +111,7 @@ def test_a_stage_that_only_alters_numbers_compiles_nothing(compilations, tmp_pat
     assert both[0] == plain[0]
 
 
+@pytest.mark.slow
 def test_a_retrained_classifier_begins_anew_and_the_backbone_stays():
     experiment = prepared("crt", 1)
     plain, retrained = experiment.method.stages
@@ -179,6 +180,7 @@ def mixed_by(mixer, partners, *more):
     return prepare(parse([*argv, *more]).config, pathlib.Path("unwritten"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixer", "partners"),
     [
@@ -197,6 +199,7 @@ def test_mixing_inside_of_the_network_needs_partners_of_the_batch(mine, mixer, p
         mixed_by(mixer, partners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["mine:hidden", "manifold_mixup"])
 @pytest.mark.parametrize("partners", ["permutation", "in_batch", "mine:neighbour"])
 def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(mine, mixer, partners):
@@ -205,6 +208,7 @@ def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(
         mixed_by(mixer, partners, "--config.grad_accum_steps=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["deep", "deep_at_times"])
 def test_a_level_that_no_network_has_is_refused(mine, mixer):
     with pytest.raises(UserError, match=f"mixer {mixer} of stage 'mixed' mixes at level 3 of the network; .* 0, 1, 2"):

@@ -55,6 +55,7 @@ def authors(golden):
     return file, state, Batch(image, file["labels"].astype(np.int32), np.arange(8, dtype=np.int32))
 
 
+@pytest.mark.slow
 def test_two_steps_of_sgd_are_the_authors(authors):
     file, start, batch = authors
     step = jitted(stage(losses.cross_entropy))
@@ -69,6 +70,7 @@ def test_two_steps_of_sgd_are_the_authors(authors):
     assert int(state.step) == 2
 
 
+@pytest.mark.slow
 def test_a_step_of_unimix_and_bayias_is_the_authors(authors):
     file, state, batch = authors
     share = file["step/lam"][:, None, None, None]
@@ -115,6 +117,7 @@ def test_hits_are_counted_on_the_label_with_the_larger_weight():
     assert [float(x) for x in sums["accuracy"]] == [3, 4]  # .9 of 1; .6 of 1; a tie goes to the first, 1; .9 of 0
 
 
+@pytest.mark.slow
 def test_the_second_stage_of_mislas_is_the_authors(golden):
     """Two steps of a scaled head on fixed features: learnable scale, factors of the rate, label-aware smoothing."""
     file = {k.removeprefix("stage2/"): v for k, v in golden("heads_and_mixers").items() if k.startswith("stage2/")}
@@ -162,6 +165,7 @@ def tiny_step(**more):
     return jax.device_get(step(variables, batch, StepInputs(0, 0.1, weights)))
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     trains = (("backbone", 0.0), ("classifier", 1.0), ("scale", 0.0))
     before, after, _ = tiny_step(lr_multipliers=trains)
@@ -174,6 +178,7 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
 
 
+@pytest.mark.slow
 def test_class_weights_are_divided_by_their_sum_or_by_the_count():
     weights = np.float32([0.1, 1.0, 3.0])
     steps_taken = tiny_step(class_weight=weights), tiny_step(class_weight=weights, reduction="count")
@@ -189,6 +194,7 @@ def test_class_weights_are_divided_by_their_sum_or_by_the_count():
     np.testing.assert_allclose(moved[1], moved[0] * total / 8, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_own():
     step_config = STEP_CONFIG._replace(pad=2, flip=True, std=np.ones(3, np.float32))
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
@@ -221,6 +227,7 @@ def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_ow
     assert of_step not in used
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("batch_norm", "unroll"), [("frozen", True), ("train", False)])
 def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
