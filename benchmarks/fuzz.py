@@ -456,7 +456,7 @@ READERS = {
 
 
 class Outcome(NamedTuple):
-    """What came of the cases of a reader."""
+    """The outcomes of the cases of a reader."""
 
     counts: collections.Counter  # read, refused, escaped
     escaped: list[tuple[int, str]]  # the case's number and its traceback

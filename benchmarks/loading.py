@@ -1,4 +1,4 @@
-"""How fast photographs are read, against decoding them alone.
+"""Measure how fast photographs are read, compared with decoding alone.
 
     python benchmarks/loading.py --images=FOLDER [--rounds=5] [--threads=1,2] [--output=FILE.json]
 

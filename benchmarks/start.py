@@ -1,4 +1,4 @@
-"""What is around the step: starting, the digits job part by part, the loop, the sampler.
+"""Measure what is around the step: starting, the digits job part by part, the loop, the sampler.
 
 python benchmarks/start.py [--rounds=5] [--output=FILE.json]
 

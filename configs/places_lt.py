@@ -10,7 +10,7 @@ Places-LT does, and the report says which it was.
 
 The paper has no Places-LT: its supplement's C.2 and its code are silent. This is the field's usual recipe for
 photographs (batch 256, rate .1, cosine, decay 5e-4), for 30 epochs of fine-tuning; the rate of a pretrained
-backbone is not lowered. MiSLAS' second stage (rows mislas, unimix_bayias_las) has its smoothing for this set, .4
+backbone is not lowered. MiSLAS' second stage (mislas, unimix_bayias_las) has its smoothing for this set, .4
 and .1. Arguments after a colon: method; network.
 
 alpha of UniMix is .5, the paper's on CIFAR, for the paper names none here. At 1, which it has on ImageNet-LT by its

@@ -1,4 +1,4 @@
-"""The functions that a config can name, and what other code must know of each. Imports no package.
+"""The functions that a config can name, and their traits: what other code must know of each. Imports no package.
 
 An entry is a function, or a class, that states its traits beside itself:
 
@@ -81,7 +81,7 @@ ANYTHING = Bound(lambda v: True, "anything")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What every entry can state; called with the entry, it is the decorator that states it.
+    """The traits that every entry can have. An instance is also the decorator of the entry.
 
     Attributes:
       name: of the entry in a config; "" for the name of the function.
@@ -113,7 +113,7 @@ class Traits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss(Traits):
-    """What a loss states.
+    """Traits of a loss.
 
     Attributes:
       natural_prior: the prior that softmax(logits) stands for after training on images as they come, one of `PRIORS`;
@@ -135,7 +135,7 @@ class Loss(Traits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixer(Traits):
-    """What a mixer states.
+    """Traits of a mixer.
 
     Attributes:
       mixes_inside: whether it leaves the mixing to the network, and therefore needs partners of the same batch.
@@ -150,7 +150,7 @@ class Mixer(Traits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairSampler(Traits):
-    """What a choice of partners states.
+    """Traits of a pair sampler, which chooses partners.
 
     Attributes:
       in_batch: whether all partners are images of the same batch, in the same view; None if it is not known.
@@ -167,18 +167,18 @@ class PairSampler(Traits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(Traits):
-    """What a choice of a step's images states.
+    """Traits of a sampler, which chooses the images of a step.
 
     Attributes:
-      law: the frequencies of classes: "natural", "balanced", or "" for others.
+      class_frequencies: how often classes are drawn: "natural", "balanced", or "" for others.
     """
 
-    law: str = ""
+    class_frequencies: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassWeight(Traits):
-    """What weights of classes state.
+    """Traits of a function that weights classes.
 
     Attributes:
       changes_label_shares: whether classes weigh other than as often as they occur.
@@ -189,7 +189,7 @@ class ClassWeight(Traits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Posthoc(Traits):
-    """What a change of trained logits states.
+    """Traits of a change of trained logits.
 
     Attributes:
       turns_prior: (before, after): logits that stand for the first prior stand for the second one afterwards; None if
@@ -205,7 +205,7 @@ class Posthoc(Traits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure(Traits):
-    """What a measure states: how it is written, and how its interval is made.
+    """Traits of a measure: how it is shown, and how its interval is made.
 
     Attributes:
       title: of its row in a table; the first words are its short title, up to a bracket or a comma.
@@ -242,7 +242,7 @@ class Measure(Traits):
 
 
 class Kind(NamedTuple):
-    """Where the entries of a kind are found."""
+    """A kind of entries: their traits and their module."""
 
     traits: type[Traits]
     module: str

@@ -82,7 +82,7 @@ SOURCES = {
     "arrays": {"data.source": "arrays", "data.file": ""},
     "digits": {"data.source": "digits"},
 }
-# What may differ when a run goes on, as workdir.py had it: numbers stay; or the digests of the data are compared.
+# What may differ when a run goes on: numbers stay the same; or the digests of the data are compared.
 NEUTRAL = {
     "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "parallel.cpu_threads",
     "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",

@@ -7,6 +7,7 @@ import pytest
 
 from unimix_jax.config import fields, old_names, parse
 from unimix_jax.config.compare import differing_keys, flat
+from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import NEW_ENTRIES
 
 DIGITS = "--config=digits_lt.py"
@@ -79,6 +80,17 @@ def test_a_config_file_that_reads_a_field_by_its_old_name_is_told_the_new_one(tm
         "def get_config():\n    config = digits()\n    config.epochs = config.parallel.cores\n    return config\n"
     )
     with pytest.raises(Exception, match=r"config\.parallel\.cores is now config\.parallel\.cpu_threads"):
+        parse(["main", f"--config={path}"])
+
+
+def test_a_config_file_that_reads_an_entry_of_a_stage_by_its_old_name_is_told_the_new_one(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs.digits_lt import get_config as digits\n"
+        "def get_config():\n    config = digits()\n"
+        "    config.method.stages.mixed.partners.class_exponent = -0.5\n    return config\n"
+    )
+    with pytest.raises(UserError, match="the entry partners of a stage is now pair_sampler"):
         parse(["main", f"--config={path}"])
 
 

@@ -56,7 +56,7 @@ def test_a_trial_is_made_on_several_threads_and_its_answer_kept(untried):
 
 TRACEBACK = """\
 Traceback (most recent call last):
-  File "native.py", line 3, in <module>
+  File "trial.py", line 3, in <module>
 jaxlib._jax.XlaRuntimeError: INTERNAL: the reason
   more of it
 --------------------

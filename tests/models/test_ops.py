@@ -182,7 +182,7 @@ def test_without_the_folder_of_cpu_kernels_and_the_line_that_imports_it_everythi
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "run" / "predictions.npz").is_file()
     assert re.search("CPU kernels cannot be used: this installation does not have them", run.stderr)
-    command[-1] = "--config.parallel.native=on"
+    command[-1] = "--config.parallel.ops=cpu_kernels"
     command[4] = f"--workdir={tmp_path / 'other'}"
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 2

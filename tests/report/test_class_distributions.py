@@ -4,7 +4,7 @@ import pytest
 from unimix_jax import priors
 from unimix_jax.config import parse
 from unimix_jax.data import longtail
-from unimix_jax.report import class_distributions
+from unimix_jax.report import class_distributions, files
 from unimix_jax.theory import closed_forms
 from unimix_jax.training import manifest
 
@@ -70,13 +70,13 @@ def test_what_is_not_drawn(counts):
 )
 def test_the_factor_is_the_run_s(argv, expected):
     config = parse(["main", "--config=digits_lt.py", *argv]).config
-    assert class_distributions.factor_of(manifest.plain(config)) == expected
+    assert files.unimix_factor(manifest.plain(config)) == expected
 
 
 def test_a_method_that_does_not_mix_so_has_the_paper_s_factor():
     for method in ("erm", "mixup", "unimix_bayias_code"):
         config = parse(["main", f"--config=digits_lt.py:method={method}"]).config
-        assert class_distributions.factor_of(manifest.plain(config)) == {
+        assert files.unimix_factor(manifest.plain(config)) == {
             "alpha": 0.5,
             "class_exponent": -1.0,
             "wrap": True,

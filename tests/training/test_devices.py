@@ -183,7 +183,7 @@ def test_the_environment_names_what_bits_depend_on():
     here = runtime.environment(jax.devices(), "shard_map", "xla")
     assert runtime.environment(jax.devices(), "pmap", "xla")["compiler_options"] == {}
     assert here["jax"] == jax.__version__
-    assert here["cores"] >= 1
+    assert here["cpu_threads"] >= 1
     assert isinstance(here["compiler_options"], dict)
 
 
@@ -194,19 +194,19 @@ def test_the_compiler_options_are_known_to_a_tested_jaxlib():
 
 
 @pytest.mark.parametrize(
-    ("given", "cores", "found"),
+    ("given", "cpu_threads", "nproc"),
     [({}, 1, "1"), ({"NPROC": ""}, 3, "3"), ({"NPROC": "4"}, 1, "4"), ({"PJRT_NPROC": "4"}, 1, None), ({}, 0, None)],
 )
-def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, given, cores, found):
+def test_threads_are_the_config_s_where_the_environment_names_none(monkeypatch, given, cpu_threads, nproc):
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     for name in ("PJRT_NPROC", "NPROC"):
         monkeypatch.setenv(name, given.get(name, ""))
         if name not in given:
             monkeypatch.delenv(name)
     monkeypatch.setattr(runtime, "_keep_heap", lambda: None)
-    runtime.prepare_runtime(cores)
-    assert os.environ.get("NPROC") == found
-    assert threads() == int(given.get("PJRT_NPROC") or found or len(os.sched_getaffinity(0)))
+    runtime.prepare_runtime(cpu_threads)
+    assert os.environ.get("NPROC") == nproc
+    assert threads() == int(given.get("PJRT_NPROC") or nproc or len(os.sched_getaffinity(0)))
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 

@@ -280,13 +280,28 @@ def test_a_resume_on_other_versions_is_told(finished, tmp_path):
         shutil.copy(directory / name, tmp_path / name)
     about = storage.read_json(tmp_path / "run.json")
     about["state"] = "running"
-    about["starts"][0]["environment"] |= {"jax": "0.9.9", "cores": 64}
+    about["starts"][0]["environment"] |= {"jax": "0.9.9", "cpu_threads": 64}
     storage.write_json(tmp_path / "run.json", about)
     run(config("--config.log_every=1000"), tmp_path)
     log = (tmp_path / "log.txt").read_text()
     assert f"began with environment.jax 0.9.9 and goes on with {jax.__version__}" in log
-    assert "environment.cores 64" in log
+    assert "environment.cpu_threads 64" in log
     assert "began with another log_every" in log
+
+
+def test_a_resume_of_an_older_run_compares_the_environment_by_its_new_names(finished, tmp_path):
+    directory, _ = finished
+    for name in ("config.json", "run.json"):
+        shutil.copy(directory / name, tmp_path / name)
+    about = storage.read_json(tmp_path / "run.json")
+    about["state"] = "running"
+    environment = about["starts"][0]["environment"]
+    old_ops = {"cpu_kernels": "native", "xla": "plain"}[environment.pop("ops")]
+    environment |= {"kernels": old_ops, "how": environment.pop("spmd"), "cores": environment.pop("cpu_threads") + 1}
+    storage.write_json(tmp_path / "run.json", about)
+    run(config("--config.log_every=1000"), tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert re.findall(r"began with environment\.(\w+)", log) == ["cpu_threads"]
 
 
 def test_numbers_that_run_away_stop_the_run_and_keep_the_last_sound_checkpoint(tmp_path):
@@ -435,7 +450,7 @@ def command(directory, cache):
 
 
 def compiled_in(cache):
-    """The programs that a cache keeps, XLA's and native ones."""
+    """The programs that a cache keeps, those of XLA and the trial of the CPU kernels."""
     return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith("-atime")}
 
 
@@ -457,9 +472,11 @@ def stop_after(directory, cache, step, number):
 def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
-    ops_backend(jax.devices(), "auto")  # native programs have been tried, on this machine
-    for known in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("native-agrees-*"):
-        shutil.copy(known, cache)
+    if ops_backend(jax.devices(), "auto") == "cpu_kernels":  # the trial of this machine need not be made again
+        trials = list(pathlib.Path(jax.config.jax_compilation_cache_dir).glob("cpu_kernels-trial-*"))
+        assert trials
+        for trial in trials:
+            shutil.copy(trial, cache)
     argv, environment = command(tmp_path / "whole", cache)
     done = subprocess.run([*argv, "--timings"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert f"run directory: {tmp_path / 'whole'}" in done.stdout

@@ -1,7 +1,7 @@
-"""What a run can be told: fields, config files, the command line, and what is refused.
+"""The config of a run: its fields, config files, the command line, and the checks of values.
 
-A config file takes `default`, `use_source`, `use_method` and `arguments` from here; see
-`configs/`. The fields are declared in `fields`.
+A config file uses `default`, `use_source`, `use_method` and `arguments`; see `configs/`. The fields are declared in
+`fields`.
 """
 
 from unimix_jax.config.build import (

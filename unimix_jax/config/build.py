@@ -7,6 +7,7 @@ after the colon of --config, overrides.
 import copy
 from typing import TYPE_CHECKING, Any
 
+from unimix_jax import registry
 from unimix_jax.config import fields
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods.recipes import RECIPES
@@ -34,7 +35,7 @@ def use_source(config: "ConfigDict", source: str) -> None:
 
     Args:
       config: of `default`.
-      source: a name in `SOURCES` of data/sources.py.
+      source: the name of a data source, such as "digits".
     """
     config.data.source = source
     for field in fields.of_source(source):
@@ -94,21 +95,19 @@ def use_method(config: "ConfigDict", name: str, data: str = "", recipe: str = ""
     """
     from ml_collections import ConfigDict
 
-    row = RECIPES[one_of("method", name, RECIPES)]
-    by_data = row.get("by_data", {})
+    changed = RECIPES[one_of("method", name, RECIPES)]
+    by_data = changed.get("by_data", {})
     data = data or config.data.source
     for key in (data, f"{data}_{config.data.imbalance:g}", f"{data}_{recipe}"):
-        row = _merged(row, by_data.get(key, {}))
-    method = {"name": name, "head": RECIPES["erm"]["head"], "posthoc": RECIPES["erm"]["posthoc"]}
-    method |= {key: row[key] for key in ("head", "posthoc") if key in row}
+        changed = registry.inherit(changed, by_data.get(key, {}))
+    erm, stages = RECIPES["erm"], changed["stages"]
+    method = {"name": name, "head": changed.get("head", erm["head"]), "posthoc": changed.get("posthoc", erm["posthoc"])}
     # The first stage is displayed with all that it takes from erm, so that every option can be overridden there; the
     # other stages go on from it.
-    first = min(row["stages"], key=lambda stage: row["stages"][stage].get("begin", 0.0))
-    defaults, changes = RECIPES["erm"]["stages"]["plain"], row["stages"][first]
-    factors = {**defaults["lr_multipliers"], **changes.get("lr_multipliers", {})}
-    method["stages"] = {**row["stages"], first: {**defaults, **changes, "lr_multipliers": factors}}
+    first = min(stages, key=lambda stage: stages[stage].get("begin", 0.0))
+    method["stages"] = {**stages, first: registry.inherit(erm["stages"]["plain"], stages[first])}
     config.method = ConfigDict(copy.deepcopy(method))
-    config.update(copy.deepcopy(row.get("config", {})))
+    config.update(copy.deepcopy(changed.get("config", {})))
 
 
 def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
@@ -156,11 +155,3 @@ def _set(config, field: fields.Field, source: str) -> None:
         group = group[part]
     value = field.default_for(source)
     group[last] = value(config) if callable(value) else value
-
-
-def _merged(recipe: dict, changes: dict) -> dict:
-    """Return a recipe with some leaves changed; the recipe itself stays."""
-    result = dict(recipe)
-    for key, value in changes.items():
-        result[key] = _merged(recipe.get(key, {}), value) if isinstance(value, dict) else value
-    return result

@@ -12,7 +12,7 @@ from typing import Any
 
 from unimix_jax.registry import FLAG, Bound, above, at_least, choice
 
-# Whether a run may be resumed with another value of a field.
+# Values of Field.resume: may a run be resumed with another value of the field?
 FIXED = "fixed"  # no: the field changes the numbers of a run
 FREE = "free"  # yes: it changes records, speed, or the last bits of sums
 SEEN_IN_DATA = "seen in data"  # yes, as long as the data is the same: the digests in run.json say so
@@ -83,7 +83,7 @@ _SEED = Bound(lambda v: 0 <= v < 2**32, "in 0..4294967295")
 _SWITCH = FLAG._replace(words="true or false")
 _FRACTION = Bound(lambda v: 0 < v <= 1, "above 0 and at most 1")
 _SHARE = Bound(lambda v: 0 <= v < 1, "a share of each class, at least 0 and below 1")
-_NO_SOURCE = "data/sources.py refuses a source that it does not have"
+_NO_SOURCE = "data/sources/__init__.py refuses a source that it does not have"
 _PATH = "any path; the reader of the data says where nothing is there"
 _IMBALANCE = _at_least(
     1, "the largest class divided by the smallest, at least 1 (where a source gives its inverse, .01, use 100)"

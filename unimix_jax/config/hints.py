@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # Options of the command line by the names that other tools have for them.
 _WORKDIR = ("output_dir", "out_dir", "outdir", "output", "save_dir", "log_dir", "logdir", "work_dir")
 _OPTIONS = dict.fromkeys(_WORKDIR, "workdir")
-# What is no field here, and what there is instead.
+# Names that are not fields here, with the sentence to print.
 _NO_FIELD = {
     "optimizer": "the optimiser is SGD with momentum; its fields begin with --config.optim., such as "
     "--config.optim.learning_rate",
@@ -68,7 +68,8 @@ def unknown_option(name: str, text: str | None, known: tuple[str, ...]) -> str:
     elif last in _DATASET:
         hint = "; the config file chooses the data: see the list of --help"
     elif (field := _field_of(name)) is not None:
-        hint = f"; write --config.{field.name}={value}"
+        of = f", a field of {' and '.join(field.sources)}" if field.sources else ""
+        hint = f"; write --config.{field.name}={value}{of}"
     else:
         hint = did_you_mean(name, known) + "; --help lists the options"
     return f"unknown option --{name}{hint}"

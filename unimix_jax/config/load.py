@@ -9,6 +9,7 @@ from unimix_jax import storage
 from unimix_jax.config import build, fields, old_names
 from unimix_jax.config.compare import flat
 from unimix_jax.errors import UserError, did_you_mean
+from unimix_jax.methods.recipes import NEW_ENTRIES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -125,6 +126,9 @@ def _hint(error: Exception) -> str:
             last = name.split(".")[-1]
             if f"'{last}'" in str(error) or f'"{last}"' in str(error):
                 return f"; config.{name} is now config.{field.name}"
+        for old, new in NEW_ENTRIES.items():
+            if f"'{old}'" in str(error) or f'"{old}"' in str(error):
+                return f"; the entry {old} of a stage is now {new}"
     return ""
 
 

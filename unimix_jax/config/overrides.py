@@ -3,6 +3,7 @@
 import ast
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unimix_jax import registry
 from unimix_jax.config import fields, hints, old_names
 from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import RECIPES
@@ -35,6 +36,7 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
     from ml_collections import config_flags
 
     overrides = _with_new_names(overrides)
+    before = {path: options.to_dict() for path, options in _functions_of(config).items()}
     for override in overrides:
         _check_method(override, name)
         _make_room(config, override)
@@ -47,7 +49,7 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
     config = values.config
-    _drop_options_of_other_functions(config, {override.field for override in overrides})
+    _drop_options_of_other_functions(config, before, {override.field for override in overrides})
     return config
 
 
@@ -114,18 +116,29 @@ def _check_field(config, name: str) -> None:
         raise UserError(f"config.{name} is a group of fields and has no value of its own{example}")
 
 
-def _drop_options_of_other_functions(config, overridden: set[str]) -> None:
-    """Where the command line names another function, drop the options that the recipe has for the one before."""
-    recipe = RECIPES.get(config.method.get("name"), {})
-    groups = [("method", config.method, recipe)]
-    stages = recipe.get("stages", {})
-    groups += [(f"method.stages.{name}", stage, stages.get(name, {})) for name, stage in config.method.stages.items()]
-    for path, entries, recipe_entries in groups:
-        for kind, options in entries.items():
-            before = recipe_entries.get(kind, {})
-            named = f"{path}.{kind}.name" in overridden
-            if not named or not isinstance(before, dict) or options.name == before.get("name"):
-                continue
+def _functions_of(config) -> dict[str, Any]:
+    """Return the groups of a method's fields that name a function and its options, by their dotted name."""
+    parents = {"method": config.method} | {f"method.stages.{name}": stage for name, stage in config.method.stages.items()}
+    return {
+        f"{path}.{entry}": options
+        for path, entries in parents.items()
+        for entry, options in entries.items()
+        if entry != "stages" and hasattr(options, "keys")
+    }
+
+
+def _drop_options_of_other_functions(config, before: dict[str, dict], overridden: set[str]) -> None:
+    """Drop the options of a function where the command line names another function.
+
+    Args:
+      config: with the overrides.
+      before: the functions and options that it had without them.
+      overridden: the fields of the command line.
+    """
+    for path, options in _functions_of(config).items():
+        if f"{path}.name" in overridden:
+            changes = {option: value for option, value in options.items() if f"{path}.{option}" in overridden}
+            kept = registry.inherit(before.get(path, {}), changes)
             with options.unlocked():
-                for option in [k for k in options if k != "name" and f"{path}.{kind}.{k}" not in overridden]:
+                for option in set(options) - set(kept):
                     del options[option]

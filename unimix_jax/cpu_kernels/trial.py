@@ -1,4 +1,4 @@
-"""Whether the programs can be used here, which a trial in another process decides.
+"""Find out whether the programs can be used here, by a trial in another process.
 
 The programs are machine code that machine code of XLA calls, and a mistake in such code ends the process. So another
 process tries them on several threads and compares them with NumPy, once for each kind of processor, version

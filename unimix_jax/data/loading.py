@@ -1,4 +1,4 @@
-"""From indices to batches: rows of arrays, views of encoded images, and a thread that works ahead of the device."""
+"""Load batches by their indices: rows of arrays, views of encoded images; a thread loads ahead of the device."""
 
 import collections
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 
 from unimix_jax.data.sampling import ClassIndex
 from unimix_jax.data.types import Batch, BatchIndices, Source
-from unimix_jax.data.views import Reading, View, cached_picks, evaluated_view, partner_is_in_batch, training_view
+from unimix_jax.data.views import Reading, View, cached_indices, evaluated_view, partner_is_in_batch, training_view
 from unimix_jax.data.workers import in_order
 
 Block = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # images, which of them are examples, names of unreadable ones
@@ -100,7 +100,7 @@ def batches(
     all_views = _read(view_at, range(steps.start * views, steps.stop * views), reading, views)
     for step in steps:
         step_views = [next(all_views) for _ in range(views)]
-        indices = cached_picks(indices_of, step)
+        indices = cached_indices(indices_of, step)
         size = len(indices.index)
         image = np.stack([view.image for view in step_views[:size]])
         batch = Batch(image, source.labels[indices.index], indices.view)

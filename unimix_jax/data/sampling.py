@@ -68,7 +68,7 @@ def natural_order(size: int, *, seed: int, step: int, batch_size: int) -> np.nda
     return _permutation(size, seed, epoch)[np.arange(batch * batch_size, (batch + 1) * batch_size) % size]
 
 
-@registry.Sampler(law="natural")
+@registry.Sampler(class_frequencies="natural")
 def instance_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_size: int) -> np.ndarray:
     """Choose every example once an epoch, so that classes come as often as they have images; see `natural_order`.
 
@@ -84,7 +84,7 @@ def instance_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_si
     return natural_order(len(class_index.order), seed=seed, step=step, batch_size=batch_size)
 
 
-@registry.Sampler(law="balanced")
+@registry.Sampler(class_frequencies="balanced")
 def class_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_size: int) -> np.ndarray:
     """Draw a class uniformly, then one of its images, with replacement.
 

@@ -13,7 +13,7 @@ from unimix_jax.errors import UserError
 
 
 class Reading(NamedTuple):
-    """How encoded images become pixels: fields of `config.data`."""
+    """Options of reading and decoding images: fields of `config.data`."""
 
     size: int  # of a side
     resize: int  # of the shorter side, of which an evaluation takes the centre
@@ -62,7 +62,7 @@ def training_view(
       UserError: the image cannot be read and is not to be replaced, or no image of its class can be read.
     """
     step, slot = divmod(position, views)
-    indices = cached_picks(indices_of, step)
+    indices = cached_indices(indices_of, step)
     size = len(indices.index)
     if slot < size:
         index, view = indices.index[slot], indices.view[slot]
@@ -135,7 +135,7 @@ def decoded_image(
 
 
 @functools.lru_cache(maxsize=16)
-def cached_picks(indices_of: Callable[..., BatchIndices], step: int) -> BatchIndices:
+def cached_indices(indices_of: Callable[..., BatchIndices], step: int) -> BatchIndices:
     """Return indices_of(step=step), computed once for all views of a step.
 
     Args:

@@ -28,14 +28,14 @@ def in_order(
     """Yield the results of a function of a position in the order of the positions.
 
     Args:
-      function: can be pickled, if there are worker processes; never returns None.
+      function: called with each position; never returns None. With worker processes it must be picklable.
       positions: consecutive.
       threads: of this process, or of each worker; 0 for one a core, or for one in each worker.
       workers: processes; 0 for threads of this one.
       ahead: how many results are computed before their turn, or somewhat more.
 
     Yields:
-      What the function returns.
+      The results.
 
     Raises:
       Failure: a worker process has ended.

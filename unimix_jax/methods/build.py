@@ -1,4 +1,4 @@
-"""From a recipe to a `Method`: names become functions, counts and options are bound."""
+"""Build a `Method` of a recipe: replace names by functions, bind counts and options."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ _SCHEDULES = ("run", "cosine")
 
 
 class Stage(NamedTuple):
-    """What is trained from step `first` to before step `last`, and how."""
+    """A stage of training: the steps first, ..., last - 1, and the functions that they use."""
 
     name: str
     first: int
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 
     @property
     def program(self) -> tuple:
-        """What the compiled step depends on: stages with equal programs share one."""
+        """The values that the compiled step depends on: stages with equal programs share a compiled step."""
         plain = self.pair_sampler is None
         return self.loss, self.mixer, plain, self.reduction, self.lr_multipliers, self.batch_norm
 
@@ -295,5 +295,5 @@ def _trained_prior(functions: dict[str, functools.partial | None]) -> str:
     stated = registry.traits("loss", functions["loss"])
     if not registry.prior_holds(stated, functions["loss"]):
         return "none"
-    law = registry.traits("sampler", functions["sampler"]).law
-    return {"natural": stated.natural_prior, "balanced": stated.balanced_prior}.get(law, "none")
+    drawn = registry.traits("sampler", functions["sampler"]).class_frequencies
+    return {"natural": stated.natural_prior, "balanced": stated.balanced_prior}.get(drawn, "none")

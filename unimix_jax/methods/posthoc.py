@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from unimix_jax import registry
@@ -12,8 +11,8 @@ from unimix_jax import registry
     turns_prior=("train", "uniform"), prior_holds_at={"strength": 1.0}, options={"strength": registry.NUMBER}
 )
 def logit_adjustment(
-    logits: jax.Array, head: Any, *, train_prior: np.ndarray, validation: Any = None, strength: float = 1.0
-) -> jax.Array:
+    logits: np.ndarray, head: Any, *, train_prior: np.ndarray, validation: Any = None, strength: float = 1.0
+) -> tuple[np.ndarray, dict[str, float]]:
     """Subtract strength * log(train prior): a model trained by cross entropy answers for a uniform prior.
 
     Args:
@@ -38,8 +37,8 @@ def logit_adjustment(
 
 @registry.Posthoc(head="linear", options={"norm_exponent": registry.NUMBER, "scan": registry.FLAG})
 def tau_norm(
-    logits: jax.Array, head: Any, *, validation: Any = None, norm_exponent: float = 0.7, scan: bool = True
-) -> jax.Array:
+    logits: np.ndarray, head: Any, *, validation: Any = None, norm_exponent: float = 0.7, scan: bool = True
+) -> tuple[np.ndarray, dict[str, float]]:
     """Divide each class's weights by a power of their norm, and drop the bias.
 
     Args:

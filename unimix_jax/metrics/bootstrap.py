@@ -31,7 +31,7 @@ def bootstrap(
     bins: int = BINS,
     by: str = "auto",
 ) -> dict[str, tuple[float, float]]:
-    """Interval of each measure: where its value on endless examples of the same kind lies.
+    """Return an interval of each measure, in which its value on endless examples of the same kind lies.
 
     The examples are drawn again with replacement. The quantiles of the measure over the samples, less their mean,
     are laid around its value on the examples as they are.
@@ -201,7 +201,7 @@ def _measures(
     def group(members):
         return lambda index: per_example.mean_of(recalls(index), members)
 
-    # What looks at every class is measured anew for each sample; these need less.
+    # Measures of every class are computed anew for each sample; these are means of values of each example.
     known = {
         "accuracy": lambda: mean(hits),
         "top5": lambda: mean(per_example.top_hits(probabilities, labels)),

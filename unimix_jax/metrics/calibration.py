@@ -60,7 +60,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 class Calibration(NamedTuple):
-    """What `calibrated` does to logits: divide by a temperature, add a bias for each class."""
+    """A calibration of logits by `calibrated`: division by a temperature, and a bias for each class."""
 
     temperature: float
     bias: np.ndarray  # float64[K], mean 0

@@ -4,6 +4,7 @@
 classes differ between the data on which the model was calibrated and the data to predict, not the images of a class.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -133,8 +134,8 @@ def em(
             new, reached = step(far)
         prior = far
         likelihoods.append(np.maximum(reached, likelihood))  # they differ by rounding at the end
-    likelihoods = np.array(likelihoods)
-    return (new[:, 0], likelihoods[:, 0]) if weights is None else (new, likelihoods)
+    reached_by_step = np.array(likelihoods)
+    return (new[:, 0], reached_by_step[:, 0]) if weights is None else (new, reached_by_step)
 
 
 def em_covariance(probabilities: np.ndarray, source_prior: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -268,13 +269,11 @@ def estimate_prior(
     >>> estimate_prior(np.log(probabilities), logits_prior=np.array([0.5, 0.5]), samples=0).prior.round(2).tolist()
     [0.8, 0.2]
     """
-    from scipy.stats import norm
-
     one_of("method", method, METHODS)
     if samples < 0 or not 0 < level < 1:
         raise UserError(f"{samples} samples at level {level:g}: give 0 samples or more, and a level in 0..1")
     logits = checked_logits(logits, "logits")
-    size, classes = logits.shape
+    classes = logits.shape[1]
     warnings = []
     if validation is None:
         if method == "bbse":
@@ -287,53 +286,38 @@ def estimate_prior(
         source, probabilities = checked_prior(logits_prior, classes, "logits_prior"), softmax(logits)
         warnings.append("the probabilities were not calibrated first, for there are no validation predictions")
     else:
-        held_logits, held_labels = validation
-        held_logits = checked_logits(held_logits, "logits of the validation predictions")
-        held_labels = checked_labels(held_labels, held_logits.shape, "labels of the validation predictions")
-        if held_logits.shape[1] != classes:
-            raise UserError(
-                f"the validation predictions have {held_logits.shape[1]} classes, those to predict {classes}; both "
-                "must come from one model"
-            )
-        calibration = calibration or fit_bias_corrected(held_logits, held_labels, logits_prior)
-        held = softmax(calibrated(held_logits, calibration))
-        source = calibration.prior
-        probabilities = softmax(calibrated(logits, calibration))
-        if words := few_images(held_labels, classes):
-            warnings.append(f"{words}, so that what is learnt from them is uncertain")
-    random = np.random.Generator(np.random.Philox(key=seed))
-
-    def by_em():
+        validation = _checked_validation(*validation, classes)
+        calibration = calibration or fit_bias_corrected(*validation, logits_prior)
+        source, probabilities = calibration.prior, softmax(calibrated(logits, calibration))
+        validation_probabilities = softmax(calibrated(validation[0], calibration))
+        if few := few_images(validation[1], classes):
+            warnings.append(f"{few}, so that what is learnt from them is uncertain")
+    if method == "em":
         prior, likelihoods = em(probabilities, source)
         if len(likelihoods) >= _STEPS:
             warnings.append(f"EM had not settled after {_STEPS} steps: some shares may be others")
         covariance = em_covariance(probabilities, source, prior)
-        start, drawn = np.maximum(prior, LEAST_SHARE / classes), [np.empty((0, classes))]
-        for first in range(0, samples, 10):
-            resampled = probabilities, source
-            if validation is not None:
-                index = random.integers(len(held_labels), size=len(held_labels))
-                again = fit_bias_corrected(held_logits[index], held_labels[index], logits_prior, calibration)
-                resampled = softmax(calibrated(logits, again)), again.prior
-            many = min(10, samples - first)
-            weights = random.multinomial(size, np.full(size, 1 / size), size=many).T
-            drawn.append(em(*resampled, weights=weights, start=start, steps=100, tolerance=1e-4)[0].T)
-        if validation is not None:
-            warnings.extend(_misfit(prior, covariance, held, held_labels, probabilities))
-        return prior, np.sqrt(np.maximum(np.diag(covariance), 0)), np.concatenate(drawn)
+        errors = np.sqrt(np.maximum(np.diag(covariance), 0))
 
-    if method == "em":
-        prior, errors, drawn = by_em()
+        def resampled(random):
+            """The probabilities and their prior, calibrated on validation images that are drawn again."""
+            if validation is None:
+                return probabilities, source
+            index = random.integers(len(validation[1]), size=len(validation[1]))
+            again = fit_bias_corrected(validation[0][index], validation[1][index], logits_prior, calibration)
+            return softmax(calibrated(logits, again)), again.prior
+
+        drawn = _em_bootstrap(resampled, np.maximum(prior, LEAST_SHARE / classes), len(logits), samples, seed)
+        if validation is not None:
+            warnings += _misfit(prior, covariance, validation_probabilities, validation[1], probabilities)
     else:
-        prior, errors = bbse(probabilities, held, held_labels)
+        prior, errors = bbse(probabilities, validation_probabilities, validation[1])
         drawn = prior[None]  # its errors hold the chance of both sets of images
     prior = priors.prior(np.maximum(prior, LEAST_SHARE / classes))
     if not samples:
-        return Estimate(prior, *np.full((2, classes), np.nan), method, tuple(warnings))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
-    half = norm.ppf((1 + level) / 2) * errors
-    low, high = np.clip([np.minimum(low, prior - half), np.maximum(high, prior + half)], 0, 1)
+        unknown = np.full(classes, np.nan)
+        return Estimate(prior, unknown, unknown, method, tuple(warnings))
+    low, high = _interval(prior, errors, drawn, level)
     # Half the sum of the shares' mean deviations, that of a Gaussian being .8 of its standard deviation.
     spread = min(max(np.abs(drawn - prior).sum(axis=1).mean() / 2, 0.4 * errors.sum()), 1.0)
     if spread > _SPREAD:
@@ -341,6 +325,47 @@ def estimate_prior(
             f"the shares are uncertain: other images of the same kind would move {100 * spread:.0f} % of them"
         )
     return Estimate(prior, low, high, method, tuple(warnings))
+
+
+def _checked_validation(logits: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return validation logits and labels after a check that they fit to logits of so many classes."""
+    logits = checked_logits(logits, "logits of the validation predictions")
+    labels = checked_labels(labels, logits.shape, "labels of the validation predictions")
+    if logits.shape[1] != classes:
+        raise UserError(
+            f"the validation predictions have {logits.shape[1]} classes, those to predict {classes}; both must come "
+            "from one model"
+        )
+    return logits, labels
+
+
+def _em_bootstrap(resampled: Callable, start: np.ndarray, size: int, samples: int, seed: int) -> np.ndarray:
+    """Return the priors that EM finds for resampled images, float64[samples, K].
+
+    Args:
+      resampled: called with a random generator for every tenth sample; returns probabilities and their prior.
+      start: float64[K], the first guess.
+      size: number of images.
+      samples: of the bootstrap.
+      seed: of the draws.
+    """
+    random = np.random.Generator(np.random.Philox(key=seed))
+    drawn = [np.empty((0, len(start)))]
+    for first in range(0, samples, 10):
+        probabilities, source = resampled(random)
+        weights = random.multinomial(size, np.full(size, 1 / size), size=min(10, samples - first)).T
+        drawn.append(em(probabilities, source, weights=weights, start=start, steps=100, tolerance=1e-4)[0].T)
+    return np.concatenate(drawn)
+
+
+def _interval(prior: np.ndarray, errors: np.ndarray, drawn: np.ndarray, level: float) -> np.ndarray:
+    """Return the ends of each share's interval, float64[2, K]: percentiles, and at least the standard errors."""
+    from scipy.stats import norm
+
+    tail = 50 * (1 - level)
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    half = norm.ppf((1 + level) / 2) * errors
+    return np.clip([np.minimum(low, prior - half), np.maximum(high, prior + half)], 0, 1)
 
 
 def _misfit(

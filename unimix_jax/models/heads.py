@@ -89,7 +89,7 @@ def parameter_group(name: str) -> str:
       name: of the parameter, or of the layer that holds it, inside of the head.
 
     Returns:
-      What the head with such a parameter states; "classifier" for parameters of a user's head.
+      The group that a head of `HEADS` gives such a parameter; "classifier" for parameters of other heads.
     """
     stated = (head.parameter_groups.get(name) for head in HEADS.values())
     return next(filter(None, stated), "classifier")

@@ -122,7 +122,7 @@ def batch_norm(
     relu: bool = False,
     axis: str | None = None,
     epsilon: float = 1e-5,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalise by the statistics of the batch, add a residual, apply ReLU: batch normalisation in training.
 
     One operation does all of this, because a backend can then read the activations once.
@@ -217,7 +217,7 @@ def _xla_batch_norm(x, scale, bias, residual, relu, axis, epsilon):
     return batch_norm_inference(x, scale, bias, mean, variance, residual, relu, epsilon), mean, variance
 
 
-def batch_statistics(x: jax.Array, axis: str | None) -> jax.Array:
+def batch_statistics(x: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:
     """Return the mean and the biased variance of the channels of a batch.
 
     Args:

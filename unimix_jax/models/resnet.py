@@ -17,11 +17,11 @@ from unimix_jax.models.layers import BatchNorm, Convolution
 # block calls it inside of its own `__call__`, so that layers which it makes belong to the block.
 
 
-def subsampled(block: jax.Array, x: jax.Array, train: bool) -> jax.Array:
+def subsampled(block: nn.Module, x: jax.Array, train: bool) -> jax.Array:
     """Subsample the activations and pad their channels with zeros: the shortcut without parameters, option A.
 
     Args:
-      block: that calls it.
+      block: the module that calls it; it has the attributes of `BasicBlock`.
       x: float[B, H, W, C].
       train: not used, as in every shortcut.
 
@@ -35,11 +35,11 @@ def subsampled(block: jax.Array, x: jax.Array, train: bool) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
-def projected(block: jax.Array, x: jax.Array, train: bool) -> jax.Array:
+def projected(block: nn.Module, x: jax.Array, train: bool) -> jax.Array:
     """Apply a 1 x 1 convolution and normalisation where the shape changes: the shortcut of photographs, option B.
 
     Args:
-      block: that calls it.
+      block: the module that calls it; it has the attributes of `BasicBlock`.
       x: float[B, H, W, C].
       train: whether normalisation takes the statistics of the batch.
 
@@ -183,8 +183,8 @@ class CifarResNet(nn.Module):
         Args:
           x: float[B, H, W, C].
           train: take the statistics of the batch, and update the running ones.
-          mix: (level, activations) -> activations, called with the input, level 0, and the output of the first two
-            stages, levels 1 and 2.
+          mix: (level, activations) -> activations, called with the input, level 0, and with the output of stage i,
+            level i.
 
         Returns:
           float32[B, num_classes]; float64 for float64 images.

@@ -98,6 +98,6 @@ def _class_distributions(outputs: ModelOutputs) -> tuple[list[dict], dict] | Non
         return None
     from unimix_jax.report import class_distributions
 
-    factor = class_distributions.factor_of((outputs.about or {}).get("config", {}))
+    factor = files.unimix_factor((outputs.about or {}).get("config", {}))
     panels = class_distributions.panels(outputs.test.counts, **factor)
     return None if panels is None else (panels, factor)

@@ -12,16 +12,6 @@ from unimix_jax.theory.exact import MOST_CLASSES, empirical_class_distribution, 
 _PAIRS = 100_000  # drawn for each distribution
 
 
-def factor_of(config: dict) -> dict:
-    """Return alpha, class_exponent and wrap of the first UniMix stage of a config, or the paper's if there is none."""
-    factor = {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}
-    for stage in config.get("method", {}).get("stages", {}).values():
-        mixer, partners = stage.get("mixer", {}), stage.get("pair_sampler", stage.get("partners", {}))
-        if (mixer.get("name"), partners.get("name")) == ("unimix", "by_class"):
-            return factor | {k: options[k] for options in (mixer, partners) for k in factor if k in options}
-    return factor
-
-
 def panels(
     counts: np.ndarray, *, alpha: float = 0.5, class_exponent: float = -1.0, wrap: bool = True, seed: int = 0
 ) -> list[dict] | None:
@@ -37,7 +27,7 @@ def panels(
 
     Returns:
       For `plots.class_distributions`: title, closed (label, y, values), exact and drawn (float64[K], the most
-      frequent class first); None for one class, and above `theory.MOST_CLASSES`.
+      frequent class first); None for one class, and above `theory.exact.MOST_CLASSES`.
     """
     counts = np.sort(np.asarray(counts, np.float64))[::-1]
     counts = counts[counts > 0]
@@ -59,9 +49,9 @@ def panels(
         return np.asarray(draw_factors(keys, class_index.counts[label_a], class_index.counts[label_b]))
 
     def panel(title, equation, density, exact, label_b, weight, **options):
-        grid, places = np.linspace(1, classes, 400), np.arange(1.0, classes + 1)
-        law = {"num_classes": classes, "imbalance": counts[0] / counts[-1], **options}
-        values = density(grid, **law) / density(places, **law).sum()
+        grid, ranks = np.linspace(1, classes, 400), np.arange(1.0, classes + 1)
+        options |= {"num_classes": classes, "imbalance": counts[0] / counts[-1]}
+        values = density(grid, **options) / density(ranks, **options).sum()
         drawn = empirical_class_distribution(label_a, label_b, weight, classes)
         closed = f"closed form {equation}, scaled", grid, values
         return {"title": title, "closed": closed, "exact": exact, "drawn": drawn}

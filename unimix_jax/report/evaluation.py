@@ -27,6 +27,13 @@ class ModelOutputs(NamedTuple):
     about: dict | None = None
 
 
+class _Source(NamedTuple):
+    """Logits of the test images, and the prior that they stand for: the source prior of label shift."""
+
+    logits: np.ndarray
+    prior: np.ndarray
+
+
 class Options(NamedTuple):
     """Options of an evaluation."""
 
@@ -80,32 +87,32 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
         result["test"] = metrics.summary(test, **measured)
         if options.samples:
             names = bootstrap.ALL if options.classwise else bootstrap.DEFAULT
-            found = bootstrap.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
-            result["test"]["intervals"] = {name: list(ends) for name, ends in found.items()}
+            intervals = bootstrap.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
+            result["test"]["intervals"] = {name: list(ends) for name, ends in intervals.items()}
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
             result["test"]["by_chance"] = bootstrap.expected_if_calibrated(test, **chance)
         if "temperature" in result:
             # Divided by a temperature the logits stand for no prior that is known.
             cooled = test._replace(logits=test.logits / result["temperature"], logits_prior=None)
             result["test_at_temperature"] = metrics.summary(cooled, **measured)
-    held = None if validation is None else (validation.logits, validation.labels)
-    estimator = {"validation": held, "calibration": calibration, "logits_prior": test.logits_prior}
-    standing, words = _standing(test, validation, calibration)
-    if standing is not None:
+    labelled = None if validation is None else (validation.logits, validation.labels)
+    estimator = {"validation": labelled, "calibration": calibration, "logits_prior": test.logits_prior}
+    source, words = _source(test, validation, calibration)
+    if source is not None:
         result["corrected_logits"] = words
     result["estimates"] = {}
-    for method in label_shift.METHODS if held is not None else ("em",) if standing is not None else ():
+    for method in label_shift.METHODS if labelled is not None else ("em",) if source is not None else ():
         samples = _estimate_samples(options.samples, *test.logits.shape)
         estimate = label_shift.estimate_prior(
             test.logits, **estimator, method=method, samples=samples, seed=options.seed
         )
         ends = {"low": estimate.low.tolist(), "high": estimate.high.tolist()} if samples else {}
-        found = {"samples": samples, "prior": estimate.prior.tolist(), "warnings": list(estimate.warnings)}
-        result["estimates"][method] = found | ends
+        values = {"samples": samples, "prior": estimate.prior.tolist(), "warnings": list(estimate.warnings)}
+        result["estimates"][method] = values | ends
     if options.test_prior:
-        result["corrected"] = _corrected(outputs.name, test, result, standing, options)
+        result["corrected"] = _corrected(outputs.name, test, result, source, options)
     if test.labels is not None and test.counts is not None and all(result["test_share"]):
-        result["cut_tests"] = _cut_tests(test, estimator, standing, options)
+        result["cut_tests"] = _cut_tests(test, estimator, source, options)
     result["warnings"] = [*_changed(outputs.about or {}), *_warnings(result, test, validation)]
     return result
 
@@ -161,8 +168,8 @@ def _zeros(split: str, predictions: Predictions) -> list[str]:
     ]
 
 
-def _standing(test: Predictions, validation: Predictions | None, calibration) -> tuple:
-    """Return logits of the test images with the prior that they stand for (None where it is not known), and words.
+def _source(test: Predictions, validation: Predictions | None, calibration) -> tuple[_Source | None, str]:
+    """Return the logits from which corrections start (None where their prior is not known), and what they are in words.
 
     Wherever there are validation predictions the logits are the calibrated ones, which stand for the validation images'
     prior whatever the model was trained for: a correction of over-confident logits would be too weak. (A temperature
@@ -175,15 +182,15 @@ def _standing(test: Predictions, validation: Predictions | None, calibration) ->
         )
         if few := label_shift.few_images(validation.labels, test.logits.shape[1]):
             words += f" (uncertain, because {few})"
-        return (calibrated(test.logits, calibration), calibration.prior), words
-    trained = None if test.logits_prior is None else (test.logits, test.logits_prior)
+        return _Source(calibrated(test.logits, calibration), calibration.prior), words
+    trained = None if test.logits_prior is None else _Source(test.logits, test.logits_prior)
     return trained, "the model's own, which are not calibrated, for there are no validation predictions"
 
 
-def _corrected(name: str, test: Predictions, result: dict, standing, options: Options) -> dict:
+def _corrected(name: str, test: Predictions, result: dict, source: _Source | None, options: Options) -> dict:
     """Return the measures of test predictions corrected for the prior that the user names."""
     if options.test_prior == "estimate":
-        prior = np.array(result["estimates"]["em"]["prior"]) if standing is not None else None
+        prior = np.array(result["estimates"]["em"]["prior"]) if source is not None else None
     else:
         counts = np.ones(test.logits.shape[1], np.int64) if test.counts is None else test.counts
         prior = priors.test_prior(options.test_prior, counts)
@@ -194,7 +201,7 @@ def _corrected(name: str, test: Predictions, result: dict, standing, options: Op
                 f"class {result['class_names'][int(prior.argmin())]} has no training image, so no logits can stand for "
                 f"test_prior={options.test_prior}"
             )
-    if standing is None:
+    if source is None:
         raise UserError(
             f"{name} cannot be corrected for a test prior: its logits stand for no known prior (array 'logits_prior') "
             "and there are no validation predictions to calibrate them on"
@@ -202,15 +209,15 @@ def _corrected(name: str, test: Predictions, result: dict, standing, options: Op
     words = "the prior estimated by EM" if options.test_prior == "estimate" else options.test_prior
     values = {"for": words, "prior": prior.tolist(), "logits": result["corrected_logits"]}
     if test.labels is not None:
-        shifted = test._replace(logits=label_shift.shift_prior(*standing, prior), logits_prior=prior)
+        shifted = test._replace(logits=label_shift.shift_prior(source.logits, source.prior, prior), logits_prior=prior)
         values |= metrics.summary(shifted, bins=options.bins, by=options.by)
     return values
 
 
-def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -> list[dict]:
+def _cut_tests(test: Predictions, estimator: dict, source: _Source | None, options: Options) -> list[dict]:
     """Measure subsets of the test set with other imbalances: as they are, for the known prior, for estimated priors.
 
-    All corrections start from the same logits, those of `_standing`.
+    All corrections start from the same logits, those of `_source`.
 
     Returns:
       A row for each imbalance: imbalance, images, and accuracy and ECE of each variant.
@@ -222,12 +229,12 @@ def _cut_tests(test: Predictions, estimator: dict, standing, options: Options) -
         index = longtail.shifted_test_subset(test.labels, test.counts, imbalance, options.seed)
         part = Predictions(test.logits[index], test.labels[index])
         variants = {"as it is": part.logits}
-        if standing is not None:
+        if source is not None:
             known = priors.test_prior(f"imbalance:{imbalance}", test.counts)
-            variants["known prior"] = label_shift.shift_prior(standing[0][index], standing[1], known)
+            variants["known prior"] = label_shift.shift_prior(source.logits[index], source.prior, known)
             for method in label_shift.METHODS if estimator["validation"] is not None else ("em",):
-                found = label_shift.estimate_prior(part.logits, **estimator, method=method, samples=0)
-                variants[method.upper()] = label_shift.shift_prior(standing[0][index], standing[1], found.prior)
+                prior = label_shift.estimate_prior(part.logits, **estimator, method=method, samples=0).prior
+                variants[method.upper()] = label_shift.shift_prior(source.logits[index], source.prior, prior)
         row: dict = {"imbalance": imbalance, "images": len(index), "variants": {}}
         for name, logits in variants.items():
             values = metrics.summary(part._replace(logits=logits), names=("accuracy", "ece"), bins=options.bins)

@@ -23,6 +23,7 @@ from unimix_jax.training import rundir
 _log = logging.getLogger(__name__)
 
 _KINDS = ("png", "pdf")  # of picture files
+_FACTOR = {"alpha": 0.5, "class_exponent": -1.0, "wrap": True}  # of UniMix, in the paper
 _LARGEST_COUNTS = 4 * storage.MIB  # bytes of a file of counts
 
 
@@ -67,24 +68,41 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
     )
     try:
         facts(outputs)
-        _check_stages(config)
+        unimix_factor(config)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{directory} holds records that no run writes ({error!r}); restore them") from None
     return outputs
 
 
-def _check_stages(config: dict) -> None:
-    """Raise a ValueError if the stages of a config are not what a run writes: the report uses their factor."""
+def unimix_factor(config: dict) -> dict:
+    """Return alpha, class_exponent and wrap of UniMix in a run: of its first UniMix stage, or the paper's without one.
+
+    Args:
+      config: of the run, as config.json has it.
+
+    Returns:
+      The three options by name.
+
+    Raises:
+      ValueError: a stage has a value that no run writes.
+    """
     for stage in config.get("method", {}).get("stages", {}).values():
-        mixer, partners = stage.get("mixer", {}), stage.get("pair_sampler", {})
-        if (mixer.get("name"), partners.get("name")) != ("unimix", "by_class"):
-            continue
-        for part, key, least, most in ((mixer, "alpha", 1e-9, 1e6), (partners, "class_exponent", -1e3, 1e3)):
-            value = part.get(key, 1)
-            if type(value) not in (int, float) or not least <= value <= most:
-                raise ValueError(f"{key} {str(value)[:40]}")
-        if type(mixer.get("wrap", True)) is not bool:
-            raise ValueError("wrap is neither true nor false")
+        options = {**stage.get("mixer", {}), **stage.get("pair_sampler", {})}
+        names = [stage.get(entry, {}).get("name") for entry in ("mixer", "pair_sampler")]
+        if names == ["unimix", "by_class"]:
+            factor = {name: options.get(name, value) for name, value in _FACTOR.items()}
+            _check_factor(factor)
+            return factor
+    return dict(_FACTOR)
+
+
+def _check_factor(factor: dict) -> None:
+    """Raise a ValueError for options of UniMix that no run writes."""
+    for name, least, most in (("alpha", 1e-9, 1e6), ("class_exponent", -1e3, 1e3)):
+        if type(factor[name]) not in (int, float) or not least <= factor[name] <= most:
+            raise ValueError(f"{name} {str(factor[name])[:40]}")
+    if type(factor["wrap"]) is not bool:
+        raise ValueError("wrap is neither true nor false")
 
 
 def read_files(
@@ -96,7 +114,7 @@ def read_files(
     """Read predictions from an .npz file of any origin.
 
     Args:
-      predictions: an .npz with `logits` or `probabilities`, and what else `batch.Predictions` holds.
+      predictions: an .npz with `logits` or `probabilities`, and what else `metrics.Predictions` holds.
       validation: the same for validation images of the same model, with `labels`.
       counts: see `read_counts`; they win over an array `counts`.
       name: of the model in the report; None for the name of the file.
@@ -322,7 +340,7 @@ def write(
       output: of `output`.
       title: see `html.html_document`.
       about: see `html.html_document`.
-      sections: of `report.of_one` or `of_many`.
+      sections: of `sections.of_one` or `of_many`.
       results: of `evaluation.evaluate`; what the .json and .csv hold.
       kinds: of picture files; "png", which the HTML shows, must be one of them.
       digests: of the input files of each result, which `is_report_of` compares; None for a result that is not of a run.

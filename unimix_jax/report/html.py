@@ -50,7 +50,7 @@ def html_document(title: str, about: str, sections: list[Section], images: dict[
     Args:
       title: of the report.
       about: a line below it.
-      sections: of `report.of_one` or `of_many`.
+      sections: of `sections.of_one` or `of_many`.
       images: PNG files of the pictures, by name.
 
     Returns:

@@ -93,17 +93,14 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
     for i, (title, bins) in enumerate(panels.items()):
         upper, lower = axes[2 * (i // columns)][i % columns], axes[2 * (i // columns) + 1][i % columns]
         left, width = bins.edges[:-1], np.diff(bins.edges)
-        held = bins.count > 0
+        filled = bins.count > 0
         error = float(np.nansum(np.abs(bins.accuracy - bins.confidence) * bins.count) / bins.count.sum())
         upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-        upper.bar(left[held], bins.accuracy[held], width[held], align="edge", linewidth=0.6, **accuracy)
-        for found, style in (
-            (held & (bins.confidence > bins.accuracy), over),
-            (held & (bins.confidence < bins.accuracy), under),
-        ):
-            gap = (bins.confidence - bins.accuracy)[found]
-            place = {"x": left[found], "width": width[found], "align": "edge"}
-            upper.bar(height=gap, bottom=bins.accuracy[found], linewidth=0.6, **place, **style)
+        upper.bar(left[filled], bins.accuracy[filled], width[filled], align="edge", linewidth=0.6, **accuracy)
+        gap = bins.confidence - bins.accuracy
+        for mask, style in ((filled & (gap > 0), over), (filled & (gap < 0), under)):
+            bottom = bins.accuracy[mask]
+            upper.bar(left[mask], gap[mask], width[mask], bottom, align="edge", linewidth=0.6, **style)
         upper.set(title=f"{_fitting(title, figure_width / columns - 0.75, 10, bold=True)}\nECE {100 * error:.1f} %")
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         upper.tick_params(labelbottom=False)

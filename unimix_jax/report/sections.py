@@ -135,7 +135,7 @@ def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Sectio
 def remarks(results: list[dict], kind: str) -> list[str]:
     """Return the `warnings` or the `missing` of models, with the names of the models if there are several.
 
-    What is said of all of them is said once.
+    A sentence that holds for all models is returned once.
     """
     lines: dict[str, list[str]] = {}
     for result in results:
@@ -181,7 +181,7 @@ def csv_rows(results: list[dict]) -> list[list]:
     return [[_cell(value) if isinstance(value, str) else value for value in row] for row in rows]
 
 
-# What spreadsheets take for the beginning of a formula, plain and full-width; also behind a semicolon, at which those
+# Characters that begin a formula in spreadsheets, plain and full-width; also behind a semicolon, at which those
 # of many countries divide a line. A number is none.
 _FORMULA = re.compile(r"(?:^|;)['\"\s]*(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -197,10 +197,10 @@ def printed(results: list[dict]) -> list[Table]:
     """Return the tables that a terminal shows."""
     if len(results) > 1:
         shown = {"Test measures": "test", "The same with corrected logits": "corrected"}
-        found = {title: [(r["name"], r[k]) for r in results if "ece" in r.get(k, {})] for title, k in shown.items()}
-        return [tables.side_by_side(title, rows, tables.PRINTED) for title, rows in found.items() if rows]
-    found = [tables.measures_table(results[0])] if "test" in results[0] else []
-    return [*found, *tables.cut_tables(results[0])[:1], *tables.estimates_table(results[0])]
+        measured = {title: [(r["name"], r[k]) for r in results if "ece" in r.get(k, {})] for title, k in shown.items()}
+        return [tables.side_by_side(title, rows, tables.PRINTED) for title, rows in measured.items() if rows]
+    measures = [tables.measures_table(results[0])] if "test" in results[0] else []
+    return [*measures, *tables.cut_tables(results[0])[:1], *tables.estimates_table(results[0])]
 
 
 def class_distributions_section(panels: list[dict], factor: dict) -> Section:

@@ -10,6 +10,7 @@ from unimix_jax.config.compare import flat
 from unimix_jax.errors import printable
 from unimix_jax.metrics import label_shift
 from unimix_jax.report.evaluation import ModelOutputs
+from unimix_jax.training import rundir
 
 GROUPS = ("many", "medium", "few")  # of classes, as `priors.groups` names them
 
@@ -312,7 +313,7 @@ def run_facts(about: dict) -> dict[str, str]:
     """Return the facts about a run in words: method, data, length, seed, versions, time."""
     config, run = about["config"], about["run"] or {}
     data, start = run.get("data", {}), (run.get("starts") or [{}])[-1]
-    train, environment = data.get("train", {}), start.get("environment", {})
+    train, environment = data.get("train", {}), rundir.environment(start)
     facts = {"method": config.get("method", {}).get("name"), "network": config.get("network")}
     source = config.get("data", {})
     if imbalance := source.get("imbalance"):
@@ -344,7 +345,7 @@ def run_facts(about: dict) -> dict[str, str]:
     facts["seconds of the last start"] = None if run.get("seconds") is None else f"{run['seconds']:g}"
     facts["version"] = " ".join(str(v) for v in (start.get("version"), start.get("commit")) if v)
     facts["environment"] = ", ".join(
-        f"{k} {v}" for k, v in environment.items() if k in ("device", "devices", "jax", "python", "cores")
+        f"{k} {v}" for k, v in environment.items() if k in ("device", "devices", "jax", "python", "cpu_threads")
     )
     facts["command"] = " ".join(start.get("command", [])) or None
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}

@@ -143,7 +143,7 @@ def distribute(
             return mapped
         return lambda *arguments: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped(*arguments))
     # check_vma=False: with the check JAX adds the gradients of replicated parameters itself, and our
-    # own sum would count every device once more (test_parallel.py::test_update_is_the_same).
+    # own sum would count every device once more (test_devices.py::test_update_is_the_same_on_any_devices).
     mapped = jax.shard_map(
         step,
         mesh=_mesh(devices),

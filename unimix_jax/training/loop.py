@@ -32,7 +32,7 @@ _WATCHED = ("accuracy", "ece", "nll")  # measures that evaluations on the way re
 
 
 class Due(NamedTuple):
-    """What is to be done after a step."""
+    """The tasks that follow a step."""
 
     record: bool
     evaluate: tuple[str, ...]  # names of splits

@@ -112,7 +112,8 @@ def new_manifest(
     }
     starts = [*previous.get("starts", []), start]
     for key in ("version", "commit", "environment"):
-        old, new = (flat({key: each[key]}) for each in (starts[0], start))
+        first = rundir.environment(starts[0]) if key == "environment" else starts[0][key]
+        old, new = flat({key: first}), flat({key: start[key]})
         for name in sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
             _log.warning(
                 "this run began with %s %s and goes on with %s: the result may differ in its last bits",

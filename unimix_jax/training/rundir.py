@@ -32,9 +32,12 @@ METRICS = "metrics.json"
 METRICS_LINES = "metrics.jsonl"
 RUN = "run.json"
 UNREADABLE = "unreadable.txt"
-# What a run writes before config.json.
+# Files that a run writes before config.json.
 _BEFORE_CONFIG = (LOCK, LOG, UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED + ".tmp")
 
+# Names in `environment` of run.json, and backends of the layers, that had another name before.
+_NEW_NAMES = {"kernels": "ops", "how": "spmd", "cores": "cpu_threads"}
+_NEW_OPS = {"native": "cpu_kernels", "plain": "xla"}
 _MOST_METRICS = 256 * storage.MIB  # bytes of metrics.jsonl, a million lines
 _LONGEST_LINE = 1 << 16
 _SHOWN = ("accuracy", "many", "medium", "few", "ece", "mce")  # measures that are shown when a run ends
@@ -193,6 +196,21 @@ def read_manifest(path: pathlib.Path) -> dict | None:
     if not sound:
         raise UserError(f"{path} is no record of a run; restore it or start in a new --workdir")
     return record
+
+
+def environment(start: dict) -> dict:
+    """Return the environment of a start by the names that it has today.
+
+    Args:
+      start: an entry of `starts` in run.json, of this version or an older one.
+
+    Returns:
+      The versions, devices and options that `runtime.environment` recorded.
+    """
+    recorded = {_NEW_NAMES.get(name, name): value for name, value in start.get("environment", {}).items()}
+    if "ops" in recorded:
+        recorded["ops"] = _NEW_OPS.get(recorded["ops"], recorded["ops"])
+    return recorded
 
 
 def read_results(path: pathlib.Path) -> dict | None:

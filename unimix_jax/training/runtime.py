@@ -20,11 +20,11 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_IND
 
 
 @contextlib.contextmanager
-def runtime(cores: int = 0) -> Iterator[None]:
+def runtime(cpu_threads: int = 0) -> Iterator[None]:
     """Prepare the process for a run by `prepare_runtime`; restore its environment and JAX's options afterwards."""
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     environment, before = os.environ.copy(), {name: getattr(jax.config, name) for name in options}
-    prepare_runtime(cores)
+    prepare_runtime(cpu_threads)
     try:
         yield
     finally:
@@ -35,16 +35,16 @@ def runtime(cores: int = 0) -> Iterator[None]:
             jax.config.update(name, value)
 
 
-def prepare_runtime(cores: int = 0) -> None:
+def prepare_runtime(cpu_threads: int = 0) -> None:
     """Set up a training process, before JAX starts its backend: the compile cache, threads and, for CPUs, the heap.
 
     Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
 
     Args:
-      cores: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
+      cpu_threads: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
     """
-    if cores and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
-        os.environ["NPROC"] = str(cores)
+    if cpu_threads and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
+        os.environ["NPROC"] = str(cpu_threads)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unimix_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -132,8 +132,8 @@ def environment(devices: Sequence, spmd: str, ops: str) -> dict:
         **{name: module.__version__ for name, module in modules.items()},
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cores": threads(),
-        "how": spmd,
+        "cpu_threads": threads(),
+        "spmd": spmd,
         "ops": ops,
         "compiler_options": compiler_options() if spmd == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

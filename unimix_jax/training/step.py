@@ -35,7 +35,7 @@ class StepInputs(NamedTuple):
 
 
 class StepConfig(NamedTuple):
-    """What stays the same over a run, besides the stage and the network."""
+    """Values that do not change in a run; the stage and the network are passed separately."""
 
     optimiser: optax.GradientTransformation
     mean: Any  # float32[C]

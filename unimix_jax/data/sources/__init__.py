@@ -1,4 +1,4 @@
-"""Where images come from: a module for each form of data, whose function reads it and returns `Splits`.
+"""Data sources: a module for each form of data, with a function that reads it and returns `Splits`.
 
 A new source is such a function, an entry of `SOURCES`, and a config.
 """

@@ -1,6 +1,6 @@
-"""Which sub-folders of a folder are splits, and whether the others can be classes.
+"""Find the sub-folders of a folder that are splits, and check that the others can be classes.
 
-Decided by the names of the folders and by the number of images in each; touches files only for a hint in a message.
+The names of the folders and the number of images in each decide. Files are touched only for a hint in a message.
 """
 
 import collections
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class ImageCounts(NamedTuple):
-    """How many images a folder holds."""
+    """The number of images in a folder."""
 
     direct: int  # in itself
     nested: dict[str, int]  # by its own sub-folders

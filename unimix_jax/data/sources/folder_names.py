@@ -1,9 +1,9 @@
-"""What the name of a folder says: the split that it holds, or that it merely holds images. Touches no files."""
+"""Recognise names of folders: names of splits, and names that say nothing. Touches no files."""
 
 import re
 
 UNUSED = "unlabelled"
-SPLITS = {  # the words by which folders of splits are called
+SPLITS = {  # names of folders that hold a split
     "train": ("train", "training", "trainval", "trn", "learn", "learning"),
     "validation": ("val", "valid", "validation", "validate", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "heldout", "holdout"),
