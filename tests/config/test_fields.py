@@ -6,8 +6,10 @@ import pytest
 
 from unimix_jax.config import check, default, fields, parse, shipped_configs, use_method, use_source
 from unimix_jax.config.compare import differing_keys, flat
+from unimix_jax.data import longtail, sources
 from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import RECIPES
+from unimix_jax.training import devices
 
 # The default config as it was before fields were declared, with the new names.
 DEFAULT = {
@@ -118,6 +120,17 @@ def test_every_field_is_declared_in_full():
         assert field.resume in (fields.FIXED, fields.FREE, fields.SEEN_IN_DATA), field.name
         assert set(field.sources) | set(field.by_source) <= SOURCES.keys(), field.name
     assert set(flat(DEFAULT)) | set().union(*SOURCES.values()) == fields.FIELDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [("data.profile", longtail.PROFILES), ("parallel.spmd", devices.SPMD), ("data.source", (*sources.SOURCES,))],
+)
+def test_choices_are_those_of_the_code_that_reads_the_field(field, values):
+    if field == "data.source":  # refused where it is read
+        assert set(values) == SOURCES.keys()
+    else:
+        assert fields.FIELDS[field].bound.words == " or ".join(values)
 
 
 def test_a_hint_and_an_old_name_belong_to_one_field():

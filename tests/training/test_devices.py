@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax import cpu_kernels
 from unimix_jax.config import parse, shipped_configs
-from unimix_jax.cpu_kernels import processor
 from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build
@@ -70,7 +68,7 @@ def batch(size=16):
 @functools.cache
 def compiled(count, how, axis, backend):
     if backend == "cpu_kernels":
-        ops.register(backend, cpu_kernels.implementations(threads()))
+        ops.register(backend, importlib.import_module("unimix_jax.cpu_kernels").implementations(threads()))
     step_config = STEP_CONFIG._replace(ops=backend)
     step = functools.partial(train_step, stage=STAGE, network=network(axis=axis), config=step_config)
     return distribute(step, jax.devices()[:count], how)
@@ -99,9 +97,15 @@ def same_update(found, expected, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=rtol * largest), found, expected)
 
 
-UNSUPPORTED = processor.unsupported()
+def without_cpu_kernels():
+    """Why the CPU kernels, an optional package, cannot be tested here; "" if they can."""
+    if importlib.util.find_spec("unimix_jax.cpu_kernels") is None:
+        return "this copy has no CPU kernels"
+    return importlib.import_module("unimix_jax.cpu_kernels.processor").unsupported()
+
+
 CPU_KERNELS = [
-    pytest.param(8, how, "cpu_kernels", marks=pytest.mark.skipif(bool(UNSUPPORTED), reason=UNSUPPORTED))
+    pytest.param(8, how, "cpu_kernels", marks=pytest.mark.skipif(bool(without_cpu_kernels()), reason="no CPU kernels"))
     for how in ("shard_map", "pmap")
 ]
 
@@ -256,6 +260,7 @@ def test_the_heap_is_for_cpus_and_given_cores_for_all(monkeypatch, tmp_path, pla
 def reason(monkeypatch):
     """Let the CPU kernels be unavailable for the reason that is set: reason[""]."""
     answers = {}
+    cpu_kernels = pytest.importorskip("unimix_jax.cpu_kernels")
     monkeypatch.setattr(cpu_kernels, "unavailable", lambda any_jaxlib: answers[any_jaxlib])
     monkeypatch.setattr(ops, "_BACKENDS", {"xla": ops._XLA})
     return answers

@@ -118,7 +118,9 @@ def _check_field(config, name: str) -> None:
 
 def _functions_of(config) -> dict[str, Any]:
     """Return the groups of a method's fields that name a function and its options, by their dotted name."""
-    parents = {"method": config.method} | {f"method.stages.{name}": stage for name, stage in config.method.stages.items()}
+    parents = {"method": config.method} | {
+        f"method.stages.{name}": stage for name, stage in config.method.stages.items()
+    }
     return {
         f"{path}.{entry}": options
         for path, entries in parents.items()

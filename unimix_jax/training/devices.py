@@ -1,6 +1,7 @@
 """Devices: which ones a run uses, how a step is distributed over them, how arrays are placed on them."""
 
 import functools
+import importlib
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
@@ -56,8 +57,7 @@ def _register_cpu_kernels(any_jaxlib: bool) -> str:
     """
     if importlib.util.find_spec("unimix_jax.cpu_kernels") is None:
         return "this installation does not have them"
-    from unimix_jax import cpu_kernels  # the only import of the package; whoever deletes its folder deletes this line
-
+    cpu_kernels = importlib.import_module("unimix_jax.cpu_kernels")  # the only import of the package, by its name
     if not (reason := cpu_kernels.unavailable(any_jaxlib)):
         ops.register("cpu_kernels", cpu_kernels.implementations(runtime.threads()))
     return reason

@@ -1,14 +1,15 @@
 """Data sources: a module for each form of data, with a function that reads it and returns `Splits`.
 
-A new source is such a function, an entry of `SOURCES`, and a config.
+A new source is such a function, an entry of `SOURCES`, its fields in `config.fields`, and a config.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unimix_jax import priors
+from unimix_jax.config import fields
 from unimix_jax.data.sources import cifar, digits, npz, photographs
 from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError, one_of
@@ -17,19 +18,13 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-class Entry(NamedTuple):
-    """A source that a config can name."""
-
-    read: Callable[..., Splits]  # called with the group `config.data`
-    fields: tuple[str, ...] = ()  # of that group, which the source reads beside those of all sources
-
-
-SOURCES = {
-    "digits": Entry(digits.read),
-    "cifar10": Entry(cifar.read, cifar.FIELDS),
-    "cifar100": Entry(cifar.read, cifar.FIELDS),
-    "arrays": Entry(npz.read, npz.FIELDS),
-    "photographs": Entry(photographs.read, photographs.FIELDS),
+# Each is called with the group `config.data`; `config.fields` declares the fields that it reads.
+SOURCES: dict[str, Callable[["ConfigDict"], Splits]] = {
+    "digits": digits.read,
+    "cifar10": cifar.read,
+    "cifar100": cifar.read,
+    "arrays": npz.read,
+    "photographs": photographs.read,
 }
 
 
@@ -45,11 +40,11 @@ def load(data: "ConfigDict") -> Splits:
     Raises:
       UserError: the data is missing or damaged, has one class only, or a class has no training image.
     """
-    source = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)]
-    for field in source.fields:
-        if field not in data:
-            raise UserError(f"config.data has no field {field!r}, which the source {data.source!r} reads; see configs/")
-    splits = source.read(data)
+    read = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)]
+    for field in fields.of_source(data.source):
+        if field.sources and (name := field.name.removeprefix("data.")) not in data:
+            raise UserError(f"config.data has no field {name!r}, which the source {data.source!r} reads; see configs/")
+    splits = read(data)
     check_classes(splits)
     return splits
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
 PAGE = HOME + "cifar.html"
-FIELDS = ("dir", "download", "validation_per_class")
 Labelled = tuple[np.ndarray, np.ndarray]  # rows uint8[N, 3072], labels int32[N]
 
 

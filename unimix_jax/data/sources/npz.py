@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FIELDS = ("file",)
 _SPLITS = ("train", "validation", "test")
 _ARRAYS = (*(f"{split}_{part}" for split in _SPLITS for part in ("images", "labels")), "class_names")
 _LARGEST = 64 * GIB  # bytes of all arrays

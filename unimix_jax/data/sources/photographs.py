@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FIELDS = (
-    "dir", "train_list", "validation_list", "test_list", "test_share", "validation_share", "mean", "std", "layout",
-    "skip_other_files", "skip_unreadable",
-)  # fmt: skip
-
 
 def read(data: "ConfigDict") -> Splits:
     """Read the names and labels of photographs, in the form of data that the config names.
@@ -35,7 +30,7 @@ def read(data: "ConfigDict") -> Splits:
     `split_seed`, stratified: `test_share` of each class, and `validation_share` for validation.
 
     Args:
-      data: the group `config.data`, with `FIELDS`, `split_seed`, `profile`, `imbalance`, `subset_seed`.
+      data: the group `config.data`.
 
     Returns:
       The splits.
