@@ -19,6 +19,7 @@ from unimix_jax.config import parse
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.report import tables
 from unimix_jax.training import runtime
+from unimix_jax.training.run import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- digits table -->", "<!-- end of digits table -->"
@@ -30,9 +31,9 @@ def measures(name: str, seed: int, directory: pathlib.Path, epochs: int | None) 
     """Run a method with a seed, or read the run that is there; return its test measures in per cent."""
     argv = ["digits_table", f"--config=digits_lt.py:method={name}", f"--config.seed={seed}", "--config.eval_every=0"]
     argv += [f"--config.epochs={epochs}"] if epochs else []
-    run = f"{seed}-{epochs}-epochs" if epochs else str(seed)
+    name_of_run = f"{seed}-{epochs}-epochs" if epochs else str(seed)
     try:
-        result = run(parse(argv).config, directory / name / run)
+        result = run(parse(argv).config, directory / name / name_of_run)
     except errors.NonFiniteError:
         return [np.nan] * len(MEASURES)
     return [100 * result["test"][measure] for measure in MEASURES]

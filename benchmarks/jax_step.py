@@ -11,7 +11,7 @@ import slots
 def main():
     parser = argparse.ArgumentParser()
     slots.add_case(parser)
-    parser.add_argument("--variant", default="auto", help="a backend of models.ops, or auto: what the loop chooses")
+    parser.add_argument("--variant", default="auto", choices=("auto", "xla", "cpu_kernels"), help="as parallel.ops")
     case = parser.parse_args()
     slots.pin(case.threads)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile times are those of a first start

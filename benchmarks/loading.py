@@ -89,6 +89,8 @@ def main():
     options = parser.parse_args()
     paths = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     paths = paths[: len(paths) // 64 * 64][:512]
+    if not paths:
+        parser.error(f"{options.images} holds fewer than 64 JPEG images, a batch")
     results = {}
     for size, pixels in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -72,8 +72,12 @@ def given(tmp_path):
         pytest.param(
             [DIGITS, "--config.optim.learning_rat=1"], "did you mean 'optim.learning_rate'", id="unknown inner key"
         ),
-        pytest.param([DIGITS, "--config.epochs=many"], "--config.epochs=many", id="wrong type"),
-        pytest.param([DIGITS, "--config.epochs=1.5"], "--config.epochs=1.5", id="float for int"),
+        pytest.param(
+            [DIGITS, "--config.epochs=many"], "config.epochs is 'many'; it must be a whole number", id="wrong type"
+        ),
+        pytest.param(
+            [DIGITS, "--config.epochs=1.5"], "config.epochs is '1.5'; it must be a whole number", id="float for int"
+        ),
         pytest.param([DIGITS + ":methd=erm"], "did you mean 'method'", id="unknown argument"),
         pytest.param([DIGITS + ":method=unimx"], "unknown method 'unimx'", id="unknown method"),
         pytest.param([DIGITS + ":imbalance=.05"], "must be the largest class divided by the smallest", id="imbalance"),

@@ -175,7 +175,7 @@ def test_wrong_arguments(text, message):
         ("data.imbalance=0.5", "at least 1"),
         ("data.imbalance=nan", "at least 1"),
         ("data.profile=linear", "must be exp or step or pareto"),
-        ("data.on_device=disk", "data.on_device=disk"),
+        ("data.on_device=disk", "data.on_device is 'disk'; it must be true or false"),
         ("optim.learning_rate=0", "above 0"),
         ("optim.momentum=1", "below 1"),
         ("optim.warmup_epochs=-2", "or -1 for the usual"),

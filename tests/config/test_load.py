@@ -102,16 +102,32 @@ def test_yaml(tmp_path, suffix):
     assert list(config.method.stages) == ["mixed", "plain"]
 
 
+def test_yaml_may_change_fields_of_a_method(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(YAML.replace("method: mixup", "method: {name: mixup, head: cosine}"))
+    config = parse(["main", f"--config={path}"]).config
+    path.write_text(YAML)
+    expected = parse(["main", f"--config={path}"]).config.method.to_dict()
+    assert config.method.to_dict() == {**expected, "head": "cosine"}
+    path.write_text(
+        YAML.replace("method: mixup", "method: {name: mine, stages: {only: {loss: {name: cross_entropy}}}}")
+    )
+    method = parse(["main", f"--config={path}"]).config.method
+    assert (method.head, method.posthoc.name) == ("linear", "none")
+    with pytest.raises(UserError, match=r"mine\.yaml holds the method; change it there"):
+        parse(["main", f"--config={path}", "--config.method=erm"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("epochs: 3", "epoch: 3"), r"unknown field epoch \(did you mean 'epochs'\?\)"),
+        (("epochs: 3", "epoch: 3"), r"unknown config field 'epoch' \(did you mean 'epochs'\?\)"),
         (("epochs: 3", "epochs: many"), "epochs is 'many'; it must be a whole number"),
         (("epochs: 3", "epochs: true"), "epochs is True; it must be a whole number"),
         (("epochs: 3", "epochs: 0"), "config.epochs is 0; it must be at least 1"),
         (("epochs: 3", "remat: 1"), "remat is 1; it must be true or false"),
         (("{source: digits, imbalance: 20, jitter: [0, 0.1, 0]}", "3"), "names no data source"),
-        ((YAML[YAML.index("optim") : YAML.index("method")], "optim: 3\n"), "unknown field optim"),
+        ((YAML[YAML.index("optim") : YAML.index("method")], "optim: 3\n"), "unknown config field 'optim'"),
         (("source: digits", "pad: 1"), "names no data source"),
         (("imbalance: 20", "image_size: 20"), "sets data.image_size, which the data source 'digits' does not have"),
         (("[0, 0.1, 0]", "0"), "data.jitter is 0; it must be a list of numbers"),
@@ -119,7 +135,17 @@ def test_yaml(tmp_path, suffix):
         (("network: resnet8", "network: 8"), "network is 8; it must be a text"),
         (("method: mixup", ""), "has no method"),
         (("method: mixup", "method: mixip"), "unknown method 'mixip'"),
-        (("method: mixup", "method: {name: mixup}"), "has no method"),
+        (("method: mixup", "method: {stages: {}}"), "has no method; it must have the field method with a name"),
+        (("method: mixup", "method: {name: mine, stages: {plain: 3}}"), "method.stages.plain is 3; it must be a group"),
+        (("method: mixup", "method: {name: mine, stages: 3}"), "method.stages is 3; it must be a group of fields"),
+        (("method: mixup", "method: {name: mixup, head: 3}"), "config.method.head is 3; it must be a text"),
+        (("method: mixup", "method: {name: mixup, posthoc: none}"), "method.posthoc is 'none'; it must be a group"),
+        (
+            ("method: mixup", "method: mixup\nparallel: {native: off}"),
+            "parallel.ops is False; .* put the word in quotes",
+        ),
+        (("method: mixup", "method: mixup\naccumulate: 2\ngrad_accum_steps: 2"), "accumulate and grad_accum_steps"),
+        (("optim:\n", "optim:\n  lr: .1\n"), "did you mean 'optim.learning_rate'"),
         (("network: resnet8", "network: !!python/name:os.system"), "is no YAML of plain values"),
         (("network: resnet8", "network: ["), "is no YAML of plain values"),
         (("network: resnet8", "a: &a {b: 1}\nc: *a"), "has aliases"),
@@ -136,7 +162,7 @@ def test_wrong_yaml_gets_a_sentence(tmp_path, change, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", ["", "- 1", "text", "[" * 5000])
+@pytest.mark.parametrize("content", ["", "- 1", "text", "[" * 1500])
 def test_yaml_of_another_kind_gets_a_sentence(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_text(content)

@@ -1,6 +1,5 @@
 """The operations of networks: the choice of their backend, and XLA's own implementations."""
 
-import ast
 import functools
 import os
 import pathlib

@@ -19,6 +19,7 @@ _NO_FIELD = {
     "seed_everything": "the seed of a run is --config.seed",
 }
 _NO_FIELD |= {"optimiser": _NO_FIELD["optimizer"], "opt": _NO_FIELD["optimizer"], "resume_from": _NO_FIELD["resume"]}
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}
 _METHOD = ("method", "loss", "loss_type", "mixer", "recipe", "algorithm")
 _DATASET = ("dataset", "data")
 

@@ -5,11 +5,11 @@ import logging
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from unimix_jax import storage
-from unimix_jax.config import build, fields, old_names
+from unimix_jax import registry, storage
+from unimix_jax.config import build, fields, hints, old_names
 from unimix_jax.config.compare import flat
-from unimix_jax.errors import UserError, did_you_mean
-from unimix_jax.methods.recipes import NEW_ENTRIES
+from unimix_jax.errors import UserError
+from unimix_jax.methods.recipes import NEW_ENTRIES, RECIPES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -80,13 +80,20 @@ def load(path: pathlib.Path, text: str | None) -> "ConfigDict":
                 old_names.warn(str(path), old_names.rename(config))
         except TypeError as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        _check_method(config, path)
         return config
     if text is not None:
         raise UserError(f"{path} takes no arguments after a colon, only a Python file does; set its fields instead")
     values = storage.read_json(path) if path.suffix == ".json" else _read_yaml(path)
+    names = flat(values)
+    for old in names:
+        if (new := old_names.new_field(old)) != old and new in names:
+            raise UserError(f"{path} sets {old} and {new}, which is its new name; keep the new one")
     values, renamed = old_names.with_new_names(values)
     old_names.warn(str(path), renamed)
-    return _from_values(values, path)
+    config = _from_values(values, path)
+    _check_method(config, path)
+    return config
 
 
 def _config_roots() -> tuple[pathlib.Path, ...]:
@@ -179,13 +186,29 @@ def _from_values(values: dict, path: pathlib.Path):
             _set(config, fields.FIELDS[name], value, source, path)
         else:
             _add(config, name, value, path)
-    if isinstance(method, str):
-        build.use_method(config, method)
-    elif isinstance(method, dict) and isinstance(method.get("stages"), dict):
-        config.method = ConfigDict(method)
-    else:
+    method = {"name": method} if isinstance(method, str) else method
+    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError(f"{path} has no method; it must have the field method with a name, such as 'method: erm'")
+    if "stages" not in method:
+        build.use_method(config, method["name"])
+        method = registry.inherit(config.method.to_dict(), method)
+    config.method = ConfigDict({key: RECIPES["erm"][key] for key in ("head", "posthoc")} | method)
     return config
+
+
+def _check_method(config, path: pathlib.Path) -> None:
+    """Refuse a method that has not the form of a recipe."""
+    groups = {f"method.{name}": config.method.get(name) for name in ("posthoc", "stages")}
+    if hasattr(groups["method.stages"], "keys"):
+        groups |= {f"method.stages.{name}": stage for name, stage in groups["method.stages"].items()}
+    for name, group in groups.items():
+        if not hasattr(group, "keys"):
+            raise UserError(f"{path}: config.{name} is {group!r}; it must be a group of fields")
+    for name in ("name", "head"):
+        if not isinstance(config.method.get(name), str):
+            raise UserError(f"{path}: config.method.{name} is {config.method.get(name)!r}; it must be a text")
+    if "name" not in groups["method.posthoc"]:
+        raise UserError(f"{path}: config.method.posthoc has no name; it must name a function, or be none")
 
 
 def _set(config, field: fields.Field, value: Any, source: str, path: pathlib.Path) -> None:
@@ -201,10 +224,7 @@ def _set(config, field: fields.Field, value: Any, source: str, path: pathlib.Pat
 def _add(config, name: str, value: Any, path: pathlib.Path) -> None:
     """Add a field that no declaration has: a run may have had it from its own config file."""
     if path.suffix != ".json":
-        raise UserError(
-            f"{path} sets the unknown field {name}{did_you_mean(name, fields.FIELDS)}; --config=FILE --help lists "
-            "all fields"
-        )
+        raise UserError(f"{path}: {hints.unknown_field(name, config)}")
     _log.warning("%s sets config.%s, which is no field of this version; it is kept as it is", path, name)
     try:
         group, last = _group_of(config, name)
@@ -241,5 +261,7 @@ def _as_type_of(default: Any, value: Any, what: str) -> Any:
         return tuple(value)
     if isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
         return value
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}
-    raise UserError(f"{what} is {value!r}; it must be {kinds[type(default)]}")
+    hint = ""
+    if isinstance(default, str) and isinstance(value, bool):
+        hint = "; YAML reads on, off, yes and no as true and false, so put the word in quotes"
+    raise UserError(f"{what} is {value!r}; it must be {hints.TYPES[type(default)]}{hint}")

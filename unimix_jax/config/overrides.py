@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unimix_jax import registry
 from unimix_jax.config import fields, hints, old_names
+from unimix_jax.config.compare import flat
 from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import RECIPES
 
@@ -47,6 +48,10 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        for field, text in overrides:
+            if str(error).startswith(f"flag --config.{field}={text}:"):
+                wanted = hints.TYPES.get(type(flat(config.to_dict())[field]), "of another type")
+                raise UserError(f"config.{field} is {text!r}; it must be {wanted}") from None
         raise UserError(" ".join(str(error).split())) from None
     config = values.config
     _drop_options_of_other_functions(config, before, {override.field for override in overrides})
@@ -67,11 +72,13 @@ def _with_new_names(overrides: list[Override]) -> list[Override]:
 
 def _check_method(override: Override, name: str) -> None:
     """Refuse the choice of a method by an override: its recipe must be there before its fields are changed."""
-    if override.field in ("method", "method.name"):
-        raise UserError(
-            f"config.{override.field} cannot be set; a method is chosen by its name after the colon, as in "
-            f"--config={name}:method={override.text or 'NAME'}"
-        )
+    if override.field not in ("method", "method.name"):
+        return
+    if name.endswith(".py") or "." not in name:
+        how = f"a method is chosen by its name after the colon, as in --config={name}:method={override.text or 'NAME'}"
+    else:
+        how = f"{name} holds the method; change it there, or give a Python config, as in --config=FILE.py:method=NAME"
+    raise UserError(f"config.{override.field} cannot be set; {how}")
 
 
 def _make_room(config, override: Override) -> None:
@@ -112,7 +119,7 @@ def _check_field(config, name: str) -> None:
         value = value[part]
     if hasattr(value, "keys"):
         inside = f"{name}.name" if "name" in value else next((f for f in fields.FIELDS if f.startswith(f"{name}.")), "")
-        example = f"; write {inside}" if inside else ""
+        example = f"; write --config.{inside}=VALUE" if inside else ""
         raise UserError(f"config.{name} is a group of fields and has no value of its own{example}")
 
 

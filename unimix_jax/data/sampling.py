@@ -88,7 +88,7 @@ def instance_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_si
 def class_balanced(class_index: ClassIndex, *, seed: int, step: int, batch_size: int) -> np.ndarray:
     """Draw a class uniformly, then one of its images, with replacement.
 
-    The class-aware samplers that cycle through the classes have the same law.
+    The class-aware samplers that cycle through the classes draw them equally often, too.
 
     Args:
       class_index: `sorted_by_class` of the training labels.

@@ -71,11 +71,11 @@ def beta(key: jax.Array, alpha: float) -> jax.Array:
 def unimix_factor(
     key: jax.Array, count_a: jax.Array, count_b: jax.Array, *, alpha: float = 0.5, wrap: bool = True
 ) -> jax.Array:
-    """Draw the share of image a in a mixed pair, by a law around s = count_b / (count_a + count_b).
+    """Draw the share of image a in a mixed pair, from a distribution around s = count_b / (count_a + count_b).
 
     With b ~ Beta(alpha, alpha):
-    wrapped, as the authors define it, (b + s) mod 1: for alpha < 1 the law peaks at s from both
-    sides; un-wrapped, clip(b + s - 1/2, 0, 1): the law is centred at s. Wrapped, the rare image of
+    wrapped, as the authors define it, (b + s) mod 1: for alpha < 1 the density peaks at s from both
+    sides; un-wrapped, clip(b + s - 1/2, 0, 1): the distribution is centred at s. Wrapped, the rare image of
     99:1 is favoured with probability .557 only (alpha .5), un-wrapped with .936. At alpha 1 the wrapped
     factor is uniform, whatever the counts.
 
@@ -199,7 +199,7 @@ def manifold_mixup(
       image_b: unused; the network finds the partners' activations in the batch.
       label_a: int32[B].
       label_b: int32[B].
-      alpha: above 0, of the Beta law of the share.
+      alpha: above 0, of the Beta distribution of the share.
 
     Returns:
       image_a as it is, both labels, the weights of label_a, and the level: 0 for the input, 1 and 2 for the outputs of
@@ -240,7 +240,7 @@ def remix(
       label_a: int32[B].
       label_b: int32[B].
       counts: int[K], training images per class.
-      alpha: of the Beta law, one share a batch.
+      alpha: of the Beta distribution, one share a batch.
       kappa: above 1, see `remix_weight`.
       threshold: see `remix_weight`; tau in its paper.
 
@@ -299,8 +299,8 @@ def smote(
 ) -> Mixed:
     """Put an image at a uniformly drawn point between a and its neighbour b of the same class; the label stays.
 
-    With class-balanced images a, of which n_class / n_max stay as they are, the law is that of filling every
-    class up to the largest one.
+    With class-balanced images a, of which n_class / n_max stay as they are, mixed images are distributed as
+    if every class were filled up to the largest one.
 
     Args:
       keys: of the step.

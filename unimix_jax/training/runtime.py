@@ -41,7 +41,7 @@ def prepare_runtime(cpu_threads: int = 0) -> None:
     Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/unimix_jax/xla.
 
     Args:
-      cpu_threads: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC, which XLA reads, go before it.
+      cpu_threads: threads of XLA on this machine; 0 for one a core. $PJRT_NPROC and $NPROC of XLA come first.
     """
     if cpu_threads and not any(os.environ.get(name) for name in ("PJRT_NPROC", "NPROC")):
         os.environ["NPROC"] = str(cpu_threads)

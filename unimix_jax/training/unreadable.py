@@ -54,8 +54,8 @@ def without_unreadable(
             _log.info("%d training images that could not be read when the run began are left out", len(left_out))
     elif before and "files" not in before:
         _log.warning(
-            "this run began with a version that replaced unreadable images by others of their class; it goes on in this "
-            "way"
+            "this run began with a version that replaced unreadable images by others of their class, and goes on in "
+            "this way"
         )
         left_out = np.zeros(0, np.int64)
     else:
