@@ -1,5 +1,7 @@
 """How programs are compared: each in its own process, slot by slot."""
 
+import ast
+import importlib
 import importlib.util
 import pathlib
 import sys
@@ -38,3 +40,27 @@ def test_workers_take_turns_and_are_compared_pair_by_pair(slots):
 def test_a_worker_that_stops_is_told_of(slots):
     with pytest.raises(RuntimeError, match="the worker broken stopped before it was ready"):
         slots.compare({"broken": [sys.executable, "-c", "raise SystemExit(3)"]}, rounds=1, seconds=0.1)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_program_imports_of_the_package_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "unimix_jax":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
+
+
+def test_the_table_of_digits_is_made_of_runs(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("digits_table", FOLDER / "digits_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = []
+    monkeypatch.setattr(
+        module, "run", lambda config, directory: made.append((config.epochs, directory)) or {"test": RESULT}
+    )
+    assert module.measures("erm", 1, tmp_path, 2) == [50, 25, 10, 20]
+    assert made == [(2, tmp_path / "erm" / "1-2-epochs")]
+
+
+RESULT = {"accuracy": 0.5, "few": 0.25, "ece": 0.1, "mce": 0.2}
