@@ -233,7 +233,7 @@ def _write_run(folder: pathlib.Path) -> None:
 
 
 def _read_run(folder: pathlib.Path) -> None:
-    from unimix_jax.report import class_distributions, html, tables
+    from unimix_jax.report import html, tables
     from unimix_jax.report.sections import Section
 
     _write_predictions(folder)  # sound ones: what is tried here are the records
@@ -243,7 +243,7 @@ def _read_run(folder: pathlib.Path) -> None:
         section = Section("What was run", tables=tables.run_tables(given) + tables.runs_tables([given]))
         storage.write_whole(folder / "report.html", html.html_document("title", "about", [section], {}))
         storage.write_whole(folder / "report.md", html.markdown("title", "about", [section], "figures"))
-        class_distributions.factor_of(given.about["config"])
+        files.unimix_factor(given.about["config"])
         for line in given.about["lines"]:
             np.array([line[key] for key in line if key not in ("split", "stage")], np.float64)
     except UserError as error:
