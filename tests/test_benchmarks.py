@@ -47,8 +47,8 @@ def test_what_a_program_imports_of_the_package_is_there(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "unimix_jax":
             module = importlib.import_module(node.module)
-            for alias in node.names:
-                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), name
 
 
 def test_the_table_of_digits_is_made_of_runs(tmp_path, monkeypatch):
