@@ -162,7 +162,12 @@ def test_without_the_folder_of_cpu_kernels_and_its_line_everything_works(tmp_pat
     shutil.copytree(ROOT / "unimix_jax", tmp_path / "unimix_jax", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(tmp_path / "unimix_jax" / "cpu_kernels")
-    command = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={tmp_path / 'run'}"]
+    # An editable installation would find the folder of the clone.
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in f'{f} {type(f)}'.lower()]\n"
+        "from unimix_jax.main import main; sys.exit(main(sys.argv))"
+    )
+    command = [sys.executable, "-c", code, "--config=digits_lt.py", f"--workdir={tmp_path / 'run'}"]
     command += ["--report=no", "--config.epochs=1", "--config.network=resnet8"]
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in quick.options().items())
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

@@ -372,6 +372,7 @@ def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
 def test_a_second_signal_leaves_at_once():
     code = (
         "import os, signal; from unimix_jax import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, ignores it\n"
         "with cli.graceful_stop() as stop_requested:\n"
         "    os.kill(os.getpid(), signal.SIGHUP); assert stop_requested.is_set(); print('caught', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)"
