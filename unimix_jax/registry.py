@@ -204,6 +204,35 @@ class Posthoc(Traits):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(Traits):
+    """Traits of an optimiser: a function that returns an optax transformation for the learning rate 1.
+
+    Attributes:
+      is_direction: whether the step subtracts the update, instead of adding it as optax does.
+    """
+
+    is_direction: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule(Traits):
+    """Traits of a schedule: a function from a step to the learning rate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation(Traits):
+    """Traits of an augmentation: a function of keys and images.
+
+    Attributes:
+      any_dtype: whether it only moves pixels, so that it takes uint8 as well as float32 in 0..1.
+      purpose: the number of its random keys in `training.rng.Use`; None for a number by its place in the list.
+    """
+
+    any_dtype: bool = False
+    purpose: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure(Traits):
     """Traits of a measure: how it is shown, and how its interval is made.
 
@@ -242,12 +271,14 @@ class Measure(Traits):
 
 
 class Kind(NamedTuple):
-    """A kind of entries: their traits and their module."""
+    """A kind of entries: their traits, and the module or package that has them."""
 
     traits: type[Traits]
     module: str
     optional: bool = False  # "none" is a name too, and no function
     later: tuple[str, ...] = ()  # arguments that the run passes at each call
+    library: tuple[str, str] | None = None  # a package, all of whose functions with this parameter are entries, too
+    table: str = ""  # name of the dict of all entries in the module; "" where entries are found by their traits
 
 
 KINDS = {
@@ -257,6 +288,12 @@ KINDS = {
     "sampler": Kind(Sampler, "unimix_jax.data.sampling", later=("seed", "step", "batch_size")),
     "class_weight": Kind(ClassWeight, "unimix_jax.priors", optional=True),
     "posthoc": Kind(Posthoc, "unimix_jax.methods.posthoc", optional=True, later=("validation",)),
+    "optimizer": Kind(Optimizer, "unimix_jax.training.optim", library=("optax", "learning_rate")),
+    "schedule": Kind(Schedule, "unimix_jax.training.schedules"),
+    "augmentation": Kind(Augmentation, "unimix_jax.training.augment"),
+    "head": Kind(Traits, "unimix_jax.models.heads", table="HEADS"),
+    "network": Kind(Traits, "unimix_jax.models.networks", table="NETWORKS"),
+    "source": Kind(Traits, "unimix_jax.data.sources", table="SOURCES"),
 }
 
 
@@ -271,6 +308,8 @@ def entries(kind: str) -> dict[str, Callable]:
       {name: function or class}.
     """
     module = importlib.import_module(KINDS[kind].module)
+    if KINDS[kind].table:
+        return vars(module)[KINDS[kind].table]
     stated = {
         entry: entry.__dict__.get("traits")
         for entry in vars(module).values()
@@ -294,9 +333,19 @@ def resolve(kind: str, name: str) -> Callable | None:
     """
     if ":" in name:
         return _imported(name)
-    known = entries(kind)
+    known = {**_of_library(kind), **entries(kind)}
     one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known)
     return known.get(name)
+
+
+@functools.cache
+def _of_library(kind: str) -> dict[str, Callable]:
+    """Return the functions of another package that are entries of a kind, by their names."""
+    if KINDS[kind].library is None:
+        return {}
+    package, parameter = KINDS[kind].library
+    functions = {n: f for n, f in vars(importlib.import_module(package)).items() if inspect.isfunction(f)}
+    return {name: f for name, f in functions.items() if parameter in inspect.signature(f).parameters}
 
 
 def _imported(name: str) -> Callable:
@@ -382,9 +431,14 @@ def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> f
     if not getattr(stated, "head_scale", False):
         context = {key: value for key, value in context.items() if key != "scale"}
     parameters = inspect.signature(function).parameters
+    by_name = {inspect.Parameter.KEYWORD_ONLY}
+    if function in _of_library(kind).values():  # other packages seldom say what must be named
+        by_name.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given_by_run = (*context, *KINDS[kind].later)
-    own = [p for p in parameters if parameters[p].kind is inspect.Parameter.KEYWORD_ONLY and p not in given_by_run]
+    own = [p for p in parameters if parameters[p].kind in by_name and p not in given_by_run]
     for key, value in options.items():
+        if key in parameters and key in given_by_run:
+            raise UserError(f"{key} of {kind} {name!r} is no option: the run passes it")
         if key not in own:
             raise UserError(
                 f"{kind} {name!r} takes no option {key!r}{did_you_mean(key, own)}; it takes {', '.join(own) or 'none'}"

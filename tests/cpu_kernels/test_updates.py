@@ -66,7 +66,7 @@ def update(network, backend, dtype):
     stage = Stage("test", 0, 1, loss, mixer, "given", "given", np.ones(3, np.float32))
     # Images come in as what they are after normalisation: it is in float32 whatever the rest is in.
     step_config = StepConfig(
-        optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 128, np.float32), 0, False, ops=backend
+        optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.full(3, 1 / 128, np.float32), ops=backend
     )
     network = NETWORKS[network](3, dtype=dtype)
     with jax.enable_x64(dtype == "float64"):

@@ -13,6 +13,13 @@ IMAGES = np.random.default_rng(0).integers(1, 256, (400, 6, 5, 2), np.uint8)
 KEYS = quick.jit(rng.of_views)(np.uint32(0), np.uint32(3), np.arange(400))
 
 
+def crop_and_flip(keys, images, *, pad, flip):
+    """Crop and flip by the keys that the list of augmentations gives."""
+    keys_of = lambda purpose: jax.vmap(lambda key: rng.use(key, purpose))(keys)  # noqa: E731
+    images = augment.crop(keys_of(rng.Use.CROP), images, pad=pad)
+    return augment.flip(keys_of(rng.Use.FLIP), images, flip=flip)
+
+
 def candidates(image, pad, flip):
     """Every image that a crop and a flip can make, by the slow way."""
     padded = np.zeros((6 + 2 * pad, 5 + 2 * pad, 2), np.uint8)
@@ -27,7 +34,7 @@ def candidates(image, pad, flip):
 @pytest.mark.slow
 @pytest.mark.parametrize(("pad", "flip"), [(2, True), (1, False), (0, True)])
 def test_crops_and_flips_are_uniform_over_what_they_can_be(pad, flip):
-    out = np.asarray(quick.jit(lambda k, x: augment.crop_and_flip(k, x, pad=pad, flip=flip))(KEYS, IMAGES))
+    out = np.asarray(quick.jit(lambda k, x: crop_and_flip(k, x, pad=pad, flip=flip))(KEYS, IMAGES))
     assert out.dtype == np.uint8
     seen = []
     for image, result in zip(IMAGES, out, strict=True):
@@ -41,11 +48,11 @@ def test_crops_and_flips_are_uniform_over_what_they_can_be(pad, flip):
 
 
 def test_without_crop_and_flip_images_stay():
-    np.testing.assert_array_equal(augment.crop_and_flip(KEYS, IMAGES, pad=0, flip=False), IMAGES)
+    np.testing.assert_array_equal(crop_and_flip(KEYS, IMAGES, pad=0, flip=False), IMAGES)
 
 
 def test_a_view_is_augmented_alike_whatever_stands_beside_it():
-    crop = functools.partial(augment.crop_and_flip, pad=2, flip=True)
+    crop = functools.partial(crop_and_flip, pad=2, flip=True)
     whole = quick.jit(lambda k, x: crop(k[:8], x[:8]))(KEYS, IMAGES)
     part = quick.jit(lambda k, x: crop(k[5:8], x[5:8]))(KEYS, IMAGES)
     np.testing.assert_array_equal(whole[5:8], part)
@@ -71,7 +78,7 @@ GREY = np.array([0.299, 0.587, 0.114])
 
 
 def jittered(strengths):
-    return np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, strengths))(KEYS, PHOTOGRAPHS), np.float64)
+    return np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, jitter=strengths))(KEYS, PHOTOGRAPHS), np.float64)
 
 
 @pytest.mark.slow
@@ -93,10 +100,10 @@ def test_one_kind_of_jitter_is_a_blend_by_a_uniform_factor(kind):
 def test_the_three_kinds_of_jitter_come_in_every_order():
     # Without values that are cut off the kinds commute.
     images = np.random.default_rng(2).uniform(size=PHOTOGRAPHS.shape).astype(np.float32)
-    out, seen = np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, (0.4, 0.4, 0.4)))(KEYS, images)), []
+    out, seen = np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, jitter=(0.4, 0.4, 0.4)))(KEYS, images)), []
 
     def drawn(key):
-        _, key_factors = jax.random.split(rng.use(key, rng.Use.JITTER))
+        _, key_factors = jax.random.split(key)
         return jax.random.uniform(key_factors, (3,), np.float32, -1, 1)
 
     every = 1 + 0.4 * np.asarray(quick.jit(jax.vmap(drawn))(KEYS))
@@ -116,6 +123,6 @@ def test_the_three_kinds_of_jitter_come_in_every_order():
 
 
 def test_no_jitter_and_grey_images():
-    assert augment.jitter(KEYS, PHOTOGRAPHS, (0.0, 0.0, 0.0)) is PHOTOGRAPHS
-    grey = quick.jit(lambda k, x: augment.jitter(k, x, (0.0, 0.0, 0.4)))(KEYS, PHOTOGRAPHS[..., :1])
+    assert augment.jitter(KEYS, PHOTOGRAPHS, jitter=(0.0, 0.0, 0.0)) is PHOTOGRAPHS
+    grey = quick.jit(lambda k, x: augment.jitter(k, x, jitter=(0.0, 0.0, 0.4)))(KEYS, PHOTOGRAPHS[..., :1])
     np.testing.assert_allclose(grey, PHOTOGRAPHS[..., :1], atol=1e-6)

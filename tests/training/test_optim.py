@@ -1,3 +1,5 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ def optim_config(**changes):
 
 
 def test_the_learning_rate_is_the_authors_in_every_epoch(golden):
-    rate = schedules.learning_rate(optim_config(), epochs=200, steps_per_epoch=97)
+    rate = schedules.of_run(optim_config(), epochs=200, steps_per_epoch=97)
     for first_or_last in (0, 96):
         rates = [rate(epoch * 97 + first_or_last) for epoch in range(200)]
         np.testing.assert_allclose(rates, golden("schedules")["prior_lt_lr"], rtol=1e-12)
@@ -35,11 +37,11 @@ def test_the_learning_rate_is_the_authors_in_every_epoch(golden):
     ],
 )
 def test_the_learning_rate_of_other_lengths(epochs, steps, step, expected):
-    assert schedules.learning_rate(optim_config(), epochs, steps)(step) == pytest.approx(expected, rel=1e-12)
+    assert schedules.of_run(optim_config(), epochs, steps)(step) == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_warm_up_the_rate_begins_at_its_peak():
-    assert schedules.learning_rate(optim_config(warmup_epochs=0), 10, 10)(0) == 0.1
+    assert schedules.of_run(optim_config(warmup_epochs=0), 10, 10)(0) == 0.1
 
 
 @pytest.mark.parametrize("epochs", [8, 20, 200])
@@ -55,7 +57,7 @@ def test_without_warm_up_the_rate_begins_at_its_peak():
     ],
 )
 def test_a_warm_up_that_is_set_is_taken_in_a_run_of_any_length(epochs, warmup, expected):
-    rate = schedules.learning_rate(optim_config(warmup_epochs=warmup), epochs, 10)
+    rate = schedules.of_run(optim_config(warmup_epochs=warmup), epochs, 10)
     assert [rate(10 * epoch) for epoch in range(6)] == pytest.approx(expected, rel=1e-12)
 
 
@@ -80,7 +82,7 @@ def test_configs_are_compared_by_the_warm_up_that_the_run_has():
 
 def test_sgd_is_pytorchs_also_when_the_rate_falls():
     """Against PyTorch's rule written out: v <- m v + (g + d p), v first the gradient; p <- p - r v."""
-    tx, parameter, velocity = optim.sgd(0.9, 0.01), np.float64(2.0), None
+    tx, parameter, velocity = optim.sgd(momentum=0.9, weight_decay=0.01), np.float64(2.0), None
     ours = jnp.float32(2.0)
     state = tx.init(ours)
     for step in range(12):
@@ -95,9 +97,9 @@ def test_sgd_is_pytorchs_also_when_the_rate_falls():
 
 def test_the_second_stage_of_mislas_falls_as_the_authors(golden):
     """Their rates of the classifier (times the factor .2) and of the scale, over ten epochs."""
-    rate = schedules.cosine(0.1, 970, 970 + 10 * 97, 97)
-    rates = [rate(970 + epoch * 97) for epoch in range(10)]
-    assert rate(970 + 96) == rates[0]
+    rate = functools.partial(schedules.cosine, learning_rate=0.1, total_steps=10 * 97, steps_per_epoch=97)
+    rates = [rate(epoch * 97) for epoch in range(10)]
+    assert rate(96) == rates[0]
     classifier, scale = golden("schedules")["mislas_stage2_lr_classifier_scale"].T
     np.testing.assert_allclose(rates, scale, rtol=1e-9)  # they carry a pi of twelve digits
     factor = float(golden("schedules")["mislas_stage2_lr_factor"])
@@ -105,15 +107,15 @@ def test_the_second_stage_of_mislas_falls_as_the_authors(golden):
 
 
 def test_the_first_stage_of_mislas_falls_as_the_authors(golden):
-    rate = schedules.learning_rate(optim_config(decay_factor=0.1), epochs=200, steps_per_epoch=3)
+    rate = schedules.of_run(optim_config(decay_factor=0.1), epochs=200, steps_per_epoch=3)
     np.testing.assert_allclose([rate(3 * e) for e in range(200)], golden("schedules")["mislas_stage1_lr"], rtol=1e-12)
 
 
 def test_the_rate_of_a_run_can_fall_by_the_cosine():
     config = optim_config(schedule="cosine", warmup_epochs=0)
-    rate = schedules.learning_rate(config, epochs=90, steps_per_epoch=7)
+    rate = schedules.of_run(config, epochs=90, steps_per_epoch=7)
     expected = 0.1 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
     np.testing.assert_allclose([rate(7 * e + 3) for e in range(90)], expected)
     config.warmup_epochs = 5
-    warm = schedules.learning_rate(config, epochs=90, steps_per_epoch=7)
+    warm = schedules.of_run(config, epochs=90, steps_per_epoch=7)
     np.testing.assert_allclose([warm(7 * e) for e in range(5)], expected[:5] * np.arange(1, 6) / 5)

@@ -18,8 +18,9 @@ from unimix_jax.training.step import StepConfig, StepInputs, first_state, group_
 
 from .. import quick
 
+CROP_AND_FLIP = functools.partial(augment.crop, pad=2), functools.partial(augment.flip, flip=True)
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
-STEP_CONFIG = StepConfig(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32), 0, False)
+STEP_CONFIG = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32))
 
 
 def stage(loss, mixer=None, classes=10, **more):
@@ -196,7 +197,7 @@ def test_class_weights_are_divided_by_their_sum_or_by_the_count():
 
 @pytest.mark.slow
 def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_own():
-    step_config = STEP_CONFIG._replace(pad=2, flip=True, std=np.ones(3, np.float32))
+    step_config = STEP_CONFIG._replace(augmentations=CROP_AND_FLIP, std=np.ones(3, np.float32))
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     view, label = np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32)
     batch = Batch(image, label, view, image, label, view + 6)
@@ -212,7 +213,7 @@ def test_partners_are_augmented_by_their_own_views_and_mixed_by_keys_of_their_ow
 
         mixed_batch(batch, seed, step, stage(losses.cross_entropy, mixer), step_config)
         for name, views in (("cropped_a", batch.view), ("cropped_b", batch.partner_view)):
-            seen[name] = augment.crop_and_flip(rng.of_views(seed, step, views), batch.image, pad=2, flip=True)
+            seen[name] = augment.apply(CROP_AND_FLIP, rng.of_views(seed, step, views), batch.image) * 255
         first = rng.of_views(seed, step, batch.view)[0]
         seen["used"] = [rng.use(first, purpose) for purpose in rng.Use]
         return seen | {name: [jax.random.key_data(key) for key in seen[name]] for name in ("keys", "used")}
@@ -242,7 +243,7 @@ def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
         return mixing.Mixed(0.7 * image_a + 0.3 * image_b, label_a, label_b, jnp.full(len(label_a), 0.7))
 
     a_stage = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
-    step_config = StepConfig(optim.sgd(0.9, 2e-4), np.zeros(3, np.float32), np.ones(3, np.float32), 0, False)
+    step_config = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.ones(3, np.float32))
     state = quick.jit(lambda v: first_state(v, step_config.optimiser))(init.initialise(network, (8, 8, 3), 0))
     weights = StepInputs(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
 

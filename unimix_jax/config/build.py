@@ -26,6 +26,9 @@ def default() -> "ConfigDict":
     config = ConfigDict()
     for field in fields.of_source(""):
         _set(config, field, "")
+    for name in fields.OPTIONS:
+        group, last = name.split(".")
+        config[group][last] = ConfigDict()
     config.method = ConfigDict()
     return config
 

@@ -33,7 +33,7 @@ def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
     """Compare two configs; old names of fields are read as the new ones.
 
     Args:
-      old: nested dicts as read from config.json.
+      old: nested dicts as read from config.json; a field that an older version did not have has its default.
       new: nested dicts; tuples are compared as lists.
 
     Returns:
@@ -41,6 +41,10 @@ def differing_keys(old: dict, new: dict) -> tuple[list[str], list[str]]:
       only by way of the data, whose digests are compared elsewhere.
     """
     old, new = (flat(with_new_names(each)[0]) for each in (old, json.loads(json.dumps(new))))
+    source = old.get("data.source", "")
+    for name, field in fields.FIELDS.items():
+        if name in new and name not in old and not callable(default := field.default_for(source)):
+            old[name] = json.loads(json.dumps(default))
     missing = object()
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k, missing) != new.get(k, missing))
     may_differ = [k for k in keys if k in fields.FIELDS and fields.FIELDS[k].resume != fields.FIXED]

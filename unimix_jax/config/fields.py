@@ -140,6 +140,10 @@ _DATA = (
     Field("data.on_device", False,
           "Keep the training images on the devices instead of the host; not for photographs.", _SWITCH, FREE,
           old="data.residence", new_values={"host": False, "device": True}),
+    Field("data.augment", ("crop", "flip", "jitter"),
+          'Augmentations of training images in their order: names, or "module:function".',
+          "training/augment.py refuses an augmentation that it does not have",
+          hints=("augmentation", "augmentations", "transforms", "aug")),
     Field("data.pad", 4, "Black pixels on each side before the random crop; 0 for no crop.", _at_least(0),
           by_source={"photographs": 0}),
     Field("data.flip", True, "Mirror half of the training images.", _SWITCH, hints=("hflip", "fliplr")),
@@ -198,16 +202,24 @@ _SOURCES = (
 )
 
 _OPTIM = (
+    Field("optim.name", "sgd", 'Optimiser: sgd, one of optax (adamw, lamb, lion, ...), or "module:function".',
+          "training/optim.py refuses an optimiser that it does not have", hints=("optimizer", "optimiser", "opt")),
     Field("optim.learning_rate", 0.1, "Peak of the learning rate.", above(0), hints=("lr", "lr0", "base_lr")),
-    Field("optim.momentum", 0.9, "Momentum of SGD.", Bound(lambda v: 0 <= v < 1, "at least 0 and below 1")),
-    Field("optim.weight_decay", 2e-4, "Weight decay on every parameter, added to the gradient.", _at_least(0),
+    Field("optim.momentum", 0.9, "Momentum of SGD and of other optimisers that take one.",
+          Bound(lambda v: 0 <= v < 1, "at least 0 and below 1")),
+    Field("optim.weight_decay", 2e-4,
+          "Weight decay: of sgd added to the gradient; of others decoupled, where they take one.", _at_least(0),
           by_source={"photographs": 1e-4}, hints=("wd", "decay", "l2")),
+    Field("optim.decay_biases_and_norms", True,
+          "Decay every parameter; False leaves out biases and the parameters of norms (those with one axis).", _SWITCH),
     Field("optim.warmup_epochs", -1.0,
           "Epochs of a linear warm-up; 0 for none; -1 for 5, or a tenth of a run under 50 epochs.",
           _WARMUP,
           by_source={"photographs": 0.0}, hints=("warmup", "warmup_epoch")),
-    Field("optim.schedule", "steps", "How the learning rate falls: in steps, or by the cosine to 0.",
-          choice("steps", "cosine"), hints=("scheduler", "lr_scheduler", "lr_schedule")),
+    Field("optim.schedule", "steps",
+          'Schedule of the learning rate: steps, cosine, cosine_restarts, constant, or "module:function".',
+          "training/schedules.py refuses a schedule that it does not have",
+          hints=("scheduler", "lr_scheduler", "lr_schedule")),
     Field("optim.decay_at", (0.8, 0.9), "Fractions of the run after which the rate falls in steps.",
           Bound(_rising_fractions, "rising fractions of the run, such as (0.8,0.9)"),
           hints=("milestones", "lr_steps")),
@@ -237,6 +249,13 @@ _MACHINE = (
 
 FIELDS = {field.name: field for field in (*_RUN, *_DATA, *_SOURCES, *_OPTIM, *_MACHINE)}
 
+# Groups that hold the options of functions, by option, and are empty at first.
+OPTIONS = {
+    "optim.options": "Options of the optimiser, such as config.optim.options.b2=.95 of adamw.",
+    "optim.schedule_options": "Options of the schedule, such as config.optim.schedule_options.growth=1.",
+    "data.augment_options": "Options of augmentations, such as config.data.augment_options.random_erasing.probability=.5.",
+}
+
 # Help of the entries that a recipe puts into config.method and its stages.
 METHOD_ENTRIES = {
     "name": "Name of the recipe.",
@@ -255,6 +274,11 @@ METHOD_ENTRIES = {
     "reinitialise": "Draw the classifier anew when the stage begins.",
     "schedule": "run (that of config.optim), or cosine with its own learning_rate.",
 }
+
+
+def is_option(name: str) -> bool:
+    """Return whether a dotted name is in a group of `OPTIONS`."""
+    return any(name.startswith(f"{group}.") for group in OPTIONS)
 
 
 def of_source(source: str) -> list[Field]:

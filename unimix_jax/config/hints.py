@@ -13,12 +13,10 @@ _WORKDIR = ("output_dir", "out_dir", "outdir", "output", "save_dir", "log_dir", 
 _OPTIONS = dict.fromkeys(_WORKDIR, "workdir")
 # Names that are not fields here, with the sentence to print.
 _NO_FIELD = {
-    "optimizer": "the optimiser is SGD with momentum; its fields begin with --config.optim., such as "
-    "--config.optim.learning_rate",
     "resume": "a run goes on where it stopped by the same command with the same --workdir",
     "seed_everything": "the seed of a run is --config.seed",
 }
-_NO_FIELD |= {"optimiser": _NO_FIELD["optimizer"], "opt": _NO_FIELD["optimizer"], "resume_from": _NO_FIELD["resume"]}
+_NO_FIELD["resume_from"] = _NO_FIELD["resume"]
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}
 _METHOD = ("method", "loss", "loss_type", "mixer", "recipe", "algorithm")
 _DATASET = ("dataset", "data")

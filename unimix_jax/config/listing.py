@@ -24,7 +24,11 @@ def listing(config: "ConfigDict", name: str) -> str:
         lines += _entry(field.name, values.pop(field.name), _help(field))
     method = {dotted: values.pop(dotted) for dotted in list(values) if dotted.startswith("method.")}
     for own, value in values.items():
-        lines += _entry(own, value, "A field of the config file itself.")
+        text = "An option of a function." if fields.is_option(own) else "A field of the config file itself."
+        lines += _entry(own, value, text)
+    lines += ["", "Groups of options:"]
+    for group, text in fields.OPTIONS.items():
+        lines.append(f"  config.{group}: {text}")
     lines += ["", "The method; --config=FILE:method=NAME chooses another one, and --methods lists them:"]
     for dotted, value in method.items():
         lines += _entry(dotted, value, _method_help(dotted, method))

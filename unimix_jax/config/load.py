@@ -184,6 +184,9 @@ def _from_values(values: dict, path: pathlib.Path):
     for name, value in flat({k: v for k, v in values.items() if k != "method"}).items():
         if name in fields.FIELDS:
             _set(config, fields.FIELDS[name], value, source, path)
+        elif fields.is_option(name):
+            group, last = _group_of(config, name)
+            group[last] = tuple(value) if isinstance(value, list) else value
         else:
             _add(config, name, value, path)
     method = {"name": method} if isinstance(method, str) else method

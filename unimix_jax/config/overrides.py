@@ -36,7 +36,7 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
     from absl import flags
     from ml_collections import config_flags
 
-    overrides = _with_new_names(overrides)
+    overrides = [_quoted_names(override, config) for override in _with_new_names(overrides)]
     before = {path: options.to_dict() for path, options in _functions_of(config).items()}
     for override in overrides:
         _check_method(override, name)
@@ -70,6 +70,16 @@ def _with_new_names(overrides: list[Override]) -> list[Override]:
     return result
 
 
+def _quoted_names(override: Override, config) -> Override:
+    """Write a list of names, such as crop,flip, as the tuple of texts that it stands for."""
+    value = flat(config.to_dict()).get(override.field)
+    if override.text is None or not isinstance(value, tuple) or not isinstance((*value, "")[0], str):
+        return override
+    if override.text[:1] in ("(", "["):
+        return override
+    return override._replace(text=repr(tuple(filter(None, override.text.split(",")))))
+
+
 def _check_method(override: Override, name: str) -> None:
     """Refuse the choice of a method by an override: its recipe must be there before its fields are changed."""
     if override.field not in ("method", "method.name"):
@@ -82,14 +92,15 @@ def _check_method(override: Override, name: str) -> None:
 
 
 def _make_room(config, override: Override) -> None:
-    """Add an option of a method that the command line sets and its recipe does not show.
+    """Add an option of a function that the command line sets and the config does not show.
 
-    A later stage shows only its changes, and another function has other options; methods/build.py refuses what its
+    A later stage shows only its changes, and another function has other options; `registry.bind` refuses what its
     function does not take.
     """
     path = override.field.split(".")
     stage = path[:2] == ["method", "stages"] and len(path) > 3 and path[2] in config.method.stages
-    if override.text is None or not ((stage and path[3] in _STAGE) or path[:2] == ["method", "posthoc"]):
+    in_method = (stage and path[3] in _STAGE) or path[:2] == ["method", "posthoc"]
+    if override.text is None or not (in_method or fields.is_option(override.field)):
         return
     group = config
     with config.unlocked():

@@ -15,7 +15,6 @@ _DEFAULTS = RECIPES["erm"]["stages"]["plain"]  # all entries of a stage
 _FUNCTIONS = ("loss", "mixer", "pair_sampler", "sampler", "class_weight")  # entries of a stage that name a function
 _REDUCTIONS = ("weights", "count")
 _BATCH_NORMS = ("train", "frozen")
-_SCHEDULES = ("run", "cosine")
 
 
 class Stage(NamedTuple):
@@ -34,7 +33,7 @@ class Stage(NamedTuple):
     batch_norm: str = "train"
     restart: bool = False  # begin with an optimiser state of zeros
     reinitialise: bool = False  # and with a classifier drawn anew
-    schedule: tuple[tuple[str, Any], ...] = (("name", "run"),)
+    schedule: Callable[[int], float] | None = None  # steps of the stage -> learning rate; None for that of the run
     mixes_inside: bool = False  # of the network, with partners of the same batch; seen from what the mixer returns
     neighbours: int = 0  # nearest images whose table the pair sampler asks for; 0 if it asks for none
 
@@ -98,6 +97,7 @@ def build(
     steps = _step_ranges(name, recipe["stages"], epochs * steps_per_epoch, steps_per_epoch)
     for (stage, options), (first, last) in zip(_options(name, recipe["stages"]).items(), steps, strict=True):
         functions = {kind: bind(kind, options[kind]) for kind in _FUNCTIONS}
+        functions["schedule"] = _schedule(options["schedule"], last - first, steps_per_epoch)
         resolved = _stage(stage, first, last, options, functions, counts, name)
         if first < last:
             stages.append(resolved)
@@ -199,10 +199,7 @@ def _stage(stage: str, first: int, last: int, options: dict, functions: dict, co
     where = f"of stage {stage!r}"
     mixer, pair_sampler, weights = (functions[kind] for kind in ("mixer", "pair_sampler", "class_weight"))
     _check_pairs(mixer, pair_sampler, options, f"stage {stage!r} of method {method!r}")
-    schedule, factors = options["schedule"], options["lr_multipliers"]
-    one_of(f"schedule {where}", schedule["name"], _SCHEDULES)
-    if schedule["name"] == "cosine" and not 0 < schedule.get("learning_rate", 0.0) < math.inf:
-        raise UserError(f"learning_rate in schedule {where} must be above 0")
+    factors = options["lr_multipliers"]
     for group, factor in factors.items():
         one_of(f"parameter group in lr_multipliers {where}", group, _DEFAULTS["lr_multipliers"])
         if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
@@ -223,9 +220,16 @@ def _stage(stage: str, first: int, last: int, options: dict, functions: dict, co
         batch_norm=one_of(f"batch_norm {where}", options["batch_norm"], _BATCH_NORMS),
         restart=options["begin"] == 1 or options["reinitialise"],
         reinitialise=bool(options["reinitialise"]),
-        schedule=tuple(sorted(schedule.items())),
+        schedule=functions["schedule"],
         neighbours=_neighbours(pair_sampler, options["pair_sampler"]["name"]),
     )
+
+
+def _schedule(options: dict, total_steps: int, steps_per_epoch: int) -> functools.partial | None:
+    """Return the schedule of a stage, bound to its length; None for that of the run."""
+    if options["name"] == "run":
+        return None
+    return registry.bind("schedule", options, {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch})
 
 
 def _check_pairs(mixer: Callable | None, pair_sampler: Callable | None, options: dict, where: str) -> None:

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unimix_jax import registry
+
 
 class LinearHead(nn.Module):
     """Logits W f + b.
@@ -82,14 +84,29 @@ def _unit(x, axis: int):
 HEADS = {"linear": LinearHead, "scaled": ScaledHead, "cosine": CosineHead}
 
 
-def parameter_group(name: str) -> str:
-    """Return the group of a head's parameter, by which a recipe sets its learning rate.
+def build(name: str, num_classes: int) -> nn.Module:
+    """Return the head that a config names, as the module "head" of the network that calls this.
 
     Args:
-      name: of the parameter, or of the layer that holds it, inside of the head.
-
-    Returns:
-      The group that a head of `HEADS` gives such a parameter; "classifier" for parameters of other heads.
+      name: a key of `HEADS`, or "module:Class" of a user's: a Flax module with the attribute `num_classes`.
+      num_classes: K.
     """
-    stated = (head.parameter_groups.get(name) for head in HEADS.values())
-    return next(filter(None, stated), "classifier")
+    return registry.resolve("head", name)(num_classes, name="head")
+
+
+def logit_scale(name: str) -> float:
+    """Return the scale of the logits of a head, 1 where its class states none.
+
+    Args:
+      name: of the head, see `build`.
+    """
+    return getattr(registry.resolve("head", name), "logit_scale", 1.0)
+
+
+def parameter_groups(name: str) -> Mapping[str, str]:
+    """Return the groups of a head's parameters that its class states; the others are of the group "classifier".
+
+    Args:
+      name: of the head, see `build`.
+    """
+    return getattr(registry.resolve("head", name), "parameter_groups", {})

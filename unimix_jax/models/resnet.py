@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from unimix_jax.errors import one_of
-from unimix_jax.models import ops
-from unimix_jax.models.heads import HEADS
+from unimix_jax.models import heads, ops
 from unimix_jax.models.layers import BatchNorm, Convolution
 
 # A shortcut of a block is a function (block, x, train) -> what is added to the output of the block's convolutions. The
@@ -140,7 +139,7 @@ def _logits(network, x, train: bool, mix: Callable, block: Callable, blocks: tup
         x = mix(stage, x)
         features *= 2
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
-    return HEADS[network.head](network.num_classes, name="head")(x)
+    return heads.build(network.head, network.num_classes)(x)
 
 
 def _unmixed(level: int, x):
@@ -271,5 +270,4 @@ def build(
       UserError: no network or head has that name.
     """
     network = NETWORKS[one_of("network (config.network)", name, NETWORKS)]
-    one_of("head (config.method.head)", head, HEADS)
     return network(num_classes, head=head, axis=axis, dtype=dtype, remat=remat)

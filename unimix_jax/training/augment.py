@@ -1,36 +1,148 @@
-"""Augmentation and normalisation inside of the compiled step; each image has its own random key."""
+"""Augmentations by name and normalisation, inside of the compiled step; each image has its own random key."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from unimix_jax import registry
+from unimix_jax.errors import UserError, one_of
 from unimix_jax.training.rng import Use, use
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
-    """Pad with black, crop at an offset uniform in 0..2 * pad per axis, flip half of the images.
+_log = logging.getLogger(__name__)
+
+_FIELDS = {"pad": "crop", "flip": "flip", "jitter": "jitter"}  # fields of config.data, and who asks for them
+
+
+def build(data: "ConfigDict") -> tuple[functools.partial, ...]:
+    """Return the augmentations that a config names, in their order, with their options.
+
+    Args:
+      data: config.data with `augment`, `augment_options`, and the fields that augmentations ask for.
+
+    Returns:
+      Functions (keys, images) -> images, see `apply`.
+
+    Raises:
+      UserError: an unknown augmentation or option, or one that is named twice.
+    """
+    context, options = {name: data[name] for name in _FIELDS}, data.augment_options.to_dict()
+    short_names = [name.rpartition(":")[2] for name in data.augment]
+    for name in short_names:
+        if short_names.count(name) > 1:
+            raise UserError(f"config.data.augment names {name} twice; each augmentation has its own random keys once")
+    for name in options:
+        one_of("augmentation of config.data.augment_options", name, short_names)
+    for field, name in _FIELDS.items():
+        if name not in short_names and np.any(data[field]):
+            _log.warning("config.data.%s is %s, but config.data.augment has no %s", field, data[field], name)
+    return tuple(
+        registry.bind("augmentation", {"name": name, **options.get(short, {})}, context)
+        for name, short in zip(data.augment, short_names, strict=True)
+    )
+
+
+def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, int, int]) -> None:
+    """Refuse augmentations that fail on images of a shape, or that return other shapes.
+
+    Args:
+      augmentations: of `build`.
+      image_shape: (H, W, C).
+
+    Raises:
+      UserError: the augmentation, and what it does.
+    """
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    for augmentation in augmentations:
+        name = getattr(augmentation.func, "__name__", augmentation.func)
+        try:
+            result = jax.eval_shape(augmentation, keys, images)
+        except Exception as error:  # the augmentation may be the user's, and raise anything
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(f"the augmentation {name} fails on images {image_shape}: {why}") from error
+        if (getattr(result, "shape", None), getattr(result, "dtype", None)) != (images.shape, images.dtype):
+            raise UserError(
+                f"the augmentation {name} returns {result}; it must return float32 images of the shape that it gets"
+            )
+
+
+def apply(augmentations: Sequence[functools.partial], keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Augment images, one function after the other.
+
+    Args:
+      augmentations: functions (keys, images) -> images. A function with the trait `any_dtype` gets the images as they
+        are, any other one float32 in 0..1. Each gets keys of its own.
+      keys: JAX keys [B], one a view.
+      images: uint8[B, H, W, C].
+
+    Returns:
+      float32[B, H, W, C] in 0..1.
+    """
+    scaled = False
+    for place, augmentation in enumerate(augmentations):
+        traits = registry.traits("augmentation", augmentation)
+        if not (traits.any_dtype or scaled):
+            images, scaled = unit(images), True
+        images = augmentation(_keys_of(traits, place, keys), images)
+    return images if scaled else unit(images)
+
+
+def _keys_of(traits: registry.Augmentation, place: int, keys: jax.Array) -> jax.Array:
+    """Return the keys of the augmentation at a place of the list."""
+    if traits.purpose is not None:
+        return jax.vmap(lambda key: use(key, traits.purpose))(keys)
+    return jax.vmap(lambda key: jax.random.fold_in(use(key, Use.AUGMENT), place))(keys)
+
+
+@registry.Augmentation(any_dtype=True, purpose=Use.CROP)
+def crop(keys: jax.Array, images: jax.Array, *, pad: int) -> jax.Array:
+    """Pad with black and crop at an offset uniform in 0..2 * pad per axis.
 
     Args:
       keys: JAX keys [B], one an image.
-      images: uint8[B, H, W, C].
+      images: [B, H, W, C].
       pad: pixels on every side; 0 for no crop.
-      flip: whether to mirror left and right with probability 1/2.
 
     Returns:
-      uint8[B, H, W, C].
+      As images.
     """
-    if pad:
-        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        offsets = jax.vmap(lambda key: jax.random.randint(use(key, Use.CROP), (2,), 0, 2 * pad + 1))(keys)
-        images = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(
-            padded, offsets
-        )
-    if flip:
-        mirrored = jax.vmap(lambda key: jax.random.bernoulli(use(key, Use.FLIP)))(keys)
-        images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    return images
+    if not pad:
+        return images
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1))(keys)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(
+        padded, offsets
+    )
 
 
-def jitter(keys: jax.Array, images: jax.Array, strengths: tuple[float, float, float]) -> jax.Array:
+@registry.Augmentation(any_dtype=True, purpose=Use.FLIP)
+def flip(keys: jax.Array, images: jax.Array, *, flip: bool) -> jax.Array:
+    """Mirror half of the images left and right.
+
+    Args:
+      keys: JAX keys [B], one an image.
+      images: [B, H, W, C].
+      flip: whether to do it.
+
+    Returns:
+      As images.
+    """
+    if not flip:
+        return images
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+@registry.Augmentation(purpose=Use.JITTER)
+def jitter(keys: jax.Array, images: jax.Array, *, jitter: tuple[float, float, float]) -> jax.Array:
     """Change brightness, contrast and saturation of each image by random factors, in a random order.
 
     Each change is a blend, with a factor uniform in 1 - strength..1 + strength, of the image with black, with its mean
@@ -39,21 +151,21 @@ def jitter(keys: jax.Array, images: jax.Array, strengths: tuple[float, float, fl
     Args:
       keys: JAX keys [B], one an image.
       images: float32[B, H, W, C] in 0..1, C 1 or 3.
-      strengths: of brightness, contrast and saturation, each in 0..1; three zeros change nothing.
+      jitter: strengths of brightness, contrast and saturation, each in 0..1; three zeros change nothing.
 
     Returns:
       float32[B, H, W, C].
 
     Source: torchvision, ColorJitter; ITU-R 601 weights of grey.
     """
-    if not any(strengths):
+    if not any(jitter):
         return images
     weights = jnp.asarray([0.299, 0.587, 0.114] if images.shape[-1] == 3 else [1.0], images.dtype)
 
     def one(key, image):
-        key_order, key_factors = jax.random.split(use(key, Use.JITTER))
+        key_order, key_factors = jax.random.split(key)
         order = jax.random.permutation(key_order, 3)
-        spread = jnp.asarray(strengths, image.dtype)
+        spread = jnp.asarray(jitter, image.dtype)
         factors = 1 + spread * jax.random.uniform(key_factors, (3,), image.dtype, -1, 1)
         for kind in order:
             grey = (image * weights).sum(axis=-1, keepdims=True)

@@ -17,7 +17,7 @@ from unimix_jax.errors import Interrupted, NonFiniteError
 from unimix_jax.methods.build import Stage
 from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.models import init
-from unimix_jax.training import checkpoints, loggers, predict, rundir, schedules
+from unimix_jax.training import checkpoints, loggers, predict, rundir
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import distribute, replicate
 from unimix_jax.training.setup import Experiment
@@ -140,10 +140,9 @@ def _check_finite(manager, where: str, **named) -> None:
 
 def learning_rate(experiment: Experiment, stage: Stage) -> Callable[[int], float]:
     """Return the learning rate of a stage as a function of the step."""
-    schedule, steps_per_epoch = dict(stage.schedule), experiment.steps_per_epoch
-    if schedule["name"] == "cosine":
-        return schedules.cosine(schedule["learning_rate"], stage.first, stage.last, steps_per_epoch)
-    return schedules.learning_rate(experiment.config.optim, experiment.config.epochs, steps_per_epoch)
+    if stage.schedule is not None:
+        return lambda step: stage.schedule(step - stage.first)
+    return experiment.learning_rate
 
 
 def stage_start(experiment: Experiment, stage: Stage, state: TrainState) -> TrainState:

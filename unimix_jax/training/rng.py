@@ -12,6 +12,8 @@ class Use(enum.IntEnum):
     FLIP = 1
     MIX = 2
     JITTER = 3
+    AUGMENT = 4  # folded with the place of the augmentation in its list
+    DROPOUT = 5
 
 
 _NO_VIEW = 2**32 - 1  # stands for the whole batch; no image has this view

@@ -1,8 +1,11 @@
-"""Learning rates as functions of the step."""
+"""Schedules: learning rates as functions of the step, by name."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from unimix_jax import registry
+from unimix_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -10,35 +13,125 @@ if TYPE_CHECKING:
 USUAL_WARMUP = -1.0  # the default of config.optim.warmup_epochs
 
 
-def learning_rate(optim: "ConfigDict", epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step, counted from 0: it falls in steps or by the cosine.
+def of_run(optim: "ConfigDict", epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the learning rate of a run as a function of the step, counted from 0: its schedule with a warm-up.
 
     With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to 180, then
     .00001.
 
     Args:
-      optim: config.optim with `learning_rate`; `warmup_epochs`, see `_warm_up`; `schedule`: "steps", with `decay_at`
-        (fractions of the run, after each of which the rate is multiplied by `decay_factor`), or "cosine".
+      optim: config.optim with `learning_rate`; `warmup_epochs`, see `_warm_up`; `schedule`, the name of an entry, and
+        `schedule_options`; `decay_at` and `decay_factor`, for schedules that ask for them.
       epochs: of the run.
       steps_per_epoch: of the run.
 
     Returns:
       A function step -> learning rate.
 
+    Raises:
+      UserError: an unknown schedule or option.
+
     Source: appendix C.1 of the paper's supplement; kaidic/LDAM-DRW, cifar_train.py.
     """
-    total = epochs * steps_per_epoch
+    context = {name: optim[name] for name in ("learning_rate", "decay_at", "decay_factor")}
+    context |= {"total_steps": epochs * steps_per_epoch, "steps_per_epoch": steps_per_epoch}
+    schedule = registry.bind("schedule", {"name": optim.schedule, **optim.schedule_options.to_dict()}, context)
     warm_up = _warm_up(optim.warmup_epochs, epochs, steps_per_epoch)
-    ends = [round(total * fraction) for fraction in optim.decay_at]
-    falling = cosine(optim.learning_rate, 0, total, steps_per_epoch)
+    return lambda step: schedule(step) * warm_up(step)
 
-    def at(step: int) -> float:
-        rate = optim.learning_rate * optim.decay_factor ** sum(step >= end for end in ends)
-        if optim.schedule == "cosine":
-            rate = falling(step)
-        return rate * warm_up(step)
 
-    return at
+def check(rate: Callable[[int], float], first: int, last: int, where: str) -> None:
+    """Refuse a schedule whose rates are no numbers, at some steps of its range.
+
+    Args:
+      rate: step -> learning rate.
+      first: a step.
+      last: the step before which the range ends.
+      where: names the schedule.
+
+    Raises:
+      UserError: a rate that is negative or no number, or a schedule that fails.
+    """
+    for step in sorted({first, (first + last) // 2, max(first, last - 1)}):
+        try:
+            value = float(rate(step))
+        except Exception as error:  # the schedule may be the user's, and raise anything
+            raise UserError(f"{where} fails at step {step}: {type(error).__name__}: {error}") from error
+        if not 0 <= value < math.inf:
+            raise UserError(f"{where} is {value} at step {step}; a learning rate is 0 or above")
+
+
+@registry.Schedule(options={"learning_rate": registry.above(0)})
+def steps(
+    step: int, *, learning_rate: float, total_steps: int, decay_at: Sequence[float], decay_factor: float
+) -> float:
+    """Return a learning rate that is multiplied by a factor at some steps.
+
+    Args:
+      step: counted from 0.
+      learning_rate: at first.
+      total_steps: of the run or stage.
+      decay_at: fractions of it, after each of which the rate is multiplied.
+      decay_factor: by which it is multiplied.
+    """
+    return learning_rate * decay_factor ** sum(step >= round(total_steps * fraction) for fraction in decay_at)
+
+
+@registry.Schedule(options={"learning_rate": registry.above(0)})
+def cosine(step: int, *, learning_rate: float, total_steps: int, steps_per_epoch: int) -> float:
+    """Return a learning rate that falls towards 0 by the cosine and is constant within an epoch.
+
+    In epoch e of E, counted from 0, it is learning_rate * (1 + cos(pi e / E)) / 2.
+
+    Args:
+      step: counted from 0.
+      learning_rate: in the first epoch.
+      total_steps: of the run or stage.
+      steps_per_epoch: of the run.
+
+    Returns:
+      The learning rate.
+
+    Source: dvlab-research/MiSLAS, train_stage2.py.
+    """
+    return learning_rate * (1 + math.cos(math.pi * (step // steps_per_epoch) / (total_steps / steps_per_epoch))) / 2
+
+
+@registry.Schedule(
+    options={"learning_rate": registry.above(0), "first_epochs": registry.above(0), "growth": registry.at_least(1)}
+)
+def cosine_restarts(
+    step: int, *, learning_rate: float, steps_per_epoch: int, first_epochs: float = 10.0, growth: float = 2.0
+) -> float:
+    """Return a learning rate that falls to 0 by the cosine, step by step, again and again.
+
+    Args:
+      step: counted from 0.
+      learning_rate: at the begin of each cycle.
+      steps_per_epoch: of the run.
+      first_epochs: length of the first cycle.
+      growth: by which each cycle is longer than the one before.
+
+    Returns:
+      The learning rate.
+
+    Source: Loshchilov, Hutter, SGDR, ICLR 2017, equation 5.
+    """
+    begin, length = 0.0, first_epochs * steps_per_epoch
+    while step >= begin + length:
+        begin, length = begin + length, length * growth
+    return learning_rate * (1 + math.cos(math.pi * (step - begin) / length)) / 2
+
+
+@registry.Schedule(options={"learning_rate": registry.above(0)})
+def constant(step: int, *, learning_rate: float) -> float:
+    """Return the same learning rate for every step.
+
+    Args:
+      step: unused.
+      learning_rate: of each step.
+    """
+    return learning_rate
 
 
 def _warm_up(warmup: float, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -87,28 +180,3 @@ def with_warmup_as_it_is(config: dict) -> dict:
     if warmup == USUAL_WARMUP and epochs >= 50:
         warmup = 5.0
     return {**config, "optim": {**optim, "warmup_epochs": float(warmup)}}
-
-
-def cosine(peak: float, first: int, last: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return a learning rate that falls from `peak` towards 0 over a stage and is constant within an epoch.
-
-    In epoch e of E, counted from 0, it is peak * (1 + cos(pi e / E)) / 2.
-
-    Args:
-      peak: the rate in the first epoch.
-      first: the step before the first one of the stage.
-      last: the last step of the stage.
-      steps_per_epoch: of the run.
-
-    Returns:
-      A function step -> learning rate.
-
-    Source: dvlab-research/MiSLAS, train_stage2.py.
-    """
-    epochs = (last - first) / steps_per_epoch
-
-    def at(step: int) -> float:
-        epoch = (step - first) // steps_per_epoch
-        return peak * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-    return at

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import priors, registry
 from unimix_jax.data import sampling, sources
 from unimix_jax.data.types import BatchIndices, Splits
 from unimix_jax.data.views import Reading
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.errors import UserError
 from unimix_jax.methods import build as methods
-from unimix_jax.models import heads, init, pretrained, resnet
-from unimix_jax.training import optim, rundir, runtime, step, timings, unreadable
-from unimix_jax.training.devices import AXIS, check_batch, is_cpu, local_devices, ops_backend
+from unimix_jax.models import heads
+from unimix_jax.training import augment, network, optim, runtime, schedules, step, timings, unreadable
+from unimix_jax.training.devices import check_batch, is_cpu, local_devices, ops_backend
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -40,6 +39,7 @@ class Experiment:
     method: methods.Method
     network: nn.Module
     step_config: step.StepConfig
+    learning_rate: Callable[[int], float]  # of the run, by the step from 0; stages may have their own
     image_shape: tuple[int, int, int]
     variables: dict  # of the network before the first step
     reading: Reading | None  # how photographs are read; None for images in memory
@@ -86,28 +86,36 @@ def prepare(
     method = _method(config, splits.counts, steps_per_epoch)
     devices = local_devices(config.parallel.devices)
     check_batch(config.batch_size, len(devices), config.grad_accum_steps)
-    network = _network(config, len(splits.counts), method.head, devices)
     image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
+    model = network.build(config, len(splits.counts), method.head)
+    variables = network.first_variables(config, model, image_shape, directory)
+    dropout = network.check(config.network, model, variables, image_shape, method)
+    augmentations = augment.build(config.data)
+    augment.check(augmentations, image_shape)
+    learning_rate = schedules.of_run(config.optim, config.epochs, steps_per_epoch)
+    _check_schedules(learning_rate, method, config.epochs * steps_per_epoch)
     return Experiment(
         config=config,
         directory=directory,
         splits=splits,
         class_index=class_index,
-        method=_with_inner_mixing(method, class_index, image_shape, config, len(devices)),
-        network=network,
+        method=_with_inner_mixing(method, class_index, image_shape, config, len(devices), getattr(model, "levels", 1)),
+        network=model,
         step_config=step.StepConfig(
-            optim.sgd(config.optim.momentum, config.optim.weight_decay),
+            optim.build(config.optim, variables["params"]),
             splits.train.mean,
             splits.train.std,
-            config.data.pad,
-            config.data.flip,
-            tuple(config.data.jitter),
+            augmentations,
             config.grad_accum_steps,
             unroll=is_cpu(devices),
-            ops=ops_backend(devices, config.parallel.ops),
+            # Programs of the CPU kernels take whole batches only.
+            ops="xla" if dropout else ops_backend(devices, config.parallel.ops),
+            head_groups=heads.parameter_groups(method.head),
+            dropout=dropout,
         ),
+        learning_rate=learning_rate,
         image_shape=image_shape,
-        variables=_first_variables(config, network, image_shape, directory),
+        variables=variables,
         reading=reading,
         devices=devices,
         steps_per_epoch=steps_per_epoch,
@@ -124,7 +132,7 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         test_prior=priors.test_prior(config.test_prior, counts),
-        logit_scale=heads.HEADS[one_of("head (config.method.head)", config.method.head, heads.HEADS)].logit_scale,
+        logit_scale=heads.logit_scale(config.method.head),
     )
     if config.test_prior != "uniform" and not any("test_prior" in stage.loss.keywords for stage in method.stages):
         _log.warning(
@@ -135,34 +143,12 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
     return method
 
 
-def _network(config, num_classes: int, head: str, devices: list) -> nn.Module:
-    """Build the config's network for these devices."""
-    one_of("network (config.network)", config.network, resnet.NETWORKS)
-    return resnet.build(
-        config.network,
-        num_classes,
-        head=head,
-        axis=AXIS if config.parallel.batch_norm == "global" else None,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-    )
-
-
-def _first_variables(config, network: nn.Module, image_shape, directory: pathlib.Path) -> dict:
-    """Return the network's variables before the first step: drawn from the seed, or read from config.pretrained.
-
-    Raises:
-      UserError: the network has variables that training does not carry, or the file does not fit.
-    """
-    variables = init.initialise(network, image_shape, config.seed)
-    if others := variables.keys() - {"params", "batch_stats"}:
-        raise UserError(
-            f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "
-            "batch_stats only"
-        )
-    if config.pretrained and not rundir.has_checkpoints(directory):
-        variables = pretrained.load(config.pretrained, variables)
-    return variables
+def _check_schedules(rate: Callable[[int], float], method: methods.Method, num_steps: int) -> None:
+    """Refuse learning rates that are no numbers."""
+    schedules.check(rate, 0, num_steps, "the schedule of config.optim")
+    for stage in method.stages:
+        if stage.schedule is not None:
+            schedules.check(stage.schedule, 0, stage.last - stage.first, f"the schedule of stage {stage.name!r}")
 
 
 def _reading(data) -> Reading:
@@ -171,7 +157,12 @@ def _reading(data) -> Reading:
 
 
 def _with_inner_mixing(
-    method: methods.Method, class_index: sampling.ClassIndex, image_shape: tuple[int, int, int], config, devices: int
+    method: methods.Method,
+    class_index: sampling.ClassIndex,
+    image_shape: tuple[int, int, int],
+    config,
+    devices: int,
+    levels: int,
 ) -> methods.Method:
     """Mark the stages that mix inside of the network, which is seen from what their mixers return.
 
@@ -183,7 +174,7 @@ def _with_inner_mixing(
     """
     stages = []
     for stage in method.stages:
-        if step.mixes_inside(stage, image_shape, config.batch_size // devices):
+        if step.mixes_inside(stage, image_shape, config.batch_size // devices, getattr(model, "levels", 1)):
             where = f"stage {stage.name!r} of method {method.name!r}"
             if config.grad_accum_steps > 1:
                 raise UserError(
@@ -267,9 +258,10 @@ def log_description(experiment: Experiment) -> None:
             _log.info("%d classes have no %s image: %s", len(missing), name, some)
     _log.info("held out: %s", splits.held_out or "nothing, the data has its own splits")
     _log.info(
-        "%s by %s: %d parameters, from %s; %d steps of %d images on %d device%s, %s layers",
+        "%s by %s and %s: %d parameters, from %s; %d steps of %d images on %d device%s, %s layers",
         config.network,
         experiment.method.name,
+        config.optim.name,
         _num_parameters(experiment.variables),
         config.pretrained or f"random weights (seed {config.seed})",
         experiment.steps,

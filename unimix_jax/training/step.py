@@ -1,6 +1,8 @@
 """The training step and the prediction step: pure functions of one device's share of a batch."""
 
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +15,7 @@ from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
-from unimix_jax.models import heads, ops
+from unimix_jax.models import ops
 from unimix_jax.training import augment, rng
 
 
@@ -40,12 +42,12 @@ class StepConfig(NamedTuple):
     optimiser: optax.GradientTransformation
     mean: Any  # float32[C]
     std: Any  # float32[C]
-    pad: int
-    flip: bool
-    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of brightness, contrast, saturation
+    augmentations: tuple[Callable, ...] = ()  # (keys, images) -> images, see `augment.apply`
     grad_accum_steps: int = 1  # parts of a device's share that are differentiated one after the other
     unroll: bool = True  # write the parts out instead of looping: faster on a CPU, more memory elsewhere
     ops: str = "xla"  # the backend of the network's layers, see `models.ops`
+    head_groups: Mapping[str, str] = MappingProxyType({})  # of `heads.parameter_groups`
+    dropout: bool = False  # whether the network draws random numbers in training; then it sees one image at a time
 
 
 def first_state(variables: dict, optimiser: optax.GradientTransformation) -> TrainState:
@@ -54,10 +56,15 @@ def first_state(variables: dict, optimiser: optax.GradientTransformation) -> Tra
     return TrainState(jnp.int32(0), params, variables["batch_stats"], optimiser.init(params))
 
 
-def group_of(path: tuple) -> str:
-    """Return the group of a parameter: "backbone", or what its head states, see `models.heads`."""
+def group_of(path: tuple, head_groups: Mapping[str, str]) -> str:
+    """Return the group of a parameter, by which a stage sets its learning rate.
+
+    Args:
+      path: of the parameter in the tree.
+      head_groups: of `heads.parameter_groups`.
+    """
     names = [key.key for key in path]
-    return heads.parameter_group(names[1]) if names[0] == "head" else "backbone"
+    return head_groups.get(names[1], "classifier") if names[0] == "head" else "backbone"
 
 
 def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, config: StepConfig) -> mixing.Mixed:
@@ -65,9 +72,7 @@ def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, co
 
     def ready(images, views):
         view_keys = rng.of_views(seed, step, views)
-        images = augment.crop_and_flip(view_keys, images, pad=config.pad, flip=config.flip)
-        pixels = augment.jitter(view_keys, augment.unit(images), config.jitter)
-        return augment.standardise(pixels, config.mean, config.std)
+        return augment.standardise(augment.apply(config.augmentations, view_keys, images), config.mean, config.std)
 
     image = ready(batch.image, batch.view)
     if stage.mixer is None:
@@ -83,17 +88,18 @@ def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, co
 _LEVEL_DRAWS = 256  # seeds with which a mixer's level is drawn
 
 
-def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> bool:
+def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int, levels: int) -> bool:
     """Return whether the mixer of a stage leaves the mixing to the network, at a level that the network has.
 
     Args:
       stage: with a mixer or without.
       image_shape: (H, W, C).
       size: images of a device's share.
+      levels: of the network, at which it can mix: 0 is its input.
 
     Raises:
       UserError: the mixer fails on images of this shape, returns something else than a `Mixed`, or mixes at a level
-        that no network has.
+        that the network does not have.
     """
     if stage.mixer is None:
         return False
@@ -123,11 +129,11 @@ def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int) -> 
         return mixed(seed, jnp.zeros(shapes[1].shape), jnp.zeros(size, jnp.int32)).hidden
 
     # The level may be random, so it is drawn with many seeds. XLA computes nothing but the level.
-    levels = np.unique(jax.jit(functools.partial(jax.lax.map, level))(np.arange(_LEVEL_DRAWS, dtype=np.uint32)))
-    if len(unknown := np.setdiff1d(levels, np.arange(mixing.LEVELS))):
+    drawn = np.unique(jax.jit(functools.partial(jax.lax.map, level))(np.arange(_LEVEL_DRAWS, dtype=np.uint32)))
+    if len(unknown := np.setdiff1d(drawn, np.arange(levels))):
+        has = f"levels {', '.join(map(str, range(levels)))}" if levels > 1 else "no level but its input, 0"
         raise UserError(
-            f"the mixer {name} of stage {stage.name!r} mixes at level {unknown[0]} of the network; its levels are "
-            f"{', '.join(map(str, range(mixing.LEVELS)))}, and nothing would be mixed there"
+            f"the mixer {name} of stage {stage.name!r} mixes at level {unknown[0]} of the network, which has {has}"
         )
     return True
 
@@ -142,7 +148,7 @@ def train_step(
     config: StepConfig,
     axis: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """Take one step of SGD.
+    """Take one step of the optimiser.
 
     Each device differentiates the *sum* of its weighted losses; gradients and weights are added over the devices and
     then divided once, so that the update does not depend on how the batch is split. With `config.grad_accum_steps` a
@@ -161,16 +167,18 @@ def train_step(
       The new state, and {"loss", "accuracy"}: pairs (sum, weight) over the whole batch, float32[]. For mixed images,
       the label with the larger weight counts as the right one.
     """
-    everything = mixed_batch(batch, inputs.seed, state.step, stage, config)
+    mixed = mixed_batch(batch, inputs.seed, state.step, stage, config)
+    keys = _dropout_keys(batch, inputs.seed, state.step) if config.dropout else None
     factors, apply = dict(stage.lr_multipliers), ops.using(config.ops, network.apply)
 
-    def frozen(path) -> bool:
-        return factors.get(group_of(path), 1) == 0
+    def factor(path) -> float:
+        return factors.get(group_of(path, config.head_groups), 1)
 
-    def total_loss(params, mixed, batch_stats):
+    def total_loss(params, examples, batch_stats):
+        mixed, keys = examples
         # No gradient of frozen parameters is requested, so none is computed.
         params = jax.tree_util.tree_map_with_path(
-            lambda path, p: jax.lax.stop_gradient(p) if frozen(path) else p, params
+            lambda path, p: p if factor(path) else jax.lax.stop_gradient(p), params
         )
         variables = {"params": params, "batch_stats": batch_stats}
         mix = None
@@ -178,24 +186,29 @@ def train_step(
             mix = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
         if stage.batch_norm == "frozen":
             logits = apply(variables, mixed.image, train=False, mix=mix)
+        elif config.dropout:
+            # Image by image, each with the random numbers of its view, so that they depend on no device.
+            logits = jax.vmap(lambda image, key: apply(variables, image[None], train=True, rngs={"dropout": key})[0])(
+                mixed.image, keys
+            )
         else:
             logits, updates = apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
             batch_stats = updates.get("batch_stats", batch_stats)
         losses = mixing.objective(stage.loss, logits, mixed, inputs.class_weight)
         return losses.sum(), (logits, batch_stats)
 
-    def part(mixed, batch_stats):
+    def part(examples, batch_stats):
         differentiated = jax.value_and_grad(total_loss, has_aux=True)
-        (loss, (logits, batch_stats)), gradients = differentiated(state.params, mixed, batch_stats)
-        hits = (logits.argmax(axis=1) == mixing.dominant_label(mixed)).sum().astype(loss.dtype)
+        (loss, (logits, batch_stats)), gradients = differentiated(state.params, examples, batch_stats)
+        hits = (logits.argmax(axis=1) == mixing.dominant_label(examples[0])).sum().astype(loss.dtype)
         return gradients, loss, hits, batch_stats
 
     if config.grad_accum_steps == 1:
-        gradients, loss, hits, batch_stats = part(everything, state.batch_stats)
+        gradients, loss, hits, batch_stats = part((mixed, keys), state.batch_stats)
     else:
-        gradients, loss, hits, batch_stats = _accumulated(part, everything, state.batch_stats, config)
-    weight = mixing.example_weight(everything, inputs.class_weight).sum().astype(loss.dtype)
-    size = jnp.asarray(len(everything.image), loss.dtype)
+        gradients, loss, hits, batch_stats = _accumulated(part, (mixed, keys), state.batch_stats, config)
+    weight = mixing.example_weight(mixed, inputs.class_weight).sum().astype(loss.dtype)
+    size = jnp.asarray(len(mixed.image), loss.dtype)
     if axis is not None:
         gradients, loss, weight, hits, size = jax.lax.psum((gradients, loss, weight, hits, size), axis)
         batch_stats = jax.lax.pmean(batch_stats, axis)  # equal already, unless each device has its own statistics
@@ -204,7 +217,7 @@ def train_step(
     gradients = jax.tree.map(lambda g: g / weight, gradients)
     direction, opt_state = config.optimiser.update(gradients, state.opt_state, state.params)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, p, d: p if frozen(path) else p - inputs.learning_rate * factors.get(group_of(path), 1) * d,
+        lambda path, p, d: p - inputs.learning_rate * factor(path) * d if factor(path) else p,
         state.params,
         direction,
     )
@@ -212,16 +225,21 @@ def train_step(
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
 
 
-def _accumulated(part, mixed: mixing.Mixed, batch_stats, config: StepConfig):
+def _dropout_keys(batch: Batch, seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Return the keys of the network's random numbers, one a view."""
+    return jax.vmap(lambda key: rng.use(key, rng.Use.DROPOUT))(rng.of_views(seed, step, batch.view))
+
+
+def _accumulated(part, examples: tuple, batch_stats, config: StepConfig):
     """Return the sums of what `part` returns over the parts of a batch; batch statistics go from part to part."""
     # Every k-th example, so that a part is the same examples however many devices share the batch.
-    parts = jax.tree.map(lambda x: x.reshape(-1, config.grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), mixed)
+    parts = jax.tree.map(lambda x: x.reshape(-1, config.grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), examples)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first, batch_stats)[:3])
 
-    def add(carry, mixed):
+    def add(carry, examples):
         sums, batch_stats = carry
-        *part_sums, batch_stats = part(mixed, batch_stats)
+        *part_sums, batch_stats = part(examples, batch_stats)
         return (jax.tree.map(jnp.add, sums, tuple(part_sums)), batch_stats), None
 
     (sums, batch_stats), _ = jax.lax.scan(add, (zeros, batch_stats), parts, unroll=config.unroll)
