@@ -11,7 +11,7 @@ import pytest
 from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
-from unimix_jax.models import heads, init, pretrained, resnet
+from unimix_jax.models import heads, init, networks, resnet
 from unimix_jax.training import augment, optim, rng
 from unimix_jax.training.devices import distribute, replicate, shard
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, group_of, mixed_batch, train_step
@@ -32,14 +32,14 @@ def numbers(rate, classes=10):
 
 
 def jitted(a_stage):
-    network = resnet.build("resnet32", 10)
+    network = networks.build("resnet32", 10)
     return jax.jit(functools.partial(train_step, stage=a_stage, network=network, config=STEP_CONFIG))
 
 
 def same_leaves(found, file, prefix, rtol, start=None):
     """Compare leaves with those that the file holds under PyTorch's names: the norm of the difference
     over that of the leaf, or of its change since `start`."""
-    expected = pretrained.from_pytorch({k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
+    expected = resnet.from_torch({k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
     for path, leaf in jax.tree_util.tree_flatten_with_path(expected["params"])[0]:
         at = lambda tree: functools.reduce(lambda group, key: group[key.key], path, tree)  # noqa: B023, E731
         size = np.linalg.norm(leaf - (0 if start is None else at(start)))
@@ -49,7 +49,7 @@ def same_leaves(found, file, prefix, rtol, start=None):
 @pytest.fixture(scope="module")
 def authors(golden):
     file = golden("resnet32_steps")
-    variables = pretrained.from_pytorch(golden("resnet32_params"))
+    variables = resnet.from_torch(golden("resnet32_params"))
     state = jax.device_get(jax.jit(lambda v: first_state(v, STEP_CONFIG.optimiser))(variables))
     image = file["input"].transpose(0, 2, 3, 1)
     return file, state, Batch(image, file["labels"].astype(np.int32), np.arange(8, dtype=np.int32))

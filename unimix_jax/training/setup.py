@@ -19,7 +19,7 @@ from unimix_jax.data.types import BatchIndices, Splits
 from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods import build as methods
-from unimix_jax.models import heads, init, pretrained, resnet
+from unimix_jax.models import heads, init, networks, pretrained
 from unimix_jax.training import optim, rundir, runtime, step, timings, unreadable
 from unimix_jax.training.devices import AXIS, check_batch, is_cpu, local_devices, ops_backend
 
@@ -137,8 +137,8 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
 
 def _network(config, num_classes: int, head: str, devices: list) -> nn.Module:
     """Build the config's network for these devices."""
-    one_of("network (config.network)", config.network, resnet.NETWORKS)
-    return resnet.build(
+    one_of("network (config.network)", config.network, networks.NETWORKS)
+    return networks.build(
         config.network,
         num_classes,
         head=head,
@@ -161,7 +161,7 @@ def _first_variables(config, network: nn.Module, image_shape, directory: pathlib
             "batch_stats only"
         )
     if config.pretrained and not rundir.has_checkpoints(directory):
-        variables = pretrained.load(config.pretrained, variables)
+        variables = pretrained.load(config.pretrained, network, variables)
     return variables
 
 
