@@ -374,10 +374,10 @@ def _write_weights(folder: pathlib.Path) -> None:
 
 
 def _read_weights(folder: pathlib.Path) -> None:
-    from unimix_jax.models import pretrained
+    from unimix_jax.models import networks, pretrained, resnet
 
     pretrained.digest(folder / "w.safetensors")
-    pretrained.load(folder / "w.safetensors", pretrained.from_pytorch(_weights()))
+    pretrained.load(folder / "w.safetensors", networks.build("resnet8", 3), resnet.from_torch(_weights()))
 
 
 def _write_archive(folder: pathlib.Path) -> None:

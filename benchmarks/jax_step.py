@@ -23,7 +23,7 @@ def main():
     from unimix_jax.config import default, use_method
     from unimix_jax.data.types import Batch
     from unimix_jax.methods import build as methods
-    from unimix_jax.models import init, resnet
+    from unimix_jax.models import init, networks
     from unimix_jax.training import augment, optim, runtime
     from unimix_jax.training.devices import AXIS, distribute, local_devices, ops_backend, replicate, shard
     from unimix_jax.training.step import StepConfig, StepInputs, first_state, predict_step, train_step
@@ -42,7 +42,7 @@ def main():
         test_prior=priors.test_prior("uniform", counts),
     ).stages[0]
     backend = ops_backend(devices, case.variant)
-    network = resnet.build(case.network, case.classes, axis=AXIS)
+    network = networks.build(case.network, case.classes, axis=AXIS)
     shape = (case.size, case.size, case.channels)
     mean, std = np.full(case.channels, 0.47, np.float32), np.full(case.channels, 0.25, np.float32)
     augmentations = functools.partial(augment.crop, pad=4), functools.partial(augment.flip, flip=True)

@@ -69,10 +69,10 @@ def unoptimised():
 @pytest.fixture(scope="module")
 def stem():
     """Let a config name the stem of a network, its first layers and the head, as `network=stem`."""
-    from unimix_jax.models import resnet
+    from unimix_jax.models import networks, resnet
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
+        patch.setitem(networks.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
         yield
 
 

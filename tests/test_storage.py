@@ -33,7 +33,7 @@ def special(request, tmp_path):
 
 def test_what_is_no_regular_file_is_not_opened(special):
     from unimix_jax.data.sources import list_file
-    from unimix_jax.models import pretrained
+    from unimix_jax.models import pretrained, resnet
 
     for read in (
         read_predictions,
@@ -48,7 +48,7 @@ def test_what_is_no_regular_file_is_not_opened(special):
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
         pretrained.digest(special)
     with pytest.raises((UserError, OSError), match="it must be a regular file"):
-        pretrained.load(special, {})
+        pretrained.load(special, resnet.CifarResNet(3, 1), {})
     with pytest.raises(UserError, match="must be uniform, train"):
         priors.test_prior(str(special), np.array([1, 2]))
     with pytest.raises(UserError, match="which exists neither there nor in"):

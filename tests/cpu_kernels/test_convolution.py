@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unimix_jax.cpu_kernels import convolution, executable
-from unimix_jax.models import init, ops, resnet
+from unimix_jax.models import init, networks, ops
 
 from .comparison import THREADS, assert_close, exact, needs_kernels, pulled, pulling, short_vectors  # noqa: F401
 
@@ -120,7 +120,7 @@ def test_half_precision_is_left_to_xla_in_a_whole_network(monkeypatch):
     from unimix_jax import cpu_kernels
 
     monkeypatch.setitem(ops._BACKENDS, "cpu_kernels", cpu_kernels.implementations(THREADS))
-    network = resnet.build("resnet8", 3, dtype=jnp.bfloat16)
+    network = networks.build("resnet8", 3, dtype=jnp.bfloat16)
     variables = init.initialise(network, (8, 8, 3), 0)
     images = np.ones((2, 8, 8, 3), np.float32)
     apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])

@@ -11,7 +11,7 @@ from unimix_jax import cpu_kernels
 from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
-from unimix_jax.models import init, layers, ops, resnet
+from unimix_jax.models import init, layers, networks, ops, resnet
 from unimix_jax.training import optim
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, train_step
 
@@ -66,7 +66,10 @@ def update(network, backend, dtype):
     stage = Stage("test", 0, 1, loss, mixer, "given", "given", np.ones(3, np.float32))
     # Images come in as what they are after normalisation: it is in float32 whatever the rest is in.
     step_config = StepConfig(
-        optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.full(3, 1 / 128, np.float32), ops=backend
+        optim.sgd(momentum=0.9, weight_decay=2e-4),
+        np.zeros(3, np.float32),
+        np.full(3, 1 / 128, np.float32),
+        ops=backend,
     )
     network = NETWORKS[network](3, dtype=dtype)
     with jax.enable_x64(dtype == "float64"):
@@ -105,4 +108,4 @@ def test_a_whole_update_in_float32_is_as_near_to_float64_as_that_of_xla():
 def test_first_values_need_no_program(monkeypatch):
     monkeypatch.setattr(cpu_kernels.convolution.executable, "registered", None)
     with ops.use("cpu_kernels"):
-        init.initialise(resnet.build("resnet8", 3), (8, 8, 3), 0)
+        init.initialise(networks.build("resnet8", 3), (8, 8, 3), 0)

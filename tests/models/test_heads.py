@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax.models import heads, init, resnet
+from unimix_jax.models import heads, init, networks
 
 
 def parameters(classes, head="linear"):
-    return init.initialise(resnet.build("resnet32", classes, head=head), (32, 32, 3), seed=0)["params"]
+    return init.initialise(networks.build("resnet32", classes, head=head), (32, 32, 3), seed=0)["params"]
 
 
 @pytest.mark.slow

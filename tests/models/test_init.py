@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax.models import heads, init, layers, resnet
+from unimix_jax.models import heads, init, layers, networks
 
 
 def test_first_values_of_photographs_networks_follow_torchvisions_laws():
-    tree = init.initialise(resnet.build("resnet10", 1000), (224, 224, 3), seed=0)["params"]
+    tree = init.initialise(networks.build("resnet10", 1000), (224, 224, 3), seed=0)["params"]
     for path, fan_out in ((("conv1",), 49 * 64), (("layer3_0", "conv1"), 9 * 256)):
         kernel = functools.reduce(dict.get, (*path, "conv", "kernel"), tree)
         assert abs(kernel.std() / np.sqrt(2 / fan_out) - 1) < 4 / np.sqrt(2 * kernel.size)
@@ -23,13 +23,13 @@ def test_first_values_of_photographs_networks_follow_torchvisions_laws():
 
 
 def test_another_draw_gives_another_classifier():
-    network = resnet.build("resnet8", 10)
+    network = networks.build("resnet8", 10)
     first, again = (init.initialise(network, (8, 8, 3), 0, draw)["params"]["head"]["linear"] for draw in (0, 1))
     assert (first["kernel"] != again["kernel"]).mean() > 0.99
 
 
 def test_first_values_follow_their_laws():
-    tree = init.initialise(resnet.build("resnet32", 10), (32, 32, 3), seed=0)["params"]
+    tree = init.initialise(networks.build("resnet32", 10), (32, 32, 3), seed=0)["params"]
     for path, fan_in in ((("conv1",), 27), (("layer1_0", "conv1"), 144), (("layer3_4", "conv2"), 576)):
         kernel = tree
         for name in (*path, "conv", "kernel"):
@@ -45,12 +45,12 @@ def test_first_values_follow_their_laws():
 
 
 def test_first_values_depend_on_the_seed_and_the_name_only():
-    small = init.initialise(resnet.build("resnet20", 10), (32, 32, 3), seed=0)["params"]
-    large = init.initialise(resnet.build("resnet32", 10, axis="batch"), (8, 8, 3), seed=0)["params"]
+    small = init.initialise(networks.build("resnet20", 10), (32, 32, 3), seed=0)["params"]
+    large = init.initialise(networks.build("resnet32", 10, axis="batch"), (8, 8, 3), seed=0)["params"]
     np.testing.assert_array_equal(
         small["layer2_1"]["conv1"]["conv"]["kernel"], large["layer2_1"]["conv1"]["conv"]["kernel"]
     )
-    other = init.initialise(resnet.build("resnet20", 10), (32, 32, 3), seed=1)["params"]
+    other = init.initialise(networks.build("resnet20", 10), (32, 32, 3), seed=1)["params"]
     assert (small["conv1"]["conv"]["kernel"] != other["conv1"]["conv"]["kernel"]).any()
 
 
@@ -96,7 +96,7 @@ def test_layers_of_a_user_begin_with_their_own_first_values():
     # The project's layers keep theirs, whatever stands around them.
     np.testing.assert_array_equal(
         params["conv1"]["conv"]["kernel"],
-        init.initialise(resnet.build("resnet8", 10), (8, 8, 3), seed=0)["params"]["conv1"]["conv"]["kernel"],
+        init.initialise(networks.build("resnet8", 10), (8, 8, 3), seed=0)["params"]["conv1"]["conv"]["kernel"],
     )
     assert 0 < np.abs(params["head"]["linear"]["bias"]).max() <= 1 / np.sqrt(12)
     other, drawn = (init.initialise(network, (8, 8, 3), *at)["params"]["position"] for at in ((1,), (0, 1)))
@@ -107,6 +107,6 @@ def test_layers_of_a_user_begin_with_their_own_first_values():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "resnet10", "resnext50_32x4d"])
 def test_first_values_of_the_project_s_networks_compile_nothing(compilations, name):
-    variables = init.initialise(resnet.build(name, 10, axis="batch", remat=True), (8, 8, 3), seed=0)
+    variables = init.initialise(networks.build(name, 10, axis="batch", remat=True), (8, 8, 3), seed=0)
     assert variables.keys() == {"params", "batch_stats"}
     assert compilations() == 0

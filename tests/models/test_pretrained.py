@@ -7,14 +7,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from unimix_jax.errors import UserError
-from unimix_jax.models import init, pretrained, resnet
+from unimix_jax.models import init, networks, pretrained
 
 SHAPE = (64, 64, 3)
 
 
+NETWORK = networks.build("resnet10", 5)
+
+
 @pytest.fixture(scope="module")
 def variables():
-    return init.initialise(resnet.build("resnet10", 5), SHAPE, seed=0)
+    return init.initialise(NETWORK, SHAPE, seed=0)
 
 
 def torchvision_state(classes, **changes):
@@ -50,7 +53,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_by_torchvisions_names_are_read(variables, saved, prefix):
     arrays = torchvision_state(5)
-    found = pretrained.load(saved({prefix + k: v for k, v in arrays.items()}), variables)
+    found = pretrained.load(saved({prefix + k: v for k, v in arrays.items()}), NETWORK, variables)
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, variables)
     params, stats = found["params"], found["batch_stats"]
     np.testing.assert_array_equal(params["conv1"]["conv"]["kernel"], arrays["conv1.weight"].transpose(2, 3, 1, 0))
@@ -64,9 +67,10 @@ def test_weights_by_torchvisions_names_are_read(variables, saved, prefix):
 def test_a_head_of_another_size_or_kind_starts_anew_and_the_log_says_so(saved, caplog, monkeypatch, head):
     monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
     caplog.set_level(logging.INFO)
-    variables = init.initialise(resnet.build("resnet10", 5, head=head), SHAPE, seed=0)
+    network = networks.build("resnet10", 5, head=head)
+    variables = init.initialise(network, SHAPE, seed=0)
     arrays = torchvision_state(1000)
-    found = pretrained.load(saved(arrays), variables)
+    found = pretrained.load(saved(arrays), network, variables)
     for a, b in zip(*map(jax.tree.leaves, (found["params"]["head"], variables["params"]["head"])), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(found["params"]["bn1"]["bias"], arrays["bn1.bias"])
@@ -83,13 +87,16 @@ def test_a_head_of_another_size_or_kind_starts_anew_and_the_log_says_so(saved, c
             {"conv1.weight": np.zeros((64, 3, 3, 3), np.float32)},
             r"is \(3, 3, 3, 64\) there and \(7, 7, 3, 64\)",
         ),
-        ({"layer1.weight": np.zeros(3, np.float32)}, "names that are not a ResNet's|another network"),
-        ({"bn1.what": np.zeros(3, np.float32)}, "names that are not a ResNet's"),
+        (
+            {"layer1.weight": np.zeros(3, np.float32)},
+            "ImageNetResNet does not have in PyTorch|another network",
+        ),
+        ({"bn1.what": np.zeros(3, np.float32)}, "names or shapes that ImageNetResNet does not have"),
     ],
 )
 def test_weights_of_another_network_are_refused(variables, saved, changes, message):
     with pytest.raises(UserError, match=message):
-        pretrained.load(saved(torchvision_state(5, **changes)), variables)
+        pretrained.load(saved(torchvision_state(5, **changes)), NETWORK, variables)
 
 
 def test_a_file_that_holds_no_weights_gets_a_sentence(variables, tmp_path):
@@ -97,10 +104,10 @@ def test_a_file_that_holds_no_weights_gets_a_sentence(variables, tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         pretrained.digest(path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        pretrained.load(path, variables)
+        pretrained.load(path, NETWORK, variables)
     path.write_bytes(b"no tensors")
     with pytest.raises(UserError, match=r"is no whole .safetensors file of floats"):
-        pretrained.load(path, variables)
+        pretrained.load(path, NETWORK, variables)
     assert pretrained.digest(path) != pretrained.digest(__file__)
 
 
@@ -113,10 +120,10 @@ def test_values_of_other_types_get_a_sentence(tmp_path):
     # A quantised or complex network would else become other numbers.
     for kind, size in {"F8_E4M3": 2, "F8_E5M2": 2, "C64": 16, "I8": 2, "U8": 2, "BOOL": 2, "F4": 1}.items():
         with pytest.raises(UserError, match=f"conv1.weight is of type {kind}; weights must be of F16, BF16, F32, F64"):
-            pretrained.load(save(kind, size), {})
+            pretrained.load(save(kind, size), NETWORK, {})
     for shape in ([0, 2**62], [1] * 70, [2**62, 8], "x", [-1]):
-        with pytest.raises(UserError, match="no whole .safetensors file|not a ResNet's"):
-            pretrained.load(save("F32", 0, shape), {})
+        with pytest.raises(UserError, match="no whole .safetensors file|no network has"):
+            pretrained.load(save("F32", 0, shape), NETWORK, {})
 
 
 @pytest.mark.parametrize(
@@ -124,15 +131,15 @@ def test_values_of_other_types_get_a_sentence(tmp_path):
     [
         ({"bn1.weight": np.array([1, np.nan], np.float32)}, "holds nan, infinity or numbers beyond float32"),
         ({"bn1.weight": np.array([1e300])}, "numbers beyond float32 in bn1.weight"),
-        ({".".join(["a"] * 10_000): np.zeros(1, np.float32)}, "names or shapes that are not a ResNet's"),
-        ({"a": np.zeros((1,) * 9, np.float32)}, "names or shapes that are not a ResNet's"),
-        ({"": np.zeros(1, np.float32)}, "names that are not a ResNet's"),
-        ({"layer1": np.zeros(1, np.float32)}, "names that are not a ResNet's"),
+        ({".".join(["a"] * 10_000): np.zeros(1, np.float32)}, "names or shapes that no network has"),
+        ({"a": np.zeros((1,) * 9, np.float32)}, "names or shapes that no network has"),
+        ({"": np.zeros(1, np.float32)}, "names or shapes that ImageNetResNet does not have"),
+        ({"layer1": np.zeros(1, np.float32)}, "names or shapes that ImageNetResNet does not have"),
     ],
 )  # fmt: skip
 def test_values_that_no_network_has_get_a_sentence(saved, arrays, message):
     with pytest.raises(UserError, match=message):
-        pretrained.load(saved(arrays), {})
+        pretrained.load(saved(arrays), NETWORK, {})
 
 
 def test_half_precision_is_read(saved):

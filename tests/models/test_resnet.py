@@ -8,14 +8,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from unimix_jax.errors import UserError
-from unimix_jax.models import init, pretrained, resnet
+from unimix_jax.models import init, networks, resnet
 
 from .. import quick
 from ..golden import torch_resnets
 
 
 def parameters(name, classes=10, head="linear"):
-    return init.initialise(resnet.build(name, classes, head=head), (32, 32, 3), seed=0)["params"]
+    return init.initialise(networks.build(name, classes, head=head), (32, 32, 3), seed=0)["params"]
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_parameter_counts_are_the_authors(name, classes, count):
     ],
 )
 def test_parameter_counts_are_torchvisions(name, count):
-    network = resnet.build(name, 1000)
+    network = networks.build(name, 1000)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), image)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
@@ -71,9 +71,9 @@ def torch_state(variables):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(torch_resnets.NETWORKS))
 def test_logits_are_those_of_plain_torch(golden, name):
-    network = resnet.build(name, torch_resnets.CLASSES)
+    network = networks.build(name, torch_resnets.CLASSES)
     like = init.initialise(network, (64, 64, 3), 0)
-    variables = pretrained.from_pytorch(torch_state(like))
+    variables = resnet.from_torch(torch_state(like))
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, like)
     images = torch_resnets.IMAGES.transpose(0, 2, 3, 1)
     expected = golden("torch_resnets")[name]
@@ -84,8 +84,8 @@ def test_logits_are_those_of_plain_torch(golden, name):
 
 @pytest.mark.slow
 def test_training_logits_are_those_of_plain_torch(golden):
-    network = resnet.build("resnet10", torch_resnets.CLASSES)
-    variables = pretrained.from_pytorch(torch_state(init.initialise(network, (64, 64, 3), 0)))
+    network = networks.build("resnet10", torch_resnets.CLASSES)
+    variables = resnet.from_torch(torch_state(init.initialise(network, (64, 64, 3), 0)))
     images = torch_resnets.IMAGES.transpose(0, 2, 3, 1)
     apply = jax.jit(lambda v, x: network.apply(v, x, train=True, mutable=["batch_stats"])[0])
     np.testing.assert_allclose(apply(variables, images), golden("torch_resnets")["resnet10_train"], atol=1e-4)
@@ -96,7 +96,7 @@ def test_activations_computed_again_change_nothing():
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     results = []
     for remat in (False, True):
-        network = resnet.build("resnet8", 3, remat=remat)
+        network = networks.build("resnet8", 3, remat=remat)
         variables = init.initialise(network, (8, 8, 3), 0)
 
         def loss(params, network=network, variables=variables):
@@ -108,28 +108,28 @@ def test_activations_computed_again_change_nothing():
         results.append(quick.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-    forgetful = resnet.build("resnext50_32x4d", 3, remat=True)
+    forgetful = networks.build("resnext50_32x4d", 3, remat=True)
     shapes = [
         jax.tree.map(np.shape, init.initialise(network, (64, 64, 3), 0))
-        for network in (forgetful, resnet.build("resnext50_32x4d", 3))
+        for network in (forgetful, networks.build("resnext50_32x4d", 3))
     ]
     assert shapes[0] == shapes[1]
 
 
 def test_an_unknown_head_is_refused():
     with pytest.raises(UserError, match="unknown head"):
-        resnet.build("resnet32", 10, head="round")
+        networks.build("resnet32", 10, head="round")
 
 
 def test_an_unknown_network_is_refused():
     with pytest.raises(UserError, match="did you mean 'resnet32'"):
-        resnet.build("resnet-32", 10)
+        networks.build("resnet-32", 10)
 
 
 @pytest.mark.slow
 def test_logits_and_running_statistics_are_the_authors(golden):
-    file, network = golden("resnet32_steps"), resnet.build("resnet32", 10)
-    variables = pretrained.from_pytorch(golden("resnet32_params"))
+    file, network = golden("resnet32_steps"), networks.build("resnet32", 10)
+    variables = resnet.from_torch(golden("resnet32_params"))
     like = init.initialise(network, (32, 32, 3), 0)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, like)
     images = jnp.asarray(file["input"].transpose(0, 2, 3, 1))
@@ -147,7 +147,7 @@ def test_logits_and_running_statistics_are_the_authors(golden):
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 def test_a_damaged_parameter_shows_in_the_logits(train):
-    network = resnet.build("resnet8", 3)
+    network = networks.build("resnet8", 3)
     variables = init.initialise(network, (8, 8, 1), 0)
 
     @quick.jit
@@ -160,7 +160,7 @@ def test_a_damaged_parameter_shows_in_the_logits(train):
 
 
 def test_bfloat16_computes_in_it_and_returns_float32():
-    network, exact = resnet.build("resnet8", 3, dtype=jnp.bfloat16), resnet.build("resnet8", 3)
+    network, exact = networks.build("resnet8", 3, dtype=jnp.bfloat16), networks.build("resnet8", 3)
     variables = init.initialise(network, (8, 8, 1), 0)
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     logits, expected = (

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from unimix_jax.errors import Failure, UserError
-from unimix_jax.models import init, resnet
+from unimix_jax.models import init, networks
 from unimix_jax.training import checkpoints, optim
 from unimix_jax.training.step import first_state
 
 
 def state_at(step):
     tx = optim.sgd(0.9, 2e-4)
-    first = first_state(init.initialise(resnet.build("resnet8", 3), (8, 8, 1), seed=step), tx)
+    first = first_state(init.initialise(networks.build("resnet8", 3), (8, 8, 1), seed=step), tx)
     return first._replace(step=jnp.int32(step))
 
 

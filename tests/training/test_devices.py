@@ -39,7 +39,9 @@ COUNTS = np.array([50, 20, 5])
 # Every layer there is, that a backend computes: convolutions with a stride and without, max-pooling, a residual.
 network = functools.partial(resnet.ImageNetResNet, 3, blocks=(1,))
 CROP_AND_FLIP = functools.partial(augment.crop, pad=1), functools.partial(augment.flip, flip=True)
-STEP_CONFIG = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.float32([0.5]), np.float32([0.25]), CROP_AND_FLIP)
+STEP_CONFIG = StepConfig(
+    optim.sgd(momentum=0.9, weight_decay=2e-4), np.float32([0.5]), np.float32([0.25]), CROP_AND_FLIP
+)
 
 
 @functools.cache

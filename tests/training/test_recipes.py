@@ -18,7 +18,7 @@ from unimix_jax.config import parse
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.recipes import RECIPES
-from unimix_jax.models import init, resnet
+from unimix_jax.models import init, networks
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, optim, rundir
 from unimix_jax.training.devices import replicate
@@ -261,7 +261,7 @@ def test_a_network_without_running_statistics_trains_and_one_with_other_collecti
                 self.variable("calls", "count", lambda: jnp.int32(0))
             return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1))
 
-    monkeypatch.setitem(resnet.NETWORKS, "stem", lambda classes, **_: Bare(classes))
+    monkeypatch.setitem(networks.NETWORKS, "stem", lambda classes, **_: Bare(classes))
     experiment = mixed_by("none", "none")
     state = first_state(experiment.variables, experiment.step_config.optimiser)
     numbers = StepInputs(np.uint32(0), np.float32(0.1), np.ones(10, np.float32))
@@ -270,6 +270,6 @@ def test_a_network_without_running_statistics_trains_and_one_with_other_collecti
     )
     after, _ = quick.jit(step)(state, next(training_input.batches(experiment, 0))[1], numbers)
     assert np.abs(np.asarray(after.params["head"]["kernel"]) - state.params["head"]["kernel"]).max() > 0
-    monkeypatch.setitem(resnet.NETWORKS, "stem", lambda classes, **_: Bare(classes, counts=True))
+    monkeypatch.setitem(networks.NETWORKS, "stem", lambda classes, **_: Bare(classes, counts=True))
     with pytest.raises(UserError, match="keeps variables in the collection 'calls'"):
         mixed_by("none", "none")

@@ -11,7 +11,7 @@ import pytest
 from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
-from unimix_jax.models import heads, init, pretrained, resnet
+from unimix_jax.models import heads, init, networks, resnet
 from unimix_jax.training import augment, optim, rng
 from unimix_jax.training.devices import distribute, replicate, shard
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, group_of, mixed_batch, train_step
@@ -20,7 +20,9 @@ from .. import quick
 
 CROP_AND_FLIP = functools.partial(augment.crop, pad=2), functools.partial(augment.flip, flip=True)
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
-STEP_CONFIG = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32))
+STEP_CONFIG = StepConfig(
+    optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32)
+)
 
 
 def stage(loss, mixer=None, classes=10, **more):
@@ -33,14 +35,14 @@ def numbers(rate, classes=10):
 
 
 def jitted(a_stage):
-    network = resnet.build("resnet32", 10)
+    network = networks.build("resnet32", 10)
     return jax.jit(functools.partial(train_step, stage=a_stage, network=network, config=STEP_CONFIG))
 
 
 def same_leaves(found, file, prefix, rtol, start=None):
     """Compare leaves with those that the file holds under PyTorch's names: the norm of the difference
     over that of the leaf, or of its change since `start`."""
-    expected = pretrained.from_pytorch({k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
+    expected = resnet.from_torch({k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)})
     for path, leaf in jax.tree_util.tree_flatten_with_path(expected["params"])[0]:
         at = lambda tree: functools.reduce(lambda group, key: group[key.key], path, tree)  # noqa: B023, E731
         size = np.linalg.norm(leaf - (0 if start is None else at(start)))
@@ -50,7 +52,7 @@ def same_leaves(found, file, prefix, rtol, start=None):
 @pytest.fixture(scope="module")
 def authors(golden):
     file = golden("resnet32_steps")
-    variables = pretrained.from_pytorch(golden("resnet32_params"))
+    variables = resnet.from_torch(golden("resnet32_params"))
     state = jax.device_get(jax.jit(lambda v: first_state(v, STEP_CONFIG.optimiser))(variables))
     image = file["input"].transpose(0, 2, 3, 1)
     return file, state, Batch(image, file["labels"].astype(np.int32), np.arange(8, dtype=np.int32))
@@ -243,7 +245,9 @@ def test_an_accumulated_step_is_one_step_on_all_parts(batch_norm, unroll):
         return mixing.Mixed(0.7 * image_a + 0.3 * image_b, label_a, label_b, jnp.full(len(label_a), 0.7))
 
     a_stage = stage(losses.cross_entropy, mixer, classes=3, batch_norm=batch_norm)
-    step_config = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.ones(3, np.float32))
+    step_config = StepConfig(
+        optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.ones(3, np.float32)
+    )
     state = quick.jit(lambda v: first_state(v, step_config.optimiser))(init.initialise(network, (8, 8, 3), 0))
     weights = StepInputs(np.uint32(0), np.float32(0.1), np.array([1, 2, 3], np.float32))
 

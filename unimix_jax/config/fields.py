@@ -110,7 +110,7 @@ _RUN = (
     Field("eval_batch_size", 500, "Images a prediction step, over all devices; rounded up to a multiple of them.",
           _COUNT, by_source={"photographs": 100}, hints=("val_batch_size", "test_batch_size")),
     Field("network", "resnet32", "Name of the network, such as resnet8, resnet32, resnet50.",
-          "models/resnet.py refuses a network that it does not have", hints=("arch", "model", "net", "backbone")),
+          "models/networks.py refuses a network that it does not have", hints=("arch", "model", "net", "backbone")),
     Field("dtype", "float32", "Type of convolutions and activations.", choice("float32", "bfloat16"),
           hints=("precision", "amp", "fp16", "half", "bf16")),
     Field("remat", False, "Compute activations again in the backward pass: less memory, more time.", _SWITCH, FREE),

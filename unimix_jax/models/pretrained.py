@@ -1,9 +1,10 @@
-"""Pretrained weights: ResNets by PyTorch's names, from arrays or a .safetensors file. Touches files."""
+"""Pretrained weights: a .safetensors file with PyTorch's names. Touches files."""
 
 import hashlib
 import logging
 import os
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -35,24 +36,28 @@ def digest(path: str | os.PathLike) -> str:
         raise UserError(_unreadable(path, error)) from None
 
 
-def load(path: str | os.PathLike, variables: dict) -> dict:
+def load(path: str | os.PathLike, network: nn.Module, variables: dict) -> dict:
     """Return variables with the values of a file; a head of another size or kind stays as it is, and the log says so.
 
     Args:
-      path: of a .safetensors file whose values have PyTorch's names, as in `from_pytorch`.
+      path: of a .safetensors file whose values have PyTorch's names.
+      network: whose class converts these names, see `models.networks`.
       variables: {"params", "batch_stats"} of `init.initialise`.
 
     Returns:
       The same tree with other values.
 
     Raises:
-      UserError: the file cannot be read, or holds the weights of another network.
+      UserError: the network reads no weights; the file cannot be read, or holds the weights of another network.
     """
+    kind = type(network).__name__
+    if not hasattr(network, "from_torch"):
+        raise UserError(f"config.pretrained names {path}, but {kind} reads no weights: it has no function from_torch")
     arrays = _read_floats(path)
     try:
-        loaded = from_pytorch(arrays)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds names that are not a ResNet's in PyTorch ({error})") from None
+        loaded = network.from_torch(arrays, variables)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} holds names or shapes that {kind} does not have in PyTorch ({error})") from None
     ours, theirs = _by_name(variables), _by_name(loaded)
     if _head_shapes(theirs) != _head_shapes(ours):
         _log.info("%s: its head has another size or kind; the classifier starts anew", path)
@@ -67,52 +72,6 @@ def load(path: str | os.PathLike, variables: dict) -> dict:
             )
     _log.info("weights of %s to start from", path)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: theirs[_name(path)].astype(leaf.dtype), variables)
-
-
-def from_pytorch(arrays: dict[str, np.ndarray]) -> dict:
-    """Convert the state of a ResNet in PyTorch to variables of the same network here.
-
-    Args:
-      arrays: values by PyTorch's names, such as "layer1.0.conv1.weight" float32[out, in, 3, 3],
-        "bn1.running_var", "linear.weight" (LDAM-DRW) or "fc.weight" (torchvision) float32[K, features], or
-        [features, K] of a cosine head, which has no bias. `num_batches_tracked` and the prefix "module." are ignored.
-
-    Returns:
-      {"params": ..., "batch_stats": ...} of numpy arrays.
-    """
-    variables = {"params": {}, "batch_stats": {}}
-    arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
-    cosine = "linear.bias" not in arrays and "fc.bias" not in arrays
-    for name, value in arrays.items():
-        *modules, last = name.split(".")
-        if last == "num_batches_tracked":
-            continue
-        group = variables["batch_stats" if last.startswith("running") else "params"]
-        modules, target, value = _converted(_modules(modules), last, value, cosine)
-        for module in modules:
-            group = group.setdefault(module, {})
-        group[target] = np.ascontiguousarray(value)
-    return variables
-
-
-def _modules(names: list[str]) -> list[str]:
-    """Return the names here of PyTorch's nested modules, from the outermost to the innermost."""
-    if names[0].startswith("layer"):
-        names = [f"{names[0]}_{names[1]}", *names[2:]]
-    if names[-2:-1] == ["downsample"]:
-        names = [*names[:-2], "downsample_conv" if names[-1] == "0" else "downsample_bn"]
-    return ["head", "linear"] if names[0] in ("linear", "fc") else names
-
-
-def _converted(modules: list[str], last: str, value: np.ndarray, cosine: bool):
-    """Return the modules, the name and the value here of one of PyTorch's arrays."""
-    if last != "weight":
-        return modules, {"running_mean": "mean", "running_var": "var", "bias": "bias"}[last], value
-    if modules[-1] == "linear" and cosine:
-        return ["head"], "cosine", value
-    if value.ndim == 4:
-        return [*modules, "conv"], "kernel", value.transpose(2, 3, 1, 0)
-    return (modules, "kernel", value.T) if value.ndim == 2 else (modules, "scale", value)
 
 
 def _read_floats(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -152,7 +111,7 @@ def _read_float(path, tensors, name: str) -> np.ndarray:
             f"{', '.join(_FLOATS)}"
         )
     if len(name) > _MAX_NAME_LENGTH or dimensions > 4:
-        raise UserError(f"{path} holds names or shapes that are not a ResNet's in PyTorch ({name[:100]})")
+        raise UserError(f"{path} holds names or shapes that no network has in PyTorch ({name[:100]})")
     with np.errstate(over="ignore"):
         array = np.asarray(tensors.get_tensor(name), np.float32)
     if not np.isfinite(array).all():

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from unimix_jax.errors import one_of
-from unimix_jax.models import heads, ops
+from unimix_jax.models import heads, ops, torch_names
 from unimix_jax.models.layers import BatchNorm, Convolution
+
+_STATISTICS = {"running_mean": "mean", "running_var": "var"}  # PyTorch's names and those here
 
 # A shortcut of a block is a function (block, x, train) -> what is added to the output of the block's convolutions. The
 # block calls it inside of its own `__call__`, so that layers which it makes belong to the block.
@@ -116,6 +118,49 @@ class Bottleneck(nn.Module):
         return norm(name="bn3")(y, train, projected(self, x, train), relu=True)
 
 
+def from_torch(arrays: dict[str, np.ndarray], variables: dict | None = None) -> dict:
+    """Convert the state of a ResNet in PyTorch to variables of the same network here.
+
+    Args:
+      arrays: values by PyTorch's names, such as "layer1.0.conv1.weight" float32[out, in, 3, 3],
+        "bn1.running_var", "linear.weight" (LDAM-DRW) or "fc.weight" (torchvision) float32[K, features], or
+        [features, K] of a cosine head, which has no bias. `num_batches_tracked` and the prefix "module." are ignored.
+      variables: of the network here; not used.
+
+    Returns:
+      {"params": ..., "batch_stats": ...} of numpy arrays.
+    """
+    arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    cosine = "linear.bias" not in arrays and "fc.bias" not in arrays
+    leaves = (
+        _converted(*name.split("."), value=value, cosine=cosine)
+        for name, value in arrays.items()
+        if not name.endswith("num_batches_tracked")
+    )
+    return {"params": {}, "batch_stats": {}, **torch_names.tree(leaves)}
+
+
+def _converted(*names: str, value: np.ndarray, cosine: bool) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the path here and the value of one of PyTorch's arrays."""
+    *modules, last = names
+    modules = _modules(modules)
+    if last in _STATISTICS:
+        return ("batch_stats", *modules, _STATISTICS[last]), value
+    if modules[-1] == "linear" and cosine and last == "weight":
+        return ("params", "head", "cosine"), value
+    name, value = torch_names.leaf(last, value)
+    return ("params", *modules, *["conv"] * (value.ndim == 4), name), value
+
+
+def _modules(names: list[str]) -> list[str]:
+    """Return the names here of PyTorch's nested modules, from the outermost to the innermost."""
+    if names[0].startswith("layer"):
+        names = [f"{names[0]}_{names[1]}", *names[2:]]
+    if names[-2:-1] == ["downsample"]:
+        names = [*names[:-2], "downsample_conv" if names[-1] == "0" else "downsample_bn"]
+    return ["head", "linear"] if names[0] in ("linear", "fc") else names
+
+
 def _logits(network, x, train: bool, mix: Callable, block: Callable, blocks: tuple[int, ...], features: int):
     """Take the output of the stem through the stages, the mean and the head. A network's `__call__` calls it.
 
@@ -175,6 +220,9 @@ class CifarResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    levels: ClassVar[int] = 3  # at which a mixer can mix: the input, the outputs of the first and the second stage
+    from_torch = staticmethod(from_torch)
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mix: Callable | None = None) -> jax.Array:
         """Map images to logits.
@@ -220,6 +268,9 @@ class ImageNetResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    levels: ClassVar[int] = 3  # at which a mixer can mix: the input, the outputs of the first and the second stage
+    from_torch = staticmethod(from_torch)
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mix: Callable | None = None) -> jax.Array:
         """Map images to logits; arguments and result are those of `CifarResNet`."""
@@ -227,47 +278,3 @@ class ImageNetResNet(nn.Module):
         x = Convolution(64, 2, self.dtype, 7, name="conv1")(mix(0, x))
         x = BatchNorm(self.axis, name="bn1")(x, train, relu=True)
         return _logits(self, ops.max_pool(x), train, mix, self.block, self.blocks, 64)
-
-
-NETWORKS = {  # of small images: CIFAR, digits
-    f"resnet{depth}": functools.partial(CifarResNet, blocks=(depth - 2) // 6) for depth in (8, 20, 32, 44, 56, 110)
-} | {  # of photographs
-    "resnet10": functools.partial(ImageNetResNet, blocks=(1, 1, 1, 1)),
-    "resnet18": functools.partial(ImageNetResNet, blocks=(2, 2, 2, 2)),
-    "resnet34": functools.partial(ImageNetResNet, blocks=(3, 4, 6, 3)),
-    "resnet50": functools.partial(ImageNetResNet, blocks=(3, 4, 6, 3), block=Bottleneck),
-    "resnet101": functools.partial(ImageNetResNet, blocks=(3, 4, 23, 3), block=Bottleneck),
-    "resnet152": functools.partial(ImageNetResNet, blocks=(3, 8, 36, 3), block=Bottleneck),
-    "resnext50_32x4d": functools.partial(
-        ImageNetResNet, blocks=(3, 4, 6, 3), block=functools.partial(Bottleneck, groups=32, width=4)
-    ),
-}
-
-
-def build(
-    name: str,
-    num_classes: int,
-    *,
-    head: str = "linear",
-    axis: str | None = None,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> nn.Module:
-    """Return the network of a name.
-
-    Args:
-      name: a key of `NETWORKS`.
-      num_classes: K.
-      head: a key of `heads.HEADS`: linear, scaled, cosine.
-      axis: mesh axis over which batch statistics are taken; None for each device's own.
-      dtype: of convolutions and activations.
-      remat: compute activations again in the backward pass instead of keeping them.
-
-    Returns:
-      A Flax module, called as network(images, train, mix).
-
-    Raises:
-      UserError: no network or head has that name.
-    """
-    network = NETWORKS[one_of("network (config.network)", name, NETWORKS)]
-    return network(num_classes, head=head, axis=axis, dtype=dtype, remat=remat)

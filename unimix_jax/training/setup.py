@@ -99,7 +99,7 @@ def prepare(
         directory=directory,
         splits=splits,
         class_index=class_index,
-        method=_with_inner_mixing(method, class_index, image_shape, config, len(devices), getattr(model, "levels", 1)),
+        method=_with_inner_mixing(method, class_index, image_shape, config, model, len(devices)),
         network=model,
         step_config=step.StepConfig(
             optim.build(config.optim, variables["params"]),
@@ -161,8 +161,8 @@ def _with_inner_mixing(
     class_index: sampling.ClassIndex,
     image_shape: tuple[int, int, int],
     config,
+    model: nn.Module,
     devices: int,
-    levels: int,
 ) -> methods.Method:
     """Mark the stages that mix inside of the network, which is seen from what their mixers return.
 

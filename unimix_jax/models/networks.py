@@ -1,0 +1,79 @@
+"""The networks by their names.
+
+A network is a Flax module with the attributes `num_classes`, `head`, `axis`, `dtype` and `remat`, called as
+network(images, train, mix). Its class states more:
+
+- `levels`: the number of levels at which a mixer can mix inside: 0 for the input, i for the output of stage i;
+- `from_torch(arrays, variables)`: PyTorch's arrays by their names, as variables of the network whose first ones are
+  `variables`; see `pretrained.load`.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from unimix_jax import registry
+from unimix_jax.errors import UserError
+from unimix_jax.models import convnext, resnet, vit
+
+NETWORKS = {  # of small images: CIFAR, digits
+    f"resnet{depth}": functools.partial(resnet.CifarResNet, blocks=(depth - 2) // 6)
+    for depth in (8, 20, 32, 44, 56, 110)
+} | {  # of photographs
+    "resnet10": functools.partial(resnet.ImageNetResNet, blocks=(1, 1, 1, 1)),
+    "resnet18": functools.partial(resnet.ImageNetResNet, blocks=(2, 2, 2, 2)),
+    "resnet34": functools.partial(resnet.ImageNetResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": functools.partial(resnet.ImageNetResNet, blocks=(3, 4, 6, 3), block=resnet.Bottleneck),
+    "resnet101": functools.partial(resnet.ImageNetResNet, blocks=(3, 4, 23, 3), block=resnet.Bottleneck),
+    "resnet152": functools.partial(resnet.ImageNetResNet, blocks=(3, 8, 36, 3), block=resnet.Bottleneck),
+    "resnext50_32x4d": functools.partial(
+        resnet.ImageNetResNet, blocks=(3, 4, 6, 3), block=functools.partial(resnet.Bottleneck, groups=32, width=4)
+    ),
+    "vit_s16": functools.partial(vit.ViT, width=384, depth=12, heads=6),
+    "vit_b16": functools.partial(vit.ViT, width=768, depth=12, heads=12),
+    "convnext_tiny": functools.partial(convnext.ConvNeXt, blocks=(3, 3, 9, 3), widths=(96, 192, 384, 768)),
+    "convnext_small": functools.partial(convnext.ConvNeXt, blocks=(3, 3, 27, 3), widths=(96, 192, 384, 768)),
+    "convnext_base": functools.partial(convnext.ConvNeXt, blocks=(3, 3, 27, 3), widths=(128, 256, 512, 1024)),
+}
+
+
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    head: str = "linear",
+    axis: str | None = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> nn.Module:
+    """Return the network of a name.
+
+    Args:
+      name: a key of `NETWORKS`, or "module:Class" of a user's Flax module. The module is called as network(images,
+        train), returns logits, and gets those of the arguments below that are attributes of it; its last layer is
+        `heads.build(self.head, self.num_classes)` if stages are to know it.
+      num_classes: K.
+      head: name of the last layer, see `heads.build`.
+      axis: mesh axis over which batch statistics are taken; None for each device's own.
+      dtype: of convolutions and activations.
+      remat: compute activations again in the backward pass instead of keeping them.
+
+    Returns:
+      A Flax module, called as network(images, train, mix).
+
+    Raises:
+      UserError: no network or head has that name, or the user's class cannot be called so.
+    """
+    network = registry.resolve("network", name)
+    registry.resolve("head", head)
+    options = {"num_classes": num_classes, "head": head, "axis": axis, "dtype": dtype, "remat": remat}
+    if ":" in name:
+        taken = inspect.signature(network).parameters
+        options = {option: value for option, value in options.items() if option in taken}
+    try:
+        return network(**options)
+    except Exception as error:  # the class may be the user's, and raise anything
+        raise UserError(f"the network {name} cannot be made: {type(error).__name__}: {error}") from error

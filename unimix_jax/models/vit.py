@@ -1,0 +1,194 @@
+"""Vision transformers."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unimix_jax.errors import UserError
+from unimix_jax.models import heads, torch_names
+
+_log = logging.getLogger(__name__)
+# The references' `trunc_normal_(std=.02)` cuts at -2 and 2, a hundred deviations: it is the normal law.
+_NORMAL = nn.initializers.normal(0.02)
+
+_NAMES = (  # torchvision's as timm's, then timm's as those of the modules here
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^class_token$", "cls_token"),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
+    (r"^(heads\.)?head\.", "head.linear."),
+    (r"^patch_embed\.proj\.", "patches."),
+    (r"^blocks\.(\d+)\.(attn\.|mlp\.)?", r"blocks_\1."),
+)
+
+
+def from_torch(arrays: dict[str, np.ndarray], variables: dict) -> dict:
+    """Convert the state of a vision transformer of timm or torchvision; position embeddings go to the grid here.
+
+    Args:
+      arrays: values by names such as timm's "blocks.0.attn.qkv.weight" float32[3 * width, width] or torchvision's
+        "encoder.layers.encoder_layer_0.self_attention.in_proj_weight". The prefix "module." is ignored.
+      variables: of the network here, whose images may have another size.
+
+    Returns:
+      {"params": ..., "batch_stats": {}} of numpy arrays.
+
+    Raises:
+      ValueError: the position embeddings are not those of a class token and a square of patches.
+
+    Source: timm, layers/pos_embed.py `resample_abs_pos_embed`: bicubic, with antialiasing.
+    """
+    leaves = []
+    for torch_name, value in arrays.items():
+        name = torch_names.renamed(torch_name.removeprefix("module."), _NAMES)
+        *modules, last = name.split(".")
+        if name == "cls_token":
+            leaves.append((["class_token"], value.reshape(-1)))
+        elif name == "pos_embed":
+            class_position, position = _positions(value, variables["params"]["position"].shape[:2])
+            leaves += [(["class_position"], class_position), (["position"], position)]
+        else:
+            last, value = torch_names.leaf(last, value)
+            leaves.append(([*modules, last], value))
+    return {"params": torch_names.tree(leaves), "batch_stats": {}}
+
+
+def _positions(embeddings: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Split PyTorch's embeddings float32[1, 1 + N, F] into that of the class token [F] and of a grid [h, w, F]."""
+    side, features = math.isqrt(embeddings.shape[1] - 1), embeddings.shape[2]
+    if embeddings.shape[:2] != (1, 1 + side**2):
+        raise ValueError(f"position embeddings of shape {embeddings.shape}, which is no class token and a square")
+    position = embeddings[0, 1:].reshape(side, side, features)
+    if grid != (side, side):
+        _log.info("position embeddings of %d x %d patches are interpolated to %d x %d", side, side, *grid)
+        position = np.asarray(jax.image.resize(position, (*grid, features), "bicubic", antialias=True))
+    return embeddings[0, 0], position
+
+
+class Block(nn.Module):
+    """Attention and two linear layers, each after a normalisation, and added to its input.
+
+    Attributes:
+      heads: of the attention; they divide the features.
+      mlp_ratio: inner features of the two linear layers, divided by the features.
+      dtype: of activations.
+      dropout: rate after each linear layer but that of queries, keys and values.
+      drop_path: rate at which an image skips one of the two branches.
+    """
+
+    heads: int
+    mlp_ratio: int
+    dtype: Any
+    dropout: float
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map tokens float[B, N, F] to those of the next block."""
+        features = x.shape[-1]
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_NORMAL)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        skip = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+
+        y = dense(3 * features, name="qkv")(_normalisation(self.dtype, "norm1")(x))
+        queries, keys, values = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, -1), 2, 0)
+        y = jax.nn.dot_product_attention(queries, keys, values).reshape(x.shape)
+        x = x + skip(drop(dense(features, name="proj")(y)))
+
+        y = dense(self.mlp_ratio * features, name="fc1")(_normalisation(self.dtype, "norm2")(x))
+        y = drop(nn.gelu(y, approximate=False))
+        return x + skip(drop(dense(features, name="fc2")(y)))
+
+
+class ViT(nn.Module):
+    """The vision transformer: patches as tokens behind a class token, blocks, the class token's output, the head.
+
+    Attributes:
+      num_classes: K.
+      width: features of a token.
+      depth: blocks.
+      heads: of the attention; they divide the width.
+      patch_size: pixels of a side of a patch; it divides the sides of an image.
+      mlp_ratio: inner features of a block's linear layers, divided by the width.
+      head: a key of `heads.HEADS`.
+      axis: not used; no layer takes statistics of the batch.
+      dtype: of activations; parameters and logits stay float32.
+      remat: compute the activations of each block again in the backward pass: less memory, more time.
+      dropout: rate, after the position embeddings and inside of the blocks.
+      drop_path: rate at which an image skips a branch of the last block; it rises linearly from 0 in the first.
+
+    Source: Dosovitskiy et al., ICLR 2021; timm, models/vision_transformer.py; places of dropout as in
+    google-research/vision_transformer. Their only difference: the head is drawn as the heads of this project.
+    """
+
+    num_classes: int
+    width: int
+    depth: int
+    heads: int
+    patch_size: int = 16
+    mlp_ratio: int = 4
+    head: str = "linear"
+    axis: str | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    levels: ClassVar[int] = 1  # at which a mixer can mix: the input
+    from_torch = staticmethod(from_torch)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mix: Callable | None = None) -> jax.Array:
+        """Map images to logits.
+
+        Args:
+          x: float[B, H, W, C]; H and W are multiples of `patch_size`.
+          train: whether to drop, with the random key "dropout"; without rates no key is needed.
+          mix: (level, activations) -> activations, called with the input, level 0.
+
+        Returns:
+          float32[B, num_classes]; float64 for float64 images.
+
+        Raises:
+          UserError: patches do not divide the images.
+        """
+        size = self.patch_size
+        if x.shape[1] % size or x.shape[2] % size:
+            raise UserError(
+                f"images of {x.shape[1]} x {x.shape[2]} pixels do not consist of this network's patches of {size} x "
+                f"{size}: choose another size of images or another network"
+            )
+        x = x if mix is None else mix(0, x)
+        dtype = jnp.promote_types(x.dtype, self.dtype) if x.dtype == jnp.float64 else self.dtype
+        # Flax's LeCun-normal law is torchvision's: truncated, variance 1 / fan-in.
+        x = nn.Conv(self.width, (size, size), size, "VALID", dtype=dtype, name="patches")(x)
+        batch, *grid, _ = x.shape
+        x = x + self.param("position", _NORMAL, (*grid, self.width)).astype(dtype)
+        first = self.param("class_token", nn.initializers.normal(1e-6), (self.width,))
+        first = (first + self.param("class_position", _NORMAL, (self.width,))).astype(dtype)
+        x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, self.width)), x.reshape(batch, -1, self.width)], axis=1)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2: Python code depends on `train`
+        for i in range(self.depth):
+            drop_path = self.drop_path * i / max(self.depth - 1, 1)
+            x = block(self.heads, self.mlp_ratio, dtype, self.dropout, drop_path, name=f"blocks_{i}")(x, train)
+        x = x[:, 0].astype(jnp.promote_types(dtype, jnp.float32))
+        x = _normalisation(x.dtype, "norm")(x)
+        return heads.build(self.head, self.num_classes)(x)
+
+
+def _normalisation(dtype, name: str) -> nn.Module:
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
