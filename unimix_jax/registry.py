@@ -437,12 +437,9 @@ def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> f
     given_by_run = (*context, *KINDS[kind].later)
     own = [p for p in parameters if parameters[p].kind in by_name and p not in given_by_run]
     for key, value in options.items():
-        if key in parameters and key in given_by_run:
-            raise UserError(f"{key} of {kind} {name!r} is no option: the run passes it")
         if key not in own:
-            raise UserError(
-                f"{kind} {name!r} takes no option {key!r}{did_you_mean(key, own)}; it takes {', '.join(own) or 'none'}"
-            )
+            why = ", for the run passes it" if key in parameters and key in given_by_run else did_you_mean(key, own)
+            raise UserError(f"{kind} {name!r} takes no option {key!r}{why}; it takes {', '.join(own) or 'none'}")
         _check(f"{key} of {kind} {name!r}", value, stated.options.get(key, ANYTHING))
     for key in own:
         if key not in options and parameters[key].default is inspect.Parameter.empty:

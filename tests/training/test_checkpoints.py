@@ -14,7 +14,7 @@ from unimix_jax.training.step import first_state
 
 
 def state_at(step):
-    tx = optim.sgd(0.9, 2e-4)
+    tx = optim.sgd(momentum=0.9, weight_decay=2e-4)
     first = first_state(init.initialise(networks.build("resnet8", 3), (8, 8, 1), seed=step), tx)
     return first._replace(step=jnp.int32(step))
 

@@ -216,7 +216,6 @@ def test_parts_of_a_batch_do_not_mix_inside_of_the_network(folder, tmp_path):
         ("data.test_share", 1.0, "at least 0 and below 1"),
         ("data.test_share", 0.45, "more than .5 together"),
         ("data.resize", 7, "less than config.data.image_size, 8"),
-        ("optim.schedule", "linear", "steps or cosine"),
     ],
 )
 def test_fields_of_photographs_have_ranges(field, value, message):

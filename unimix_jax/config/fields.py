@@ -253,7 +253,7 @@ FIELDS = {field.name: field for field in (*_RUN, *_DATA, *_SOURCES, *_OPTIM, *_M
 OPTIONS = {
     "optim.options": "Options of the optimiser, such as config.optim.options.b2=.95 of adamw.",
     "optim.schedule_options": "Options of the schedule, such as config.optim.schedule_options.growth=1.",
-    "data.augment_options": "Options of augmentations, such as config.data.augment_options.random_erasing.probability=.5.",
+    "data.augment_options": "Options of augmentations by name, such as config.data.augment_options.mine.strength=.5.",
 }
 
 # Help of the entries that a recipe puts into config.method and its stages.

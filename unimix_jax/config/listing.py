@@ -56,5 +56,8 @@ def _method_help(dotted: str, method: dict[str, Any]) -> str:
 
 def _written(value: Any) -> str:
     """Return a value as the command line takes it."""
-    text = repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        text = ",".join(value) if value and isinstance(value[0], str) else repr(value).replace(" ", "")
+    else:
+        text = str(value)
     return shlex.quote(text) if text else ""

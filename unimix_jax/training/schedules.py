@@ -61,7 +61,13 @@ def check(rate: Callable[[int], float], first: int, last: int, where: str) -> No
             raise UserError(f"{where} is {value} at step {step}; a learning rate is 0 or above")
 
 
-@registry.Schedule(options={"learning_rate": registry.above(0)})
+@registry.Schedule(
+    options={
+        "learning_rate": registry.above(0),
+        "decay_at": registry.Bound(lambda v: all(0 < at <= 1 for at in v), "fractions in 0..1"),
+        "decay_factor": registry.within(0, 1),
+    }
+)
 def steps(
     step: int, *, learning_rate: float, total_steps: int, decay_at: Sequence[float], decay_factor: float
 ) -> float:
