@@ -120,7 +120,7 @@ RECIPES = {
         "stages": {"mixed": {"mixer": {"name": "manifold_mixup", "alpha": 1.0}, **_PERMUTED}, "plain": _STOP_MIXING},
     },
     "cutmix": {
-        "about": "CutMix: in half of the batches a box of another image, labels by area",
+        "about": "CutMix: a box of another image pasted in, labels by area",
         "stages": {"mixed": {"mixer": _CUTMIX, **_PERMUTED}},
         "by_data": _CUTMIX_BY_DATA,
     },
