@@ -73,7 +73,7 @@ def test_every_public_function_of_a_kind_states_traits(kind):
 
 def test_the_entries_are_those_of_the_papers():
     assert {"cross_entropy", "bayias", "ldam", "label_aware_smoothing"} <= set(registry.entries("loss"))
-    assert set(registry.entries("mixer")) == {"unimix", "mixup", "manifold_mixup", "remix", "smote"}
+    assert set(registry.entries("mixer")) == {"unimix", "mixup", "cutmix", "manifold_mixup", "remix", "smote"}
     assert set(registry.entries("sampler")) == {"instance_balanced", "class_balanced"}
     assert set(registry.entries("pair_sampler")) == {"by_class", "permutation", "in_batch", "nearest"}
     assert set(registry.entries("posthoc")) == {"logit_adjustment", "tau_norm"}

@@ -236,6 +236,7 @@ MIXUP, REMIX = (
     ("remix", {"alpha": 1.0, "kappa": 3.0, "threshold": 0.5}),
 )
 UNIMIX, RARE = ("unimix", {"alpha": 0.5, "wrap": True}), ("by_class", {"class_exponent": -1.0})
+CUTMIX = ("cutmix", {"alpha": 1.0, "probability": 0.5, "per_example": False})
 PERMUTED = ("permutation", {})
 
 
@@ -253,6 +254,11 @@ EXPECTED = {
     "erm": ("linear", stage_of(200, CE)),
     "mixup": ("linear", stage_of(120, CE, MIXUP, PERMUTED), stage_of(200, CE)),
     "manifold_mixup": ("linear", stage_of(120, CE, ("manifold_mixup", {"alpha": 1.0}), PERMUTED), stage_of(200, CE)),
+    "cutmix": ("linear", stage_of(200, CE, CUTMIX, PERMUTED)),
+    "cmo": (
+        "linear",
+        stage_of(4, CE), stage_of(197, CE, CUTMIX, ("by_class", {"class_exponent": 0.0})), stage_of(200, CE),
+    ),
     "remix": ("linear", stage_of(120, CE, REMIX, PERMUTED), stage_of(200, CE)),
     "mixup_drw": (
         "linear", stage_of(120, CE, MIXUP, PERMUTED), stage_of(160, CE), stage_of(200, CE, weighted=True),

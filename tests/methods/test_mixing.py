@@ -9,7 +9,7 @@ from scipy.stats import beta as beta_law
 
 from unimix_jax import priors
 from unimix_jax.data import longtail, pairs
-from unimix_jax.methods import mixing
+from unimix_jax.methods import mixing, shares
 
 from .. import quick
 
@@ -18,7 +18,7 @@ DRAWS = 200_000
 
 @functools.lru_cache
 def factors(alpha, wrap=True):
-    draw = functools.partial(mixing.unimix_factor, alpha=alpha, wrap=wrap)
+    draw = functools.partial(shares.unimix_factor, alpha=alpha, wrap=wrap)
     return quick.jit(jax.vmap(draw, in_axes=(0, None, None)))
 
 
@@ -38,7 +38,7 @@ def prefers_rare(s, alpha, wrap):
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 1.0])
 def test_the_beta_law_is_scipys(alpha):
-    draws = np.sort(quick.jit(jax.vmap(functools.partial(mixing.beta, alpha=alpha)))(keys()))
+    draws = np.sort(quick.jit(jax.vmap(functools.partial(shares.beta, alpha=alpha)))(keys()))
     assert law_distance(draws, alpha) < 1.95 / np.sqrt(DRAWS)
 
 
@@ -55,7 +55,7 @@ def law_distance(draws, alpha):
 def test_the_quantile_table_is_exact(alpha):
     from scipy.special import betaincinv
 
-    table, grid = mixing._beta_quantiles(alpha), (np.arange(4096) + 0.5) / 4096
+    table, grid = shares._beta_quantiles(alpha), (np.arange(4096) + 0.5) / 4096
     between = (table[1:] + table[:-1]) / 2
     np.testing.assert_allclose(between, betaincinv(alpha, alpha, 0.5 * grid**alpha), atol=2e-7)
 
@@ -63,10 +63,10 @@ def test_the_quantile_table_is_exact(alpha):
 @pytest.mark.slow
 def test_quantiles_of_the_factor_are_the_authors(golden):
     file = golden("unimix_factor")
-    for (count_a, count_b), quantiles, shares in zip(
+    for (count_a, count_b), quantiles, above_half in zip(
         file["pairs_n_i_n_j"], file["quantiles"], file["p_greater_half"], strict=True
     ):
-        for alpha, expected, share in zip(file["alphas"], quantiles, shares, strict=True):
+        for alpha, expected, share in zip(file["alphas"], quantiles, above_half, strict=True):
             draws = np.asarray(factors(float(alpha))(keys(), count_a, count_b))
             name = f"{count_a}:{count_b}, alpha {alpha}"
             assert draws.min() >= 0, name
@@ -101,7 +101,7 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     labels = np.repeat(np.arange(classes), counts)
     first = labels[np.random.default_rng(0).integers(0, len(labels), DRAWS)]
     partners = labels[pairs.partners_by_class(labels, class_exponent=-1.0, seed=0, step=0, size=DRAWS)]
-    weights = np.asarray(quick.jit(jax.vmap(functools.partial(mixing.unimix_factor, alpha=0.5)))(
+    weights = np.asarray(quick.jit(jax.vmap(functools.partial(shares.unimix_factor, alpha=0.5)))(
         keys(3), counts[first], counts[partners]
     ))  # fmt: skip
     dominant = np.bincount(np.where(weights >= 0.5, first, partners), minlength=classes) / DRAWS
@@ -151,7 +151,7 @@ def test_unimix_mixes_each_pair_with_a_factor_of_its_own():
         mixed = mixing.unimix(keys, a, b, label_a, label_b, counts=COUNTS, alpha=0.5)
         return mixed, mixing.dominant_label(mixed)
 
-    factor = quick.jit(functools.partial(mixing.unimix_factor, alpha=0.5))
+    factor = quick.jit(functools.partial(shares.unimix_factor, alpha=0.5))
     mixed, dominant = jax.device_get(mix(step_keys()))
     for i in range(6):
         weight = np.asarray(factor(few_keys(6)[i], COUNTS[label_a[i]], COUNTS[label_b[i]]))
@@ -181,9 +181,95 @@ def test_mixup_draws_one_share_a_batch_or_one_an_example():
     assert len(set(np.asarray(each).tolist())) == 6
 
 
+def box_of_the_authors(share, row, column, height, width):
+    """The authors' `rand_bbox` for a share and a centre, one pixel after the other; float32 as the mixer's."""
+    ratio = np.sqrt(np.float32(1) - np.float32(share))
+    halves = [int(np.float32(side) * ratio) // 2 for side in (height, width)]
+    inside = np.zeros((height, width), bool)
+    for y, x in np.ndindex(height, width):
+        inside[y, x] = row - halves[0] <= y < row + halves[0] and column - halves[1] <= x < column + halves[1]
+    return inside
+
+
+def test_the_box_is_the_authors_clipped_at_the_border():
+    sides, random = (7, 12), np.random.default_rng(0)
+    drawn = np.concatenate([random.beta(0.5, 0.5, 40), [0, 1, 0.75]]).astype(np.float32)
+    centres = np.stack([random.integers(0, side, len(drawn)) for side in sides], axis=1)
+    first, end = quick.jit(jax.vmap(lambda share, centre: shares.cut_box(share, centre, sides)))(drawn, centres)
+    for share, centre, low, high in zip(drawn, centres, np.asarray(first), np.asarray(end), strict=True):
+        inside = np.zeros(sides, bool)
+        inside[low[0] : high[0], low[1] : high[1]] = True
+        np.testing.assert_array_equal(inside, box_of_the_authors(share, *centre, *sides))
+
+
+def cut(size=400, **options):
+    """CutMix of `size` pairs: where image b is, the weights, and the shares and centres by each key."""
+    a, b = np.zeros((2, size, 6, 9, 2), np.float32)
+    a += 1
+    labels = np.arange(size)
+
+    @quick.jit
+    def mix(keys):
+        one = lambda key: (  # noqa: E731
+            shares.beta(key, 1.0), jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, jnp.array([6, 9]))
+        )  # fmt: skip
+        return mixing.cutmix(keys, a, b, labels, labels + 1, **options), jax.vmap(one)(keys.view), one(keys.step)
+
+    mixed, *drawn = jax.device_get(mix(step_keys(size)))
+    np.testing.assert_array_equal(mixed.image[..., 0], mixed.image[..., 1])
+    np.testing.assert_array_equal(mixed.label_b - mixed.label_a, 1)
+    assert mixed.weight.dtype == np.float32
+    assert set(np.unique(mixed.image)) <= {0, 1}
+    return mixed.image[..., 0] == 0, mixed.weight, *drawn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_example", [False, True])
+def test_cutmix_pastes_the_box_and_weighs_labels_by_pixels(per_example):
+    inside, weight, each, one = cut(40, per_example=per_example)
+    drawn = zip(*each, strict=True) if per_example else [one] * 40
+    for box, (share, centre) in zip(inside, drawn, strict=True):
+        np.testing.assert_array_equal(box, box_of_the_authors(share, *centre, 6, 9))
+    np.testing.assert_allclose(weight, 1 - inside.mean(axis=(1, 2)), atol=1e-6)
+    assert len({box.tobytes() for box in inside}) > 20 if per_example else len(np.unique(weight)) == 1
+
+
+@pytest.mark.slow
+def test_areas_of_cutmix_are_distributed_as_those_of_the_authors_code():
+    """Against numpy's Beta law and integers in the authors' order; 6 by 9 pixels leave few different areas."""
+    _, weight, *_ = cut(20_000, per_example=True)
+    random, areas = np.random.default_rng(1), np.zeros(20_000)
+    for i in range(len(areas)):
+        cut_ratio = np.sqrt(1 - random.beta(1, 1))
+        extents = []
+        for side in (6, 9):
+            half, centre = int(side * cut_ratio) // 2, random.integers(side)
+            extents.append(min(centre + half, side) - max(centre - half, 0))
+        areas[i] = np.prod(extents)
+    drawn, expected = (np.bincount(np.int64(np.rint(x)), minlength=55) for x in (54 * (1 - weight), areas))
+    np.testing.assert_array_less(np.abs(drawn - expected), 5 * np.sqrt(drawn + expected + 1))
+    assert (drawn > 0).sum() > 10
+    # P(no box) = P(floor(6 r) < 2 or floor(9 r) < 2), r^2 uniform: below r = 1/3 the rows have none.
+    assert abs(drawn[0] / 20_000 - 1 / 9) < 5 * np.sqrt(1 / 9 / 20_000)
+
+
+@pytest.mark.slow
+def test_cutmix_leaves_batches_or_pairs_alone_by_its_probability():
+    inside, weight, *_ = cut(20_000, per_example=True, probability=0.3)
+    always, *_ = cut(20_000, per_example=True)
+    np.testing.assert_array_equal(weight == 1, ~inside.any(axis=(1, 2)))
+    mixed = inside.any(axis=(1, 2))
+    np.testing.assert_array_equal(inside[mixed], always[mixed])  # the same boxes, where there are any
+    expected = 0.3 * 8 / 9
+    assert abs(mixed.mean() - expected) < 5 * np.sqrt(expected / 20_000)
+    inside, weight, *_ = cut(4, probability=0.0)
+    assert not inside.any()
+    np.testing.assert_array_equal(weight, 1)
+
+
 def test_remix_weights_are_the_authors(golden):
     file = golden("remix")
-    weight = jax.jit(mixing.remix_weight)(file["n_i"], file["n_j"], np.float32(file["lam_x"]))
+    weight = jax.jit(shares.remix_weight)(file["n_i"], file["n_j"], np.float32(file["lam_x"]))
     np.testing.assert_allclose(weight, file["lam_y"], atol=1e-6)
 
 
@@ -192,8 +278,8 @@ def test_remix_mixes_images_by_the_share_and_labels_by_the_weight():
 
     @quick.jit
     def mix(keys):
-        share = mixing.beta(keys.step, 1.0)
-        weight = mixing.remix_weight(COUNTS[label_a], COUNTS[label_b], jnp.full(6, share))
+        share = shares.beta(keys.step, 1.0)
+        weight = shares.remix_weight(COUNTS[label_a], COUNTS[label_b], jnp.full(6, share))
         return mixing.remix(keys, a, b, label_a, label_b, counts=COUNTS), share, weight
 
     mixed, share, weight = jax.device_get(mix(step_keys()))

@@ -1,4 +1,4 @@
-"""Mixing pairs of images: the factors, the mixers, the objective of a mixed example. No devices, no files.
+"""Mixing pairs of images: the mixers, the objective of a mixed example. No devices, no files.
 
 A mixer takes (keys, image_a, image_b, label_a, label_b) and its options, and returns `Mixed`.
 """
@@ -13,8 +13,7 @@ import numpy as np
 
 from unimix_jax import registry
 from unimix_jax.errors import UserError
-
-_TABLE = 4096  # intervals of the quantile table; linear between them it is exact to 1e-7
+from unimix_jax.methods.shares import beta, cut_box, remix_weight, unimix_factor
 
 
 class Keys(NamedTuple):
@@ -32,78 +31,6 @@ class Mixed(NamedTuple):
     label_b: Any = None  # int32[B]
     weight: Any = None  # float32[B], of label_a in the objective
     hidden: Any = None  # int32[], at which level of the network to mix; None if the image is mixed
-
-
-@functools.lru_cache(maxsize=8)
-def _beta_quantiles(alpha: float) -> np.ndarray:
-    """Quantiles of Beta(alpha, alpha) below 1/2, on a grid of (2u)**(1/alpha), in which they are nearly linear."""
-    from scipy.special import betaincinv
-
-    grid = np.linspace(0, 1, _TABLE + 1)
-    return betaincinv(alpha, alpha, 0.5 * grid**alpha).astype(np.float32)
-
-
-def beta(key: jax.Array, alpha: float) -> jax.Array:
-    """Draw from Beta(alpha, alpha) through a table of its quantiles.
-
-    `jax.random.beta` is a loop of rejections that costs 2 s of compilation.
-
-    Args:
-      key: a JAX key.
-      alpha: above 0, a Python float.
-
-    Returns:
-      float32[] in [0, 1]; for small alpha exactly 0 and 1 occur.
-
-    Example: for a small alpha most draws are near 0 or near 1.
-      >>> draws = jax.vmap(lambda key: beta(key, 0.1))(jax.random.split(jax.random.key(0), 1000))
-      >>> bool(((draws < 0.1) | (draws > 0.9)).mean() > 0.8)
-      True
-    """
-    u = jax.random.uniform(key)
-    position = (2 * jnp.minimum(u, 1 - u)) ** (1 / alpha) * _TABLE
-    left = jnp.clip(position.astype(jnp.int32), 0, _TABLE - 1)
-    table = jnp.asarray(_beta_quantiles(float(alpha)))
-    quantile = table[left] + (position - left) * (table[left + 1] - table[left])
-    return jnp.where(u > 0.5, 1 - quantile, quantile)
-
-
-def unimix_factor(
-    key: jax.Array, count_a: jax.Array, count_b: jax.Array, *, alpha: float = 0.5, wrap: bool = True
-) -> jax.Array:
-    """Draw the share of image a in a mixed pair, from a distribution around s = count_b / (count_a + count_b).
-
-    With b ~ Beta(alpha, alpha):
-    wrapped, as the authors define it, (b + s) mod 1: for alpha < 1 the density peaks at s from both
-    sides; un-wrapped, clip(b + s - 1/2, 0, 1): the distribution is centred at s. Wrapped, the rare image of
-    99:1 is favoured with probability .557 only (alpha .5), un-wrapped with .936. At alpha 1 the wrapped
-    factor is uniform, whatever the counts.
-
-    Args:
-      key: a JAX key.
-      count_a: training images of the class of image a, above 0.
-      count_b: the same for image b.
-      alpha: above 0, a Python float; .5 in the paper on CIFAR, that of mixup (1) on ImageNet-LT and iNaturalist, .8 in
-        the released code.
-      wrap: False for the un-wrapped factor (ours).
-
-    Returns:
-      float32[] in [0, 1]; `vmap` it over a batch.
-
-    Source: Xu, Chai, Yuan, NeurIPS 2021, A.2 and E; XuZhengzhuo/Prior-LT, core.py `unimix_factor`.
-
-    Example: un-wrapped, a rare image a keeps most of the mixed image, and a frequent one little.
-      >>> keys = jax.random.split(jax.random.key(0), 1000)
-      >>> rare = jax.vmap(lambda key: unimix_factor(key, 1, 99, wrap=False))(keys)
-      >>> frequent = jax.vmap(lambda key: unimix_factor(key, 99, 1, wrap=False))(keys)
-      >>> bool((rare > 0.5).mean() > 0.9), bool((frequent > 0.5).mean() < 0.1)
-      (True, True)
-    """
-    count_a, count_b = jnp.asarray(count_a, jnp.float32), jnp.asarray(count_b, jnp.float32)
-    shifted = beta(key, alpha) + count_b / (count_a + count_b)
-    if wrap:
-        return jnp.where(shifted > 1, shifted - 1, shifted)
-    return jnp.clip(shifted - 0.5, 0, 1)
 
 
 _ALPHA = registry.within(0.01, 100)  # the table of quantiles is exact there
@@ -187,6 +114,64 @@ def mixup(
     return Mixed(_blend(weight, image_a, image_b), label_a, label_b, weight)
 
 
+@registry.Mixer(
+    changes_label_shares=False,
+    options={"alpha": _ALPHA, "probability": registry.within(0, 1), "per_example": registry.FLAG},
+)
+def cutmix(
+    keys: Keys,
+    image_a: jax.Array,
+    image_b: jax.Array,
+    label_a: jax.Array,
+    label_b: jax.Array,
+    *,
+    alpha: float = 1.0,
+    probability: float = 1.0,
+    per_example: bool = False,
+) -> Mixed:
+    """Put a box of image b into image a at the same place; the labels weigh as many pixels as the images have.
+
+    The box has 1 - share of the pixels, with the share from Beta(alpha, alpha), and a centre uniform over the image.
+    What reaches over the border is cut off, so that image a has more than the share on average.
+
+    Args:
+      keys: of the step.
+      image_a: float32[B, H, W, C], augmented and normalised.
+      image_b: the same of the partners.
+      label_a: int32[B].
+      label_b: int32[B].
+      alpha: above 0; 1 in the original.
+      probability: of mixing at all; in the original's commands 1 on ImageNet and .5 on CIFAR.
+      per_example: whether to draw a box for each pair, and whether to mix it, instead of one for the batch (not in the
+        original).
+
+    Returns:
+      The mixed images, both labels, and the weights of label_a: the fractions of pixels of image a.
+
+    Source: Yun et al., ICCV 2019; clovaai/CutMix-PyTorch, train.py and README.md.
+
+    Example: the weight of the label is the fraction of pixels.
+      >>> keys = Keys(jax.random.key(1), jax.random.split(jax.random.key(1), 2))
+      >>> black, white = jnp.zeros((2, 8, 8, 1)), jnp.ones((2, 8, 8, 1))
+      >>> mixed = cutmix(keys, white, black, jnp.array([0, 1]), jnp.array([1, 0]))
+      >>> print(mixed.image.mean(axis=(1, 2, 3)), mixed.weight)
+      [0.75 0.75] [0.75 0.75]
+    """
+    sides = image_a.shape[1:3]
+
+    def draw(key):
+        mixes = jax.random.bernoulli(jax.random.fold_in(key, 2), probability)
+        centre = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, jnp.asarray(sides))
+        first, end = cut_box(jnp.where(mixes, beta(key, alpha), 1), centre, sides)
+        rows, columns = ((first[i] <= jnp.arange(side)) & (jnp.arange(side) < end[i]) for i, side in enumerate(sides))
+        weight = 1 - (end - first).prod() / (sides[0] * sides[1])
+        return rows[:, None] & columns, weight.astype(jnp.float32)
+
+    inside, weight = jax.vmap(draw)(keys.view if per_example else keys.step[None])
+    image = jnp.where(inside[..., None], image_b, image_a)
+    return Mixed(image, label_a, label_b, jnp.broadcast_to(weight, len(label_a)))
+
+
 @registry.Mixer(mixes_inside=True, changes_label_shares=False, options={"alpha": _ALPHA})
 def manifold_mixup(
     keys: Keys, image_a: jax.Array, image_b: jax.Array, label_a: jax.Array, label_b: jax.Array, *, alpha: float = 1.0
@@ -262,35 +247,6 @@ def remix(
         label_b,
         remix_weight(jnp.asarray(counts)[label_a], jnp.asarray(counts)[label_b], share, kappa, threshold),
     )
-
-
-def remix_weight(
-    count_a: jax.Array, count_b: jax.Array, share: jax.Array, kappa: float = 3.0, threshold: float = 0.5
-) -> jax.Array:
-    """Return Remix's weight of label a.
-
-    With lambda the share of image a, it is 0 if n_a >= kappa n_b and lambda < threshold, 1 if kappa n_a <= n_b and
-    1 - lambda < threshold, else lambda.
-
-    Args:
-      count_a: int[B], training images of the classes of the images a.
-      count_b: int[B], the same for the images b.
-      share: float[B], of image a.
-      kappa: above 1.
-      threshold: in 0..1, tau in its paper.
-
-    Returns:
-      float[B].
-
-    Source: Chou et al. 2020, Eq. 8; ntucllab/imbalanced-DL, strategy/_remix_drw.py.
-
-    Example: a rare image with .6 of the pixels has the whole label; next to an equal one it has .6.
-      >>> print(remix_weight(jnp.array([10, 10]), jnp.array([90, 10]), jnp.array([0.6, 0.6])))
-      [1.  0.6]
-    """
-    to_b = (count_a >= kappa * count_b) & (share < threshold)
-    to_a = (kappa * count_a <= count_b) & (1 - share < threshold)
-    return jnp.where(to_b, 0, jnp.where(to_a, 1, share))
 
 
 @registry.Mixer(keeps_label=True, changes_label_shares=False)

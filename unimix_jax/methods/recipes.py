@@ -45,6 +45,13 @@ _UNIMIX_BY_DATA = {
 }
 _MIXUP = {"mixer": {"name": "mixup", "alpha": 1.0, "per_example": False}, **_PERMUTED}
 _REMIX = {"mixer": {"name": "remix", "alpha": 1.0, "kappa": 3.0, "threshold": 0.5}, **_PERMUTED}
+_CUTMIX = {"name": "cutmix", "alpha": 1.0, "probability": 0.5, "per_example": False}  # its authors' on CIFAR
+_CUTMIX_BY_DATA = {  # theirs on ImageNet
+    data: {"stages": {"mixed": {"mixer": {"probability": 1.0}}}} for data in ("imagenet_lt", "inat2018", "places_lt")
+}
+# CMO, naver-ai/cmo: its weights 1 / count are those of images, so that a class is drawn as count * 1 / count: each
+# alike, the class exponent 1 - weighted_alpha = 0. It mixes where 3 < epoch < 200 - 3, counted from 0.
+_CMO = {"mixer": _CUTMIX, "pair_sampler": {"name": "by_class", "class_exponent": 0.0}}
 _LDAM = {"loss": {"name": "ldam", "max_margin": 0.5}}
 _LAS = {"name": "label_aware_smoothing", "head": 0.3, "tail": 0.0, "shape": "concave", "power": 2.0, "formula": "code"}
 
@@ -111,6 +118,15 @@ RECIPES = {
     "manifold_mixup": {
         "about": "mixup at the input or behind the first or second stage, drawn each step",
         "stages": {"mixed": {"mixer": {"name": "manifold_mixup", "alpha": 1.0}, **_PERMUTED}, "plain": _STOP_MIXING},
+    },
+    "cutmix": {
+        "about": "CutMix: a box of another image pasted in, labels by area",
+        "stages": {"mixed": {"mixer": _CUTMIX, **_PERMUTED}},
+        "by_data": _CUTMIX_BY_DATA,
+    },
+    "cmo": {
+        "about": "context-rich minority oversampling: CutMix with boxes of class-balanced images, 4/200 to 197/200",
+        "stages": {"start": {}, "mixed": {"begin": 0.02, **_CMO}, "plain": {"begin": 0.985, **_NO_MIXING}},
     },
     "remix": {
         "about": "mixup whose label goes to the rarer class where the other is three times as frequent",

@@ -5,7 +5,7 @@ import numpy as np
 
 from unimix_jax import priors
 from unimix_jax.data import pairs, sampling
-from unimix_jax.methods import mixing
+from unimix_jax.methods.shares import beta, unimix_factor
 from unimix_jax.theory import closed_forms
 from unimix_jax.theory.exact import MOST_CLASSES, empirical_class_distribution, mixed_class_distribution, preference
 
@@ -20,8 +20,8 @@ def panels(
     Args:
       counts: int[K] or float[K], training images per class or numbers in proportion to them, in any order; classes
         without images are left out.
-      alpha: of `mixing.unimix_factor`.
-      wrap: of `mixing.unimix_factor`.
+      alpha: of `unimix_factor`.
+      wrap: of `unimix_factor`.
       class_exponent: of `pairs.partners_by_class`.
       seed: of the draws.
 
@@ -43,7 +43,7 @@ def panels(
     def drawn_classes(exponent, step):
         return pairs.partners_by_class(class_index, class_exponent=exponent, seed=seed, step=step, size=_PAIRS)
 
-    draw_factors = jax.jit(jax.vmap(lambda key, a, b: mixing.unimix_factor(key, a, b, alpha=alpha, wrap=wrap)))
+    draw_factors = jax.jit(jax.vmap(lambda key, a, b: unimix_factor(key, a, b, alpha=alpha, wrap=wrap)))
 
     def factors(label_b):
         return np.asarray(draw_factors(keys, class_index.counts[label_a], class_index.counts[label_b]))
@@ -58,7 +58,7 @@ def panels(
 
     label_a, natural, sampled = (drawn_classes(power, step) for step, power in enumerate((1.0, 1.0, class_exponent)))
     share_of_first = preference(counts[:, None], counts, alpha=alpha, wrap=wrap)
-    shares = np.asarray(jax.jit(jax.vmap(lambda key: mixing.beta(key, 1.0)))(keys))
+    shares = np.asarray(jax.jit(jax.vmap(lambda key: beta(key, 1.0)))(keys))
     factor = mixed_class_distribution(prior, prior, share_of_first)
     unimix = mixed_class_distribution(prior, priors.prior(counts, class_exponent), share_of_first)
     inverse = {"class_exponent": class_exponent}
