@@ -24,7 +24,7 @@ def main():
     from unimix_jax.data.types import Batch
     from unimix_jax.methods import build as methods
     from unimix_jax.models import init, networks
-    from unimix_jax.training import augment, optim, runtime
+    from unimix_jax.training import augmentations, optim, runtime
     from unimix_jax.training.devices import AXIS, distribute, local_devices, ops_backend, replicate, shard
     from unimix_jax.training.step import StepConfig, StepInputs, first_state, predict_step, train_step
 
@@ -45,7 +45,7 @@ def main():
     network = networks.build(case.network, case.classes, axis=AXIS)
     shape = (case.size, case.size, case.channels)
     mean, std = np.full(case.channels, 0.47, np.float32), np.full(case.channels, 0.25, np.float32)
-    augmentations = functools.partial(augment.crop, pad=4), functools.partial(augment.flip, flip=True)
+    augmentations = functools.partial(augmentations.crop, pad=4), functools.partial(augmentations.flip, flip=True)
     augmentations = augmentations if case.what == "augmented" else ()
     step_config = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), mean, std, augmentations, ops=backend)
     state = first_state(init.initialise(network, shape, 0), step_config.optimiser)

@@ -23,7 +23,7 @@ FUNCTIONS = (*IN_RECIPES, "optimizer", "schedule", "augmentation")
 CONTEXT = {
     "optimizer": {"momentum", "weight_decay", "mask"},
     "schedule": {"total_steps", "steps_per_epoch"},
-    "augmentation": {"pad", "flip", "jitter"},
+    "augmentation": {"pad", "flip", "jitter", "mean"},
 } | {kind: {"counts", "train_prior", "test_prior"} for kind in IN_RECIPES}
 
 

@@ -162,8 +162,8 @@ def test_the_wheel_holds_every_package_of_the_tree():
 
 
 EXAMPLES = (
-    "methods/losses", "methods/mixing", "methods/posthoc", "priors", "metrics/measures", "metrics/classwise",
-    "metrics/summaries", "metrics/bootstrap", "metrics/calibration", "metrics/label_shift",
+    "methods/losses", "methods/mixing", "methods/shares", "methods/posthoc", "priors", "metrics/measures",
+    "metrics/classwise", "metrics/summaries", "metrics/bootstrap", "metrics/calibration", "metrics/label_shift",
 )  # fmt: skip
 
 

@@ -290,7 +290,7 @@ KINDS = {
     "posthoc": Kind(Posthoc, "unimix_jax.methods.posthoc", optional=True, later=("validation",)),
     "optimizer": Kind(Optimizer, "unimix_jax.training.optim", library=("optax", "learning_rate")),
     "schedule": Kind(Schedule, "unimix_jax.training.schedules"),
-    "augmentation": Kind(Augmentation, "unimix_jax.training.augment"),
+    "augmentation": Kind(Augmentation, "unimix_jax.training.augmentations"),
     "head": Kind(Traits, "unimix_jax.models.heads", table="HEADS"),
     "network": Kind(Traits, "unimix_jax.models.networks", table="NETWORKS"),
     "source": Kind(Traits, "unimix_jax.data.sources", table="SOURCES"),

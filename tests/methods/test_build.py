@@ -316,7 +316,7 @@ def test_every_recipe_is_that_of_its_paper(name):
             **dict(stage.lr_multipliers),
             "batch_norm": stage.batch_norm,
             "reinitialise": stage.reinitialise,
-            "schedule": dict(stage.schedule)["name"],
+            "schedule": "run" if stage.schedule is None else stage.schedule.func.__name__,
         }
         for stage in built.stages
     ]

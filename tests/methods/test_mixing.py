@@ -18,7 +18,7 @@ DRAWS = 200_000
 
 @functools.lru_cache
 def factors(alpha, wrap=True):
-    draw = functools.partial(shares.unimix_factor, alpha=alpha, wrap=wrap)
+    draw = functools.partial(mixing.unimix_factor, alpha=alpha, wrap=wrap)
     return quick.jit(jax.vmap(draw, in_axes=(0, None, None)))
 
 
@@ -101,7 +101,7 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     labels = np.repeat(np.arange(classes), counts)
     first = labels[np.random.default_rng(0).integers(0, len(labels), DRAWS)]
     partners = labels[pairs.partners_by_class(labels, class_exponent=-1.0, seed=0, step=0, size=DRAWS)]
-    weights = np.asarray(quick.jit(jax.vmap(functools.partial(shares.unimix_factor, alpha=0.5)))(
+    weights = np.asarray(quick.jit(jax.vmap(functools.partial(mixing.unimix_factor, alpha=0.5)))(
         keys(3), counts[first], counts[partners]
     ))  # fmt: skip
     dominant = np.bincount(np.where(weights >= 0.5, first, partners), minlength=classes) / DRAWS
@@ -151,7 +151,7 @@ def test_unimix_mixes_each_pair_with_a_factor_of_its_own():
         mixed = mixing.unimix(keys, a, b, label_a, label_b, counts=COUNTS, alpha=0.5)
         return mixed, mixing.dominant_label(mixed)
 
-    factor = quick.jit(functools.partial(shares.unimix_factor, alpha=0.5))
+    factor = quick.jit(functools.partial(mixing.unimix_factor, alpha=0.5))
     mixed, dominant = jax.device_get(mix(step_keys()))
     for i in range(6):
         weight = np.asarray(factor(few_keys(6)[i], COUNTS[label_a[i]], COUNTS[label_b[i]]))

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax.training import augment, rng
+from unimix_jax.training import augment, augmentations, rng
 
 from .. import quick
 
@@ -16,8 +16,8 @@ KEYS = quick.jit(rng.of_views)(np.uint32(0), np.uint32(3), np.arange(400))
 def crop_and_flip(keys, images, *, pad, flip):
     """Crop and flip by the keys that the list of augmentations gives."""
     keys_of = lambda purpose: jax.vmap(lambda key: rng.use(key, purpose))(keys)  # noqa: E731
-    images = augment.crop(keys_of(rng.Use.CROP), images, pad=pad)
-    return augment.flip(keys_of(rng.Use.FLIP), images, flip=flip)
+    images = augmentations.crop(keys_of(rng.Use.CROP), images, pad=pad)
+    return augmentations.flip(keys_of(rng.Use.FLIP), images, flip=flip)
 
 
 def candidates(image, pad, flip):
@@ -78,7 +78,9 @@ GREY = np.array([0.299, 0.587, 0.114])
 
 
 def jittered(strengths):
-    return np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, jitter=strengths))(KEYS, PHOTOGRAPHS), np.float64)
+    return np.asarray(
+        quick.jit(lambda k, x: augmentations.jitter(k, x, jitter=strengths))(KEYS, PHOTOGRAPHS), np.float64
+    )
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def test_one_kind_of_jitter_is_a_blend_by_a_uniform_factor(kind):
 def test_the_three_kinds_of_jitter_come_in_every_order():
     # Without values that are cut off the kinds commute.
     images = np.random.default_rng(2).uniform(size=PHOTOGRAPHS.shape).astype(np.float32)
-    out, seen = np.asarray(quick.jit(lambda k, x: augment.jitter(k, x, jitter=(0.4, 0.4, 0.4)))(KEYS, images)), []
+    out, seen = np.asarray(quick.jit(lambda k, x: augmentations.jitter(k, x, jitter=(0.4, 0.4, 0.4)))(KEYS, images)), []
 
     def drawn(key):
         _, key_factors = jax.random.split(key)
@@ -123,6 +125,6 @@ def test_the_three_kinds_of_jitter_come_in_every_order():
 
 
 def test_no_jitter_and_grey_images():
-    assert augment.jitter(KEYS, PHOTOGRAPHS, jitter=(0.0, 0.0, 0.0)) is PHOTOGRAPHS
-    grey = quick.jit(lambda k, x: augment.jitter(k, x, jitter=(0.0, 0.0, 0.4)))(KEYS, PHOTOGRAPHS[..., :1])
+    assert augmentations.jitter(KEYS, PHOTOGRAPHS, jitter=(0.0, 0.0, 0.0)) is PHOTOGRAPHS
+    grey = quick.jit(lambda k, x: augmentations.jitter(k, x, jitter=(0.0, 0.0, 0.4)))(KEYS, PHOTOGRAPHS[..., :1])
     np.testing.assert_allclose(grey, PHOTOGRAPHS[..., :1], atol=1e-6)

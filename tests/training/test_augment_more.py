@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax.training import augment
+from unimix_jax.training import augmentations
 
 from .. import quick
 
@@ -20,8 +20,8 @@ def keys(size=64, seed=0):
 @functools.cache
 def every_operation(shape, magnitude):
     """The compiled program of all operations on one image, by (image, sign)."""
-    count, strength = np.arange(len(augment.OPERATIONS)), magnitude / 30
-    one = lambda image, operation, sign: augment.operate(image, operation, sign, strength)  # noqa: E731
+    count, strength = np.arange(len(augmentations.OPERATIONS)), magnitude / 30
+    one = lambda image, operation, sign: augmentations.operate(image, operation, sign, strength)  # noqa: E731
     return quick.jit(jax.vmap(one, in_axes=(None, 0, None))), count
 
 
@@ -35,7 +35,7 @@ def test_each_operation_is_torchvisions(golden, name, magnitude):
     for sign in (1, -1):
         out = 255 * np.asarray(program(image, operations, sign))
         expected = file[f"{name}_{magnitude}_{sign}"].astype(np.float32)
-        for operation, ours, theirs in zip(augment.OPERATIONS, out, expected, strict=True):
+        for operation, ours, theirs in zip(augmentations.OPERATIONS, out, expected, strict=True):
             # Torchvision cuts off fractions of a level; it does so twice where the image is blended with its grey or
             # smooth form, which weighs .9 * magnitude / 30.
             tolerance = 1e-3
@@ -49,7 +49,7 @@ def test_the_golden_images_are_changed_by_all_operations_but_those_that_cannot(g
     for name in ("colour", "grey"):
         same = {
             operation
-            for operation, image in zip(augment.OPERATIONS, file[f"{name}_9_1"], strict=True)
+            for operation, image in zip(augmentations.OPERATIONS, file[f"{name}_9_1"], strict=True)
             if np.array_equal(image, file[name])
         }
         assert same == ({"identity"} if name == "colour" else {"identity", "color", "equalize"})
@@ -57,7 +57,7 @@ def test_the_golden_images_are_changed_by_all_operations_but_those_that_cannot(g
 
 @functools.cache
 def augmented(count, magnitude=9):
-    function = functools.partial(augment.rand_augment, operations=count, magnitude=magnitude)
+    function = functools.partial(augmentations.rand_augment, operations=count, magnitude=magnitude)
     return quick.jit(function)
 
 
@@ -66,7 +66,7 @@ def test_an_image_of_one_colour_has_no_contrast_to_stretch():
     program, operations = every_operation((4, 4, 3), 9)
     out = np.asarray(program(grey, operations, 1))
     for operation in ("identity", "color", "contrast", "sharpness", "autocontrast"):
-        np.testing.assert_allclose(out[augment.OPERATIONS.index(operation)], 0.3, rtol=1e-6)
+        np.testing.assert_allclose(out[augmentations.OPERATIONS.index(operation)], 0.3, rtol=1e-6)
     assert np.isfinite(out).all()
 
 
@@ -80,8 +80,8 @@ def test_rand_augment_draws_operations_and_signs_uniformly():
     near = np.abs(out[:, None, None] - known).max(axis=(3, 4, 5)) < 1e-5  # [image, sign, operation]
     assert near.any(axis=(1, 2)).all()
     counts = near.sum(axis=0)
-    one_sign = [augment.OPERATIONS.index(n) for n in ("posterize", "solarize", "autocontrast")]
-    signed = slice(augment.OPERATIONS.index("shear_x"), augment.OPERATIONS.index("posterize"))
+    one_sign = [augmentations.OPERATIONS.index(n) for n in ("posterize", "solarize", "autocontrast")]
+    signed = slice(augmentations.OPERATIONS.index("shear_x"), augmentations.OPERATIONS.index("posterize"))
     expected = size / 14
     np.testing.assert_array_less(np.abs(counts[:, signed] - expected / 2), 5 * np.sqrt(expected / 2))
     np.testing.assert_array_less(np.abs(counts[0, one_sign] - expected), 5 * np.sqrt(expected))
@@ -108,21 +108,21 @@ def test_rand_augment_is_the_same_for_one_key_whatever_stands_beside_it():
 def test_the_program_of_other_devices_gives_what_that_of_cpus_gives(monkeypatch):
     on_cpu = np.asarray(augmented(2)(keys(), IMAGES))
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *of, cpu, default: default(*of))
-    elsewhere = np.asarray(quick.jit(lambda keys, images: augment.rand_augment(keys, images))(keys(), IMAGES))
+    elsewhere = np.asarray(quick.jit(lambda keys, images: augmentations.rand_augment(keys, images))(keys(), IMAGES))
     # Float32 in another order can move a pixel over the border of a level, or of the pixel that it is taken from.
     assert (np.abs(on_cpu - elsewhere) > 1e-5).mean() < 1e-3
 
 
 def test_rand_augment_takes_grey_images_and_no_operations():
-    grey = jax.eval_shape(augment.rand_augment, keys(), IMAGES[..., :1])
+    grey = jax.eval_shape(augmentations.rand_augment, keys(), IMAGES[..., :1])
     assert (grey.shape, grey.dtype) == ((64, 10, 12, 1), np.float32)
-    none = quick.jit(functools.partial(augment.rand_augment, operations=0))
+    none = quick.jit(functools.partial(augmentations.rand_augment, operations=0))
     np.testing.assert_array_equal(none(keys(), IMAGES), IMAGES)
 
 
 @functools.cache
-def erasing(**options):
-    return quick.jit(functools.partial(augment.random_erasing, **options))
+def erasing(mean=0.0, **options):
+    return quick.jit(functools.partial(augmentations.random_erasing, mean=mean, **options))
 
 
 def rectangles(size, shape, **options):
@@ -166,7 +166,7 @@ def test_erased_rectangles_are_distributed_as_torchvisions():
 def test_images_are_erased_with_the_probability_and_the_colour_asked_for():
     size, colour = 4000, np.float32([0.2, 0.4, 0.6])
     images = np.ones((size, 9, 9, 3), np.float32)
-    out = np.asarray(erasing(probability=0.25)(keys(size), images, value=colour))
+    out = np.asarray(erasing(colour, probability=0.25)(keys(size), images))
     changed = (out != 1).any(axis=(1, 2, 3))
     assert abs(changed.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / size)
     np.testing.assert_array_equal(out[(out != 1).all(axis=3)], np.broadcast_to(colour, ((out != 1).all(3).sum(), 3)))

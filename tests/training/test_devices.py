@@ -17,7 +17,7 @@ from unimix_jax.errors import UserError
 from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import init, ops, resnet
-from unimix_jax.training import augment, optim, runtime
+from unimix_jax.training import augmentations, optim, runtime
 from unimix_jax.training.devices import (
     AXIS,
     SPMD,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 COUNTS = np.array([50, 20, 5])
 # Every layer there is, that a backend computes: convolutions with a stride and without, max-pooling, a residual.
 network = functools.partial(resnet.ImageNetResNet, 3, blocks=(1,))
-CROP_AND_FLIP = functools.partial(augment.crop, pad=1), functools.partial(augment.flip, flip=True)
+CROP_AND_FLIP = functools.partial(augmentations.crop, pad=1), functools.partial(augmentations.flip, flip=True)
 STEP_CONFIG = StepConfig(
     optim.sgd(momentum=0.9, weight_decay=2e-4), np.float32([0.5]), np.float32([0.25]), CROP_AND_FLIP
 )

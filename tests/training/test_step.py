@@ -12,13 +12,13 @@ from unimix_jax.data.types import Batch
 from unimix_jax.methods import losses, mixing
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import heads, init, networks, resnet
-from unimix_jax.training import augment, optim, rng
+from unimix_jax.training import augment, augmentations, optim, rng
 from unimix_jax.training.devices import distribute, replicate, shard
 from unimix_jax.training.step import StepConfig, StepInputs, first_state, group_of, mixed_batch, train_step
 
 from .. import quick
 
-CROP_AND_FLIP = functools.partial(augment.crop, pad=2), functools.partial(augment.flip, flip=True)
+CROP_AND_FLIP = functools.partial(augmentations.crop, pad=2), functools.partial(augmentations.flip, flip=True)
 # Recipe whose normalisation hands float images on as they are, for inputs that the authors normalised.
 STEP_CONFIG = StepConfig(
     optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32)
@@ -134,7 +134,11 @@ def test_the_second_stage_of_mislas_is_the_authors(golden):
 
     linear = {"kernel": file["weight_0"].T, "bias": file["bias_0"]}
     params = {"head": {"linear": linear, "scale": file["scale_0"][0]}}
-    step_config = STEP_CONFIG._replace(mean=np.zeros(64, np.float32), std=np.full(64, 1 / 255, np.float32))
+    step_config = STEP_CONFIG._replace(
+        mean=np.zeros(64, np.float32),
+        std=np.full(64, 1 / 255, np.float32),
+        head_groups=heads.parameter_groups("scaled"),
+    )
     state = first_state({"params": params, "batch_stats": {}}, step_config.optimiser)
     batch = Batch(file["features"][:, None, None], file["labels"].astype(np.int32), np.arange(32, dtype=np.int32))
     for k in (1, 2):
@@ -158,7 +162,8 @@ def tiny_step(**more):
     batch = Batch(images, labels, np.arange(8, dtype=np.int32))
     weights = more.pop("class_weight", np.ones(3, np.float32))
     a_stage = stage(losses.cross_entropy, classes=3, **more)
-    step_config = STEP_CONFIG._replace(std=np.full(3, 0.3, np.float32))
+    groups = heads.parameter_groups("scaled")
+    step_config = STEP_CONFIG._replace(std=np.full(3, 0.3, np.float32), head_groups=groups)
 
     @quick.jit
     def step(variables, batch, numbers):
@@ -172,9 +177,12 @@ def tiny_step(**more):
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     trains = (("backbone", 0.0), ("classifier", 1.0), ("scale", 0.0))
     before, after, _ = tiny_step(lr_multipliers=trains)
+    groups = heads.parameter_groups("scaled")
     for path, old in jax.tree_util.tree_flatten_with_path(before.params)[0]:
         new = functools.reduce(lambda group, key: group[key.key], path, after.params)
-        assert (np.asarray(old) == np.asarray(new)).all() == (group_of(path) != "classifier"), path
+        assert (np.asarray(old) == np.asarray(new)).all() == (
+            group_of(path, groups) != "classifier"
+        ), path
     changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before.batch_stats, after.batch_stats)
     assert all(jax.tree.leaves(changed))  # its statistics move on
     before, after, _ = tiny_step(lr_multipliers=trains, batch_norm="frozen")

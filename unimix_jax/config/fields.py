@@ -141,8 +141,9 @@ _DATA = (
           "Keep the training images on the devices instead of the host; not for photographs.", _SWITCH, FREE,
           old="data.residence", new_values={"host": False, "device": True}),
     Field("data.augment", ("crop", "flip", "jitter"),
-          'Augmentations of training images in their order: names, or "module:function".',
-          "training/augment.py refuses an augmentation that it does not have",
+          'Augmentations of training images in their order: crop, flip, jitter, rand_augment, random_erasing, or '
+          '"module:function".',
+          "training/augmentations.py refuses an augmentation that it does not have",
           hints=("augmentation", "augmentations", "transforms", "aug")),
     Field("data.pad", 4, "Black pixels on each side before the random crop; 0 for no crop.", _at_least(0),
           by_source={"photographs": 0}),
@@ -253,7 +254,7 @@ FIELDS = {field.name: field for field in (*_RUN, *_DATA, *_SOURCES, *_OPTIM, *_M
 OPTIONS = {
     "optim.options": "Options of the optimiser, such as config.optim.options.b2=.95 of adamw.",
     "optim.schedule_options": "Options of the schedule, such as config.optim.schedule_options.growth=1.",
-    "data.augment_options": "Options of augmentations by name, such as config.data.augment_options.mine.strength=.5.",
+    "data.augment_options": "Options of augmentations by name, such as random_erasing.probability=.5.",
 }
 
 # Help of the entries that a recipe puts into config.method and its stages.

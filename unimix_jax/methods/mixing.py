@@ -13,7 +13,7 @@ import numpy as np
 
 from unimix_jax import registry
 from unimix_jax.errors import UserError
-from unimix_jax.methods.shares import beta, cut_box, remix_weight, unimix_factor
+from unimix_jax.methods.shares import beta, cut_box, remix_weight
 
 
 class Keys(NamedTuple):
@@ -34,6 +34,44 @@ class Mixed(NamedTuple):
 
 
 _ALPHA = registry.within(0.01, 100)  # the table of quantiles is exact there
+
+
+def unimix_factor(
+    key: jax.Array, count_a: jax.Array, count_b: jax.Array, *, alpha: float = 0.5, wrap: bool = True
+) -> jax.Array:
+    """Draw the share of image a in a mixed pair, from a distribution around s = count_b / (count_a + count_b).
+
+    With b ~ Beta(alpha, alpha):
+    wrapped, as the authors define it, (b + s) mod 1: for alpha < 1 the density peaks at s from both
+    sides; un-wrapped, clip(b + s - 1/2, 0, 1): the distribution is centred at s. Wrapped, the rare image of
+    99:1 is favoured with probability .557 only (alpha .5), un-wrapped with .936. At alpha 1 the wrapped
+    factor is uniform, whatever the counts.
+
+    Args:
+      key: a JAX key.
+      count_a: training images of the class of image a, above 0.
+      count_b: the same for image b.
+      alpha: above 0, a Python float; .5 in the paper on CIFAR, that of mixup (1) on ImageNet-LT and iNaturalist, .8 in
+        the released code.
+      wrap: False for the un-wrapped factor (ours).
+
+    Returns:
+      float32[] in [0, 1]; `vmap` it over a batch.
+
+    Source: Xu, Chai, Yuan, NeurIPS 2021, A.2 and E; XuZhengzhuo/Prior-LT, core.py `unimix_factor`.
+
+    Example: un-wrapped, a rare image a keeps most of the mixed image, and a frequent one little.
+      >>> keys = jax.random.split(jax.random.key(0), 1000)
+      >>> rare = jax.vmap(lambda key: unimix_factor(key, 1, 99, wrap=False))(keys)
+      >>> frequent = jax.vmap(lambda key: unimix_factor(key, 99, 1, wrap=False))(keys)
+      >>> bool((rare > 0.5).mean() > 0.9), bool((frequent > 0.5).mean() < 0.1)
+      (True, True)
+    """
+    count_a, count_b = jnp.asarray(count_a, jnp.float32), jnp.asarray(count_b, jnp.float32)
+    shifted = beta(key, alpha) + count_b / (count_a + count_b)
+    if wrap:
+        return jnp.where(shifted > 1, shifted - 1, shifted)
+    return jnp.clip(shifted - 0.5, 0, 1)
 
 
 @registry.Mixer(options={"alpha": _ALPHA, "wrap": registry.FLAG})

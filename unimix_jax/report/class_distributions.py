@@ -5,7 +5,8 @@ import numpy as np
 
 from unimix_jax import priors
 from unimix_jax.data import pairs, sampling
-from unimix_jax.methods.shares import beta, unimix_factor
+from unimix_jax.methods.mixing import unimix_factor
+from unimix_jax.methods.shares import beta
 from unimix_jax.theory import closed_forms
 from unimix_jax.theory.exact import MOST_CLASSES, empirical_class_distribution, mixed_class_distribution, preference
 

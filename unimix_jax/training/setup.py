@@ -90,7 +90,7 @@ def prepare(
     model = network.build(config, len(splits.counts), method.head)
     variables = network.first_variables(config, model, image_shape, directory)
     dropout = network.check(config.network, model, variables, image_shape, method)
-    augmentations = augment.build(config.data)
+    augmentations = augment.build(config.data, splits.train.mean)
     augment.check(augmentations, image_shape)
     learning_rate = schedules.of_run(config.optim, config.epochs, steps_per_epoch)
     _check_schedules(learning_rate, method, config.epochs * steps_per_epoch)
