@@ -25,6 +25,7 @@ Measure predictions of classes: accuracy, calibration, test priors, pictures.
   --bins=15               of the calibration errors
   --samples=1000          of the bootstrap; 0 for no intervals
   --classwise_intervals   intervals of SCE, ACE and TACE too, which takes longer
+  --measure=my:function   one more measure, (probabilities, labels) -> number, of your module; may be repeated
   --test_prior=PRIOR      a column corrected for uniform, train, imbalance:R, a file of shares, or estimate (by EM); of
                           calibrated logits where there are validation predictions
   --figure=A1             the class distributions of Corollaries 1 to 3, with --classes, --imbalance, and for UniMix
@@ -73,7 +74,14 @@ def _execute(argv: list[str]) -> str:
     output = files.output(flags.output) if flags.output else None
     if output is None and len(inputs) == len(flags.workdir) == 1:
         output = files.output_of_run(flags.workdir[0])
-    options = evaluation.Options(flags.bins, flags.groups, flags.samples, flags.classwise_intervals, flags.test_prior)
+    options = evaluation.Options(
+        bins=flags.bins,
+        by=flags.groups,
+        samples=flags.samples,
+        classwise=flags.classwise_intervals,
+        test_prior=flags.test_prior,
+        measures=tuple(flags.measure),
+    )
     return build.write_report(inputs, output, options)
 
 
@@ -81,7 +89,7 @@ def _parse(argv: list[str]):
     from absl import flags
 
     values = flags.FlagValues()
-    for name in ("workdir", "predictions", "validation"):
+    for name in ("workdir", "predictions", "validation", "measure"):
         flags.DEFINE_multi_string(name, [], "", flag_values=values)
     for name in ("counts", "output", "test_prior"):
         flags.DEFINE_string(name, "", "", flag_values=values)

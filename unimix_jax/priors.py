@@ -11,7 +11,8 @@ import numpy as np
 from unimix_jax import registry, storage
 from unimix_jax.errors import UserError, one_of
 
-GROUPS = ("shots", "thirds")
+GROUPINGS = ("shots", "thirds")
+GROUPS = ("many", "medium", "few")  # of classes
 _LARGEST_PRIOR = 4 * storage.MIB  # bytes of a file of a test prior
 
 
@@ -119,7 +120,7 @@ def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
       >>> {name: members.tolist() for name, members in groups([500, 60, 5]).items()}
       {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
     """
-    one_of("grouping of classes", by, GROUPS)
+    one_of("grouping of classes", by, GROUPINGS)
     counts = np.asarray(counts)
     if by == "shots":
         many, few = counts > 100, counts < 20
@@ -127,7 +128,7 @@ def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
         rank = np.empty(len(counts), int)
         rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
         many, few = rank < len(counts) // 3, rank >= -(-2 * len(counts) // 3)
-    return {"many": many, "medium": ~(many | few), "few": few}
+    return dict(zip(GROUPS, (many, ~(many | few), few), strict=True))
 
 
 def test_prior(text: str, counts: np.ndarray) -> np.ndarray:

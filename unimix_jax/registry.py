@@ -249,7 +249,7 @@ class Measure(Traits):
       more_classes_than: the number of classes up to which it says nothing.
     """
 
-    title: str
+    title: str = ""
     unit: str = "%"
     factor: float = 100
     decimals: int = 1
@@ -294,6 +294,7 @@ KINDS = {
     "head": Kind(Traits, "unimix_jax.models.heads", table="HEADS"),
     "network": Kind(Traits, "unimix_jax.models.networks", table="NETWORKS"),
     "source": Kind(Traits, "unimix_jax.data.sources", table="SOURCES"),
+    "measure": Kind(Measure, "unimix_jax.metrics.summaries", table="MEASURES"),
 }
 
 

@@ -23,6 +23,7 @@ DEFAULT = {
     "remat": False,
     "pretrained": "",
     "test_prior": "uniform",
+    "measures": (),
     "log_every": 50,
     "eval_every": 5,
     "data": {

@@ -166,7 +166,7 @@ def test_erased_rectangles_are_distributed_as_torchvisions():
 def test_images_are_erased_with_the_probability_and_the_colour_asked_for():
     size, colour = 4000, np.float32([0.2, 0.4, 0.6])
     images = np.ones((size, 9, 9, 3), np.float32)
-    out = np.asarray(erasing(colour, probability=0.25)(keys(size), images))
+    out = np.asarray(erasing(tuple(colour.tolist()), probability=0.25)(keys(size), images))
     changed = (out != 1).any(axis=(1, 2, 3))
     assert abs(changed.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / size)
     np.testing.assert_array_equal(out[(out != 1).all(axis=3)], np.broadcast_to(colour, ((out != 1).all(3).sum(), 3)))

@@ -212,9 +212,7 @@ def test_partners_of_the_batch_are_mixed_inside_of_the_network_but_not_in_parts(
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["deep", "deep_at_times"])
 def test_a_level_that_no_network_has_is_refused(mine, mixer):
-    with pytest.raises(
-        UserError, match=f"mixer {mixer} of stage 'mixed' mixes at level 3 of .* has levels 0, 1, 2"
-    ):
+    with pytest.raises(UserError, match=f"mixer {mixer} of stage 'mixed' mixes at level 3 of .* has levels 0, 1, 2"):
         mixed_by(f"mine:{mixer}", "permutation")
 
 

@@ -180,9 +180,7 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_moves():
     groups = heads.parameter_groups("scaled")
     for path, old in jax.tree_util.tree_flatten_with_path(before.params)[0]:
         new = functools.reduce(lambda group, key: group[key.key], path, after.params)
-        assert (np.asarray(old) == np.asarray(new)).all() == (
-            group_of(path, groups) != "classifier"
-        ), path
+        assert (np.asarray(old) == np.asarray(new)).all() == (group_of(path, groups) != "classifier"), path
     changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before.batch_stats, after.batch_stats)
     assert all(jax.tree.leaves(changed))  # its statistics move on
     before, after, _ = tiny_step(lr_multipliers=trains, batch_norm="frozen")

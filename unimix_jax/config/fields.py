@@ -121,6 +121,8 @@ _RUN = (
     Field("test_prior", "uniform",
           "Prior of the data to predict, for losses that take it: uniform, train, imbalance:R, or a file.",
           "priors.py refuses a prior that it cannot read"),
+    Field("measures", (), 'Measures beside the project\'s own: "module:function", (probabilities, labels) -> number.',
+          "metrics/summaries.py refuses a measure that it cannot import", FREE),
     Field("log_every", 50, "Steps between records of the training loss.", _COUNT, FREE, hints=("print_freq",)),
     Field("eval_every", 5, "Epochs between evaluations; 0 for the last step only.",
           _at_least(0, "a number of epochs, or 0 for the last step only"), FREE),

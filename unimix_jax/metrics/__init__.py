@@ -23,7 +23,7 @@ from unimix_jax.metrics.measures import (
 )
 from unimix_jax.metrics.per_example import BINS, softmax
 from unimix_jax.metrics.predictions import Predictions
-from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured, summary
+from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured, summary, traits_of
 
 __all__ = [
     "BINS",
@@ -54,4 +54,5 @@ __all__ = [
     "summary",
     "tace",
     "top_accuracy",
+    "traits_of",
 ]

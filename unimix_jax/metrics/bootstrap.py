@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from unimix_jax import priors
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
 from unimix_jax.metrics.predictions import Predictions, checked_predictions
-from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured
+from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured, traits_of
 
 SAMPLES = 1000
 LEVEL = 0.95
@@ -74,7 +75,7 @@ def bootstrap(
     labels, num_classes = predictions.labels, predictions.logits.shape[1]
     if "mce" in names:
         raise UserError("MCE has no bootstrap interval, because it depends on the few examples of one bin; ECE has one")
-    names = tuple(one_of("measure", name, ALL) for name in names)
+    names = tuple(name if ":" in name else one_of("measure", name, ALL) for name in names)
     measures = _measures(predictions, tuple(name for name in names if name not in CALIBRATION), bins, by)
     random = np.random.Generator(np.random.Philox(key=seed))
     everything = np.arange(len(labels))
@@ -90,7 +91,7 @@ def bootstrap(
         result = _calibration_intervals(*top, errors, samples, level, random, bins)
     for (name, value), column in zip(values.items(), drawn.T, strict=True):
         column = column[~np.isnan(column)]  # a group of rare classes can be missing from a sample
-        traits = MEASURES[name].traits if name in MEASURES else None  # None: a group of classes
+        traits = None if name in priors.GROUPS else traits_of(name)
         if len(column) and not np.isnan(value) and num_classes > (traits.more_classes_than if traits else 1):
             low, high = value + np.percentile(column, [tail, 100 - tail]) - column.mean()
             highest = traits.highest if traits else 1.0

@@ -1,11 +1,12 @@
 """All measures of predictions by name, and the groups of classes."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from unimix_jax import priors
-from unimix_jax.errors import UserError, one_of
+from unimix_jax import priors, registry
+from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.classwise import ace, classwise_errors, sce, tace
 from unimix_jax.metrics.measures import (
@@ -44,11 +45,44 @@ MEASURES: dict[str, Callable[..., float]] = {
 }
 
 
+_CLASSWISE = {name for name, measure in MEASURES.items() if measure.traits.classwise}
+
+
+def traits_of(name: str) -> registry.Measure:
+    """Return how a measure is shown and measured.
+
+    Args:
+      name: a key of `MEASURES`, or "module:function" of a user's.
+
+    Returns:
+      Its traits; a measure without a title has its name for one.
+
+    Raises:
+      UserError: an unknown name.
+
+    >>> traits_of("ece").decimals
+    2
+    """
+    traits = registry.traits("measure", registry.resolve("measure", name))
+    return traits if traits.title else dataclasses.replace(traits, title=name.rpartition(":")[2])
+
+
+def _value_of(name: str, probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
+    """Return a measure's value; the function may be the user's, and raise anything."""
+    options = {"bins": bins} if traits_of(name).bins else {}
+    if name in MEASURES:
+        return MEASURES[name](probabilities, labels, **options)
+    try:
+        return float(registry.resolve("measure", name)(probabilities, labels, **options))
+    except Exception as error:
+        raise UserError(f"the measure {name} fails: {type(error).__name__}: {error}") from error
+
+
 def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict:
     """Compute measures of `MEASURES` by name; SCE, ACE and TACE share one pass over the sorted columns.
 
     Args:
-      names: keys of `MEASURES`.
+      names: keys of `MEASURES`, or "module:function" of a user's (probabilities, labels) -> float.
       probabilities: float[N, K].
       labels: int[N].
       bins: number of bins or ranges of the measures that have them.
@@ -64,10 +98,9 @@ def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarr
     """
     values = {}
     for name in names:
-        measure = MEASURES[one_of("measure", name, MEASURES)]
-        if not measure.traits.classwise:
-            values[name] = measure(probabilities, labels, **({"bins": bins} if measure.traits.bins else {}))
-    if any(MEASURES[name].traits.classwise for name in names):
+        if name not in _CLASSWISE:
+            values[name] = _value_of(name, probabilities, labels, bins)
+    if not _CLASSWISE.isdisjoint(names):
         errors, values["class_ece"] = classwise_errors(probabilities, labels, bins)
         values |= {name: error for name, error in errors.items() if name in names}
     return values
@@ -80,7 +113,7 @@ def summary(
 
     Args:
       predictions: logits and labels; with counts that differ, of three classes or more, also the groups of classes.
-      names: of `MEASURES`; top5 is left out if there are five classes or fewer.
+      names: see `measured`; top5 is left out if there are five classes or fewer.
       bins: of the measures that have bins or ranges.
       by: how classes are grouped: "shots", "thirds", or "auto": by shots, or by thirds if the shot rule leaves a group
         empty.
@@ -103,12 +136,9 @@ def summary(
     probabilities, labels = per_example.softmax(predictions.logits), predictions.labels
     num_classes = probabilities.shape[1]
     # NLL is exact from logits.
-    shown = tuple(
-        n
-        for n in names
-        if n != "nll" and num_classes > MEASURES[one_of("measure", n, MEASURES)].traits.more_classes_than
-    )
+    shown = tuple(name for name in names if name != "nll" and num_classes > traits_of(name).more_classes_than)
     values = measured(shown, probabilities, labels, bins)
+    values |= {name: _none_if_nan(values[name]) for name in shown if name not in MEASURES}
     if "nll" in names:
         values["nll"] = nll_of_logits(predictions.logits, labels)
     values |= {"images": len(labels), "bins": bins}

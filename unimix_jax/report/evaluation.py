@@ -42,6 +42,7 @@ class Options(NamedTuple):
     samples: int = bootstrap.SAMPLES  # of the bootstrap; 0 for no intervals
     classwise: bool = False  # intervals of SCE, ACE and TACE too
     test_prior: str = ""  # correct the test predictions for: uniform, train, imbalance:R, a file, or estimate
+    measures: tuple[str, ...] = ()  # a user's own, "module:function", beside those of their runs
     seed: int = 0  # of the bootstrap, and of which images stay in a cut test set
 
 
@@ -70,6 +71,8 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
     if validation is not None and (validation.labels is None or validation.logits.shape[1] != classes):
         raise UserError(f"the validation predictions of {outputs.name} must have labels and {classes} classes")
     measured = {"bins": options.bins, "by": options.by}
+    own = _own_measures(outputs, options)
+    names = (*metrics.MEASURES, *own)
     result: dict = {"name": outputs.name, "images": len(test.logits), "classes": classes}
     result["class_names"] = list(test.class_names or map(str, range(classes)))
     result["options"] = options._asdict()
@@ -77,24 +80,27 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
     calibration = None
     if validation is not None:
         validation = validation._replace(counts=test.counts)
-        result["validation"] = metrics.summary(validation, **measured)
+        result["validation"] = metrics.summary(validation, names=names, **measured)
         result["temperature"] = fit_temperature(validation.logits, validation.labels)
         calibration = fit_bias_corrected(validation.logits, validation.labels, test.logits_prior)
     if test.counts is not None:
         result["counts"] = test.counts.tolist()
     if test.labels is not None:
         result["test_share"] = (np.bincount(test.labels, minlength=classes) / len(test.labels)).tolist()
-        result["test"] = metrics.summary(test, **measured)
+        result["test"] = metrics.summary(test, names=names, **measured)
         if options.samples:
-            names = bootstrap.ALL if options.classwise else bootstrap.DEFAULT
-            intervals = bootstrap.bootstrap(test, names=names, samples=options.samples, seed=options.seed, **measured)
+            with_interval = bootstrap.ALL if options.classwise else bootstrap.DEFAULT
+            with_interval += tuple(name for name in own if metrics.traits_of(name).interval)
+            intervals = bootstrap.bootstrap(
+                test, names=with_interval, samples=options.samples, seed=options.seed, **measured
+            )
             result["test"]["intervals"] = {name: list(ends) for name, ends in intervals.items()}
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
             result["test"]["by_chance"] = bootstrap.expected_if_calibrated(test, **chance)
         if "temperature" in result:
             # Divided by a temperature the logits stand for no prior that is known.
             cooled = test._replace(logits=test.logits / result["temperature"], logits_prior=None)
-            result["test_at_temperature"] = metrics.summary(cooled, **measured)
+            result["test_at_temperature"] = metrics.summary(cooled, names=names, **measured)
     labelled = None if validation is None else (validation.logits, validation.labels)
     estimator = {"validation": labelled, "calibration": calibration, "logits_prior": test.logits_prior}
     source, words = _source(test, validation, calibration)
@@ -110,11 +116,17 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
         values = {"samples": samples, "prior": estimate.prior.tolist(), "warnings": list(estimate.warnings)}
         result["estimates"][method] = values | ends
     if options.test_prior:
-        result["corrected"] = _corrected(outputs.name, test, result, source, options)
+        result["corrected"] = _corrected(outputs.name, test, result, source, options, names)
     if test.labels is not None and test.counts is not None and all(result["test_share"]):
         result["cut_tests"] = _cut_tests(test, estimator, source, options)
     result["warnings"] = [*_changed(outputs.about or {}), *_warnings(result, test, validation)]
     return result
+
+
+def _own_measures(outputs: ModelOutputs, options: Options) -> tuple[str, ...]:
+    """Return the user's measures of an evaluation, by name: those that are asked for, and those of the run's config."""
+    of_run = ((outputs.about or {}).get("config") or {}).get("measures", ())
+    return tuple(dict.fromkeys((*options.measures, *of_run)))
 
 
 def _changed(about: dict) -> list[str]:
@@ -187,7 +199,7 @@ def _source(test: Predictions, validation: Predictions | None, calibration) -> t
     return trained, "the model's own, which are not calibrated, for there are no validation predictions"
 
 
-def _corrected(name: str, test: Predictions, result: dict, source: _Source | None, options: Options) -> dict:
+def _corrected(name: str, test: Predictions, result: dict, source: _Source | None, options: Options, names) -> dict:
     """Return the measures of test predictions corrected for the prior that the user names."""
     if options.test_prior == "estimate":
         prior = np.array(result["estimates"]["em"]["prior"]) if source is not None else None
@@ -210,7 +222,7 @@ def _corrected(name: str, test: Predictions, result: dict, source: _Source | Non
     values = {"for": words, "prior": prior.tolist(), "logits": result["corrected_logits"]}
     if test.labels is not None:
         shifted = test._replace(logits=label_shift.shift_prior(source.logits, source.prior, prior), logits_prior=prior)
-        values |= metrics.summary(shifted, bins=options.bins, by=options.by)
+        values |= metrics.summary(shifted, names=names, bins=options.bins, by=options.by)
     return values
 
 

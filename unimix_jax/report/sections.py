@@ -162,7 +162,7 @@ def csv_rows(results: list[dict]) -> list[list]:
         for part in ("test", "validation", "test_at_temperature", "corrected"):
             values = result.get(part, {})
             ends = values.get("intervals", {})
-            measured = [key for key in tables.MEASURES if key in values]
+            measured = [key for key in tables.shown_measures(values) if key in values]
             rows += [[name, part, "", key, values[key], *ends.get(key, ["", ""])] for key in measured]
             for key in ("class_accuracy", "class_ece"):
                 if key in values:

@@ -5,14 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unimix_jax import metrics, registry
+from unimix_jax import metrics, priors, registry
 from unimix_jax.config.compare import flat
 from unimix_jax.errors import printable
 from unimix_jax.metrics import label_shift
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.training import rundir
-
-GROUPS = ("many", "medium", "few")  # of classes, as `priors.groups` names them
 
 
 def _shown_measures() -> dict[str, registry.Measure]:
@@ -21,11 +19,18 @@ def _shown_measures() -> dict[str, registry.Measure]:
     for name, measure in metrics.MEASURES.items():
         shown[name] = measure.traits
         if name == "top5":
-            shown |= {group: registry.Measure(title=group) for group in GROUPS}
+            shown |= {group: registry.Measure(title=group) for group in priors.GROUPS}
     return shown
 
 
 MEASURES = _shown_measures()
+
+
+def shown_measures(*values: dict) -> dict[str, registry.Measure]:
+    """Return how each measure is shown, in the order of a table: `MEASURES`, and a user's in these values."""
+    return MEASURES | {key: metrics.traits_of(key) for each in values for key in each if ":" in key}
+
+
 PRINTED = ("accuracy", "many", "medium", "few", "ece", "sce", "brier", "nll")
 SIDE_BY_SIDE = ("accuracy", "many", "medium", "few", "ece", "smooth_ece", "mce", "sce", "ace", "tace", "brier", "nll")
 _SHOWN_CLASSES = 1000  # rows of the table of classes at most; the CSV has all
@@ -102,9 +107,9 @@ def measures_table(result: dict) -> Table:
     if "by_chance" in test:
         extra["by chance"] = {key: [value] for key, value in test["by_chance"].items()}
     rows = [["measure", "unit", columns[0][0], *extra, *(name for name, _ in columns[1:])]]
-    for key, measure in MEASURES.items():
+    for key, measure in shown_measures(test).items():
         if test.get(key) is not None:
-            label = f"{measure.title} ({groups})" if key in GROUPS else measure.title
+            label = f"{measure.title} ({groups})" if key in priors.GROUPS else measure.title
             beside = [" to ".join(map(measure.shown, cells.get(key, ()))) for cells in extra.values()]
             others = [measure.shown(values.get(key)) for _, values in columns[1:]]
             rows.append([label, measure.unit, measure.shown(test[key]), *beside, *others])
@@ -128,10 +133,11 @@ def best_table(best: dict) -> Table:
 
 def side_by_side(title: str, models: list[tuple[str, dict]], keys: tuple[str, ...] = SIDE_BY_SIDE) -> Table:
     """Return the measures of several models, one row each."""
-    columns = [key for key in MEASURES if key in keys and any(values.get(key) is not None for _, values in models)]
-    rows = [["run", *map(_head, columns), "groups by", "images"]]
+    shown = {k: v for k, v in shown_measures(*(values for _, values in models)).items() if k in keys or ":" in k}
+    columns = [key for key in shown if any(values.get(key) is not None for _, values in models)]
+    rows = [["run", *(_head(shown[key]) for key in columns), "groups by", "images"]]
     for name, values in models:
-        cells = [MEASURES[key].shown(values.get(key)) for key in columns]
+        cells = [shown[key].shown(values.get(key)) for key in columns]
         rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
     notes = ["Every measure is in the CSV and JSON files."] if keys is SIDE_BY_SIDE else []
     said: dict[str, list[str]] = {}
@@ -145,13 +151,14 @@ def side_by_side(title: str, models: list[tuple[str, dict]], keys: tuple[str, ..
 
 def intervals_side_by_side(models: list[tuple[str, dict]]) -> list[Table]:
     """Return the 95 % intervals of the measures of several models, one row each; [] if there are none."""
-    columns = [key for key in MEASURES if any(key in values.get("intervals", {}) for _, values in models)]
+    shown = shown_measures(*(values.get("intervals", {}) for _, values in models))
+    columns = [key for key in shown if any(key in values.get("intervals", {}) for _, values in models)]
     if not columns:
         return []
-    rows = [["run", *map(_head, columns)]]
+    rows = [["run", *(_head(shown[key]) for key in columns)]]
     for name, values in models:
         intervals = values.get("intervals", {})
-        rows.append([name, *(" to ".join(map(MEASURES[key].shown, intervals.get(key, ()))) or "-" for key in columns)])
+        rows.append([name, *(" to ".join(map(shown[key].shown, intervals.get(key, ()))) or "-" for key in columns)])
     return [Table("95 % intervals of the test measures", rows, folded=True)]
 
 
@@ -183,7 +190,7 @@ def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
         return []
     columns = [key for key in MEASURES if key in SIDE_BY_SIDE]
     columns = [key for key in columns if all(values.get(key) is not None for runs in repeated for _, values in runs)]
-    rows = [["runs", "number", *map(_head, columns)]]
+    rows = [["runs", "number", *(_head(MEASURES[key]) for key in columns)]]
     for runs in repeated:
         cells = []
         for key in columns:
@@ -355,9 +362,9 @@ def _number(value: float | None, factor: float = 1, decimals: int = 1) -> str:
     return "-" if value is None else f"{factor * value:.{decimals}f}"
 
 
-def _head(key: str) -> str:
+def _head(measure: registry.Measure) -> str:
     """Return the head of a measure's column."""
-    return f"{MEASURES[key].short_title}, {MEASURES[key].unit}"
+    return f"{measure.short_title}, {measure.unit}"
 
 
 def _plain(value) -> str:

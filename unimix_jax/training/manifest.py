@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import re
 import secrets
 import subprocess
 import sys
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _log = logging.getLogger(__name__)
+
+_USER_NAME = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # "module:function"
+_LARGEST_MODULE = 16 * storage.MIB
 
 
 def plain(config: "ConfigDict") -> dict:
@@ -121,7 +125,27 @@ def new_manifest(
                 old.get(name),
                 new.get(name),
             )
-    return {"id": run_id, "seed": config.seed, "data": data, "starts": starts, "state": "running"}
+    code = _digests_of_user_code(config)
+    for module, digest_before in previous.get("code", {}).items():
+        if module in code and code[module] != digest_before:
+            _log.warning(
+                "the module %s, which the config names, has changed since the last start: the run goes on with the new one",
+                module,
+            )
+    return {"id": run_id, "seed": config.seed, "data": data, "code": code, "starts": starts, "state": "running"}
+
+
+def _digests_of_user_code(config: "ConfigDict") -> dict[str, str]:
+    """Return a digest of each module whose functions the config names as "module:function", by the module's name."""
+    texts = [text for value in flat(plain(config)).values() for text in (value if isinstance(value, list) else [value])]
+    modules = {match[1] for text in texts if isinstance(text, str) and (match := _USER_NAME.fullmatch(text))}
+    digests = {}
+    for name in sorted(modules):
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if file and pathlib.Path(file).is_file():
+            digests[name] = hashlib.sha256(storage.read_bytes(file, _LARGEST_MODULE)).hexdigest()[:16]
+    return digests
 
 
 def _facts(source) -> dict:

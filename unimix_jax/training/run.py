@@ -171,7 +171,7 @@ def _write_results(experiment: setup.Experiment, scores: dict[str, predict.Score
             source.class_names,
         )
         write_predictions(directory / rundir.predictions_file(name), predictions)
-        result[name] = metrics.summary(predictions)
+        result[name] = metrics.summary(predictions, names=(*metrics.MEASURES, *config.measures))
         if source.names is not None:
             rundir.write_list(directory / rundir.list_file(name), source.names, source.labels, scores[name].rows)
     return _write_metrics(result, directory, config)
@@ -191,7 +191,8 @@ def _metrics_of_predictions(directory: pathlib.Path, config: "ConfigDict") -> di
     """Write metrics.json of a finished run again from its predictions; return its content."""
     paths = {split: directory / rundir.predictions_file(split) for split in ("validation", "test")}
     predictions = {split: read_predictions(path) for split, path in paths.items() if path.exists()}
-    result = {split: metrics.summary(each) for split, each in predictions.items()}
+    names = (*metrics.MEASURES, *config.measures)
+    result = {split: metrics.summary(each, names=names) for split, each in predictions.items()}
     return _write_metrics(result, directory, config)
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from unimix_jax import priors, registry
+from unimix_jax import metrics, priors, registry
 from unimix_jax.data import sampling, sources
 from unimix_jax.data.types import BatchIndices, Splits
 from unimix_jax.data.views import Reading
@@ -81,6 +81,7 @@ def prepare(
         reading = None if splits.train.images is not None else _reading(config.data)
         if reading is not None and reading.skip_unreadable:
             splits = unreadable.without_unreadable(splits, reading, directory, stop_requested)
+    _check_measures(tuple(config.measures), len(splits.counts))
     class_index = sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = _method(config, splits.counts, steps_per_epoch)
@@ -141,6 +142,13 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
             config.test_prior,
         )
     return method
+
+
+def _check_measures(names: tuple[str, ...], classes: int) -> None:
+    """Refuse a user's measures that fail on probabilities of so many classes."""
+    if names:
+        labels = np.arange(2 * classes) % classes
+        metrics.measured(names, np.full((2 * classes, classes), 1 / classes), labels)
 
 
 def _check_schedules(rate: Callable[[int], float], method: methods.Method, num_steps: int) -> None:

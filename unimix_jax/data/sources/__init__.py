@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unimix_jax import priors
+from unimix_jax import priors, registry
 from unimix_jax.config import fields
 from unimix_jax.data.sources import cifar, digits, npz, photographs
 from unimix_jax.data.types import Splits
@@ -32,7 +32,8 @@ def load(data: "ConfigDict") -> Splits:
     """Read the data that a config describes.
 
     Args:
-      data: the group `config.data`; `data.source` is a name in `SOURCES`, the other fields are what that source reads.
+      data: the group `config.data`; `data.source` is a name in `SOURCES`, or "module:function" of a user's, which is
+        called with the group, too; the other fields are what that source reads.
 
     Returns:
       The splits, of at least two classes that all have training images.
@@ -40,12 +41,34 @@ def load(data: "ConfigDict") -> Splits:
     Raises:
       UserError: the data is missing or damaged, has one class only, or a class has no training image.
     """
-    read = SOURCES[one_of("data source (config.data.source)", data.source, SOURCES)]
+    if ":" not in data.source:
+        one_of("data source (config.data.source)", data.source, SOURCES)
+    read = registry.resolve("source", data.source)
     for field in fields.of_source(data.source):
         if field.sources and (name := field.name.removeprefix("data.")) not in data:
             raise UserError(f"config.data has no field {name!r}, which the source {data.source!r} reads; see configs/")
-    splits = read(data)
+    splits = read(data) if data.source in SOURCES else _read_by_user(read, data)
     check_classes(splits)
+    return splits
+
+
+def _read_by_user(read: Callable, data: "ConfigDict") -> Splits:
+    """Return what a user's source reads, after a check that it can be trained on."""
+    try:
+        splits = read(data)
+    except UserError:
+        raise
+    except Exception as error:  # the source is the user's, and may raise anything
+        raise UserError(f"the data source {data.source} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(splits, Splits):
+        raise UserError(
+            f"the data source {data.source} returns {type(splits).__name__}; it must return data.types.Splits"
+        )
+    if splits.train.images is None and "image_size" not in data:
+        raise UserError(
+            f"the data source {data.source} returns encoded images, which need the fields of photographs: call "
+            "use_source(config, 'photographs') before config.data.source is set"
+        )
     return splits
 
 
