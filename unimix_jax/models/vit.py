@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,9 +16,6 @@ from unimix_jax.models import torch_names
 from unimix_jax.models.heads import HEADS
 
 _log = logging.getLogger(__name__)
-# The references' `trunc_normal_(std=.02)` cuts at -2 and 2, a hundred deviations: it is the normal law.
-_NORMAL = nn.initializers.normal(0.02)
-
 _NAMES = (  # torchvision's as timm's, then timm's as those of the modules here
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^class_token$", "cls_token"),
@@ -100,7 +97,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map tokens float[B, N, F] to those of the next block."""
         features = x.shape[-1]
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_NORMAL)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         skip = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
 
@@ -149,6 +146,12 @@ class ViT(nn.Module):
     drop_path: float = 0.0
 
     levels: ClassVar[int] = 1  # at which a mixer can mix: the input
+    # By a variable's name: mean and deviation. `trunc_normal_(std=.02)` of the sources cuts at -2 and 2, so it is the
+    # normal law. They draw the kernel of patches with 1 / sqrt(fan-in) or a multiple; .02 is about that for size 16.
+    first_values: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **{name: (0, 0.02) for name in ("kernel", "position", "class_position")},
+        **{"class_token": (0, 1e-6), "scale": (1, 0), "bias": (0, 0)},
+    }
     from_torch = staticmethod(from_torch)
 
     @nn.compact
@@ -174,13 +177,14 @@ class ViT(nn.Module):
             )
         x = x if mix is None else mix(0, x)
         dtype = jnp.promote_types(x.dtype, self.dtype) if x.dtype == jnp.float64 else self.dtype
-        # Flax's LeCun-normal law is torchvision's: truncated, variance 1 / fan-in.
         x = nn.Conv(self.width, (size, size), size, "VALID", dtype=dtype, name="patches")(x)
         batch, *grid, _ = x.shape
-        x = x + self.param("position", _NORMAL, (*grid, self.width)).astype(dtype)
-        first = self.param("class_token", nn.initializers.normal(1e-6), (self.width,))
-        first = (first + self.param("class_position", _NORMAL, (self.width,))).astype(dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, self.width)), x.reshape(batch, -1, self.width)], axis=1)
+        learned = functools.partial(self.param, init_fn=nn.initializers.zeros)  # drawn by `first_values`
+        x = x + learned("position", shape=(*grid, self.width)).astype(dtype)
+        first = learned("class_token", shape=(self.width,)) + learned("class_position", shape=(self.width,))
+        x = jnp.concatenate(
+            [jnp.broadcast_to(first.astype(dtype), (batch, 1, self.width)), x.reshape(batch, -1, self.width)], axis=1
+        )
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2: Python code depends on `train`
         for i in range(self.depth):
