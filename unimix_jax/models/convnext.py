@@ -98,8 +98,7 @@ class ConvNeXt(nn.Module):
       remat: compute the activations of each block again in the backward pass: less memory, more time.
       drop_path: rate at which an image skips the last block; it rises linearly from 0 for the first.
 
-    Source: Liu et al., CVPR 2022; timm, models/convnext.py. Their only difference: the head is drawn as the heads of
-    this project.
+    Source: Liu et al., CVPR 2022; timm, models/convnext.py.
     """
 
     num_classes: int
@@ -112,8 +111,7 @@ class ConvNeXt(nn.Module):
     drop_path: float = 0.0
 
     levels: ClassVar[int] = 3  # at which a mixer can mix: the input, the outputs of the first and the second stage
-    # By a variable's name: mean and deviation. `trunc_normal_(std=.02)` of the sources cuts at -2 and 2, so it is the
-    # normal law.
+    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)` cuts at -2 and 2: it is the normal law.
     first_values: ClassVar[Mapping[str, tuple[float, float]]] = {
         "kernel": (0, 0.02), "gamma": (1e-6, 0), "scale": (1, 0), "bias": (0, 0),
     }  # fmt: skip

@@ -103,7 +103,10 @@ class Block(nn.Module):
 
         y = dense(3 * features, name="qkv")(_normalisation(self.dtype, "norm1")(x))
         queries, keys, values = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, -1), 2, 0)
-        y = jax.nn.dot_product_attention(queries, keys, values).reshape(x.shape)
+        # `jax.nn.dot_product_attention` takes 1.15 of the time on a CPU, and computes in float32 for float64.
+        wide, scale = jnp.promote_types(self.dtype, jnp.float32), (features // self.heads) ** -0.5
+        y = jnp.einsum("bqhd,bkhd->bhqk", queries * scale, keys, preferred_element_type=wide)
+        y = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(y).astype(self.dtype), values).reshape(x.shape)
         x = x + skip(drop(dense(features, name="proj")(y)))
 
         y = dense(self.mlp_ratio * features, name="fc1")(_normalisation(self.dtype, "norm2")(x))
@@ -128,8 +131,7 @@ class ViT(nn.Module):
       dropout: rate, after the position embeddings and inside of the blocks.
       drop_path: rate at which an image skips a branch of the last block; it rises linearly from 0 in the first.
 
-    Source: Dosovitskiy et al., ICLR 2021; timm, models/vision_transformer.py; places of dropout as in
-    google-research/vision_transformer. Their only difference: the head is drawn as the heads of this project.
+    Source: Dosovitskiy et al., ICLR 2021; timm, models/vision_transformer.py; dropout as in google-research.
     """
 
     num_classes: int
@@ -146,8 +148,8 @@ class ViT(nn.Module):
     drop_path: float = 0.0
 
     levels: ClassVar[int] = 1  # at which a mixer can mix: the input
-    # By a variable's name: mean and deviation. `trunc_normal_(std=.02)` of the sources cuts at -2 and 2, so it is the
-    # normal law. They draw the kernel of patches with 1 / sqrt(fan-in) or a multiple; .02 is about that for size 16.
+    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)` cuts at -2 and 2: it is the normal law.
+    # The deviation of its patches' kernel is 1 / sqrt(3 fan-in), .0208 for 16 x 16 pixels in colour.
     first_values: ClassVar[Mapping[str, tuple[float, float]]] = {
         **{name: (0, 0.02) for name in ("kernel", "position", "class_position")},
         **{"class_token": (0, 1e-6), "scale": (1, 0), "bias": (0, 0)},
@@ -180,11 +182,9 @@ class ViT(nn.Module):
         x = nn.Conv(self.width, (size, size), size, "VALID", dtype=dtype, name="patches")(x)
         batch, *grid, _ = x.shape
         learned = functools.partial(self.param, init_fn=nn.initializers.zeros)  # drawn by `first_values`
-        x = x + learned("position", shape=(*grid, self.width)).astype(dtype)
-        first = learned("class_token", shape=(self.width,)) + learned("class_position", shape=(self.width,))
-        x = jnp.concatenate(
-            [jnp.broadcast_to(first.astype(dtype), (batch, 1, self.width)), x.reshape(batch, -1, self.width)], axis=1
-        )
+        x = (x + learned("position", shape=(*grid, self.width)).astype(dtype)).reshape(batch, -1, self.width)
+        first = [learned(name, shape=(self.width,)).astype(dtype) for name in ("class_token", "class_position")]
+        x = jnp.concatenate([jnp.broadcast_to(sum(first), (batch, 1, self.width)), x], axis=1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2: Python code depends on `train`
         for i in range(self.depth):
