@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from unimix_jax.errors import UserError
 from unimix_jax.models import init, networks, resnet
 
 from .. import quick
@@ -114,16 +113,6 @@ def test_activations_computed_again_change_nothing():
         for network in (forgetful, networks.build("resnext50_32x4d", 3))
     ]
     assert shapes[0] == shapes[1]
-
-
-def test_an_unknown_head_is_refused():
-    with pytest.raises(UserError, match="unknown head"):
-        networks.build("resnet32", 10, head="round")
-
-
-def test_an_unknown_network_is_refused():
-    with pytest.raises(UserError, match="did you mean 'resnet32'"):
-        networks.build("resnet-32", 10)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """ConvNeXt: convolutional networks with the layers of transformers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -11,10 +11,6 @@ import numpy as np
 
 from unimix_jax.errors import UserError
 from unimix_jax.models import heads, torch_names
-
-# The references' `trunc_normal_(std=.02)` cuts at -2 and 2, a hundred deviations: it is the normal law.
-_NORMAL = nn.initializers.normal(0.02)
-_LAYER_SCALE = 1e-6  # first values of a block's `gamma`
 
 _NAMES = (  # timm's names as those of the modules here
     (r"^stem\.0\.", "stem_conv."),
@@ -81,10 +77,10 @@ class Block(nn.Module):
         features = x.shape[-1]
         y = _convolution(features, 7, 1, self.dtype, "conv_dw", padding=3, feature_group_count=features)(x)
         y = _normalisation(self.dtype, "norm")(y)
-        y = nn.Dense(4 * features, dtype=self.dtype, kernel_init=_NORMAL, name="fc1")(y)
+        y = nn.Dense(4 * features, dtype=self.dtype, name="fc1")(y)
         y = nn.gelu(y, approximate=False)
-        y = nn.Dense(features, dtype=self.dtype, kernel_init=_NORMAL, name="fc2")(y)
-        y = y * self.param("gamma", nn.initializers.constant(_LAYER_SCALE), (features,)).astype(y.dtype)
+        y = nn.Dense(features, dtype=self.dtype, name="fc2")(y)
+        y = y * self.param("gamma", nn.initializers.zeros, (features,)).astype(y.dtype)  # drawn by `first_values`
         return x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
 
 
@@ -101,8 +97,7 @@ class ConvNeXt(nn.Module):
       remat: compute the activations of each block again in the backward pass: less memory, more time.
       drop_path: rate at which an image skips the last block; it rises linearly from 0 for the first.
 
-    Source: Liu et al., CVPR 2022; timm, models/convnext.py. Their only difference: the head is drawn as the heads of
-    this project.
+    Source: Liu et al., CVPR 2022; timm, models/convnext.py.
     """
 
     num_classes: int
@@ -115,6 +110,10 @@ class ConvNeXt(nn.Module):
     drop_path: float = 0.0
 
     levels: ClassVar[int] = 3  # at which a mixer can mix: the input, the outputs of the first and the second stage
+    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)` cuts at -2 and 2: it is the normal law.
+    first_values: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "kernel": (0, 0.02), "gamma": (1e-6, 0), "scale": (1, 0), "bias": (0, 0),
+    }  # fmt: skip
     from_torch = staticmethod(from_torch)
 
     @nn.compact
@@ -161,7 +160,7 @@ class ConvNeXt(nn.Module):
 
 
 def _convolution(features: int, size: int, stride: int, dtype, name: str, padding="VALID", **more) -> nn.Module:
-    kernel = {"kernel_size": (size, size), "strides": stride, "padding": padding, "kernel_init": _NORMAL}
+    kernel = {"kernel_size": (size, size), "strides": stride, "padding": padding}
     return nn.Conv(features, **kernel, dtype=dtype, name=name, **more)
 
 

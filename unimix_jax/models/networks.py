@@ -5,7 +5,8 @@ network(images, train, mix). Its class states more:
 
 - `levels`: the number of levels at which a mixer can mix inside: 0 for the input, i for the output of stage i;
 - `from_torch(arrays, variables)`: PyTorch's arrays by their names, as variables of the network whose first ones are
-  `variables`; see `pretrained.load`.
+  `variables`; see `pretrained.load`;
+- `first_values`, unless its layers are those of `layers`: see `init.initialise`.
 """
 
 import functools
