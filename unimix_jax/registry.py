@@ -241,6 +241,21 @@ class Measure(Traits):
         return "-" if value is None else f"{self.factor * value:.{self.decimals}f}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logger(Traits):
+    """Traits of a logger.
+
+    Attributes:
+      package: that it imports, "" for none; the extra that installs it has the name of the logger.
+      required: whether no run can do without it: each config names it, and its errors end the run.
+      every_step: whether it has a method `update()`, too, which is called after each step.
+    """
+
+    package: str = ""
+    required: bool = False
+    every_step: bool = False
+
+
 class Kind(NamedTuple):
     """A kind of entries: their traits and their module."""
 
@@ -257,6 +272,7 @@ KINDS = {
     "sampler": Kind(Sampler, "unimix_jax.data.sampling", later=("seed", "step", "batch_size")),
     "class_weight": Kind(ClassWeight, "unimix_jax.priors", optional=True),
     "posthoc": Kind(Posthoc, "unimix_jax.methods.posthoc", optional=True, later=("validation",)),
+    "logger": Kind(Logger, "unimix_jax.training.loggers", later=("directory", "config", "first_step", "num_steps")),
 }
 
 

@@ -86,8 +86,8 @@ SOURCES = {
 }
 # What may differ when a run goes on: numbers stay the same; or the digests of the data are compared.
 NEUTRAL = {
-    "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "parallel.cpu_threads",
-    "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",
+    "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "loggers",
+    "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",
 }  # fmt: skip
 SEEN_IN_DATA = {
     "data.dir", "data.download", "data.file", "data.layout", "data.max_megapixels", "data.skip_other_files",

@@ -1,6 +1,7 @@
 """Change fields of a config as the command line says: --config.FIELD=VALUE."""
 
 import ast
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unimix_jax import registry
@@ -42,6 +43,7 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
         _check_method(override, name)
         _make_room(config, override)
         _check_field(config, override.field)
+    overrides = [_with_quoted_names(override) for override in overrides]
     values = flags.FlagValues()
     argv = ["", *(f"--config.{field}" if text is None else f"--config.{field}={text}" for field, text in overrides)]
     try:
@@ -50,7 +52,7 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         for field, text in overrides:
             if str(error).startswith(f"flag --config.{field}={text}:"):
-                wanted = hints.TYPES.get(type(flat(config.to_dict())[field]), "of another type")
+                wanted = hints.type_words(flat(config.to_dict())[field])
                 raise UserError(f"config.{field} is {text!r}; it must be {wanted}") from None
         raise UserError(" ".join(str(error).split())) from None
     config = values.config
@@ -68,6 +70,14 @@ def _with_new_names(overrides: list[Override]) -> list[Override]:
         result.append(new)
     old_names.warn("the command line", renamed)
     return result
+
+
+def _with_quoted_names(override: Override) -> Override:
+    """Write a list of names as Python does, because a,b is one text for the parser of fields."""
+    field = fields.FIELDS.get(override.field)
+    if override.text is None or field is None or not hints.holds_names(field.default):
+        return override
+    return override._replace(text=repr(tuple(re.findall(r"""[^\s,'"()\[\]]+""", override.text))))
 
 
 def _check_method(override: Override, name: str) -> None:
