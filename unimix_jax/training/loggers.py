@@ -92,7 +92,7 @@ def opened(
 class Loggers:
     """Several loggers as one. One that raises an error is reported and left out, unless a run cannot do without it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._active: dict[str, tuple[Any, registry.Logger]] = {}
 
     def add(self, name: str, context: dict) -> None:
