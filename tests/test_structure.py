@@ -30,7 +30,7 @@ EXCEPTIONS = {
 }
 LATE = {
     "PIL", "absl", "grain", "llvmlite", "matplotlib", "ml_collections", "orbax", "safetensors", "scipy", "simplejpeg",
-    "sklearn", "tensorflow_datasets", "tqdm", "yaml",
+    "sklearn", "mlflow", "tensorboardX", "tensorflow_datasets", "tqdm", "wandb", "yaml",
 }  # fmt: skip
 WITHOUT_JAX = {"cli", "config", "data", "errors", "metrics", "npz", "priors", "registry", "storage", "theory"}
 INSTANT = {"cli", "config", "errors", "main", "evaluate", "registry"}  # what --help imports: no numpy either

@@ -67,13 +67,13 @@ def _report(directory, when: str) -> str:
       Failure: the report cannot be written.
     """
     from unimix_jax.report import build
-    from unimix_jax.training import loggers
+    from unimix_jax.training import console
 
     if when != "now":
         later = f"python -m unimix_jax.evaluate {shlex.quote(f'--workdir={directory}')} writes it"
         return later if when == "later" else "none"
     try:
-        with loggers.log_to(directory):
+        with console.log_to(directory):
             return errors.printable(str(build.write_run_report(directory)))
     except (errors.UserError, errors.Failure, OSError, MemoryError) as error:
         raise errors.Failure(f"the run is complete, but its report is not written: {error or 'no memory'}") from None

@@ -270,6 +270,21 @@ class Measure(Traits):
         return "-" if value is None else f"{self.factor * value:.{self.decimals}f}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logger(Traits):
+    """Traits of a logger.
+
+    Attributes:
+      package: that it imports, "" for none; the extra that installs it has the name of the logger.
+      required: whether no run can do without it: each config names it, and its errors end the run.
+      every_step: whether it has a method `update()`, too, which is called after each step.
+    """
+
+    package: str = ""
+    required: bool = False
+    every_step: bool = False
+
+
 class Kind(NamedTuple):
     """A kind of entries: their traits, and the module or package that has them."""
 
@@ -295,6 +310,7 @@ KINDS = {
     "network": Kind(Traits, "unimix_jax.models.networks", table="NETWORKS"),
     "source": Kind(Traits, "unimix_jax.data.sources", table="SOURCES"),
     "measure": Kind(Measure, "unimix_jax.metrics.summaries", table="MEASURES"),
+    "logger": Kind(Logger, "unimix_jax.training.loggers", later=("directory", "config", "first_step", "num_steps")),
 }
 
 

@@ -11,7 +11,7 @@ from unimix_jax.errors import UserError
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.training import devices
 
-# The default config as it was before fields were declared, with the new names.
+# The default config as it was before fields were declared, with the new names and fields.
 DEFAULT = {
     "seed": 0,
     "epochs": 200,
@@ -26,6 +26,7 @@ DEFAULT = {
     "measures": (),
     "log_every": 50,
     "eval_every": 5,
+    "loggers": ("jsonl", "progress"),
     "data": {
         "source": "",
         "imbalance": 100.0,
@@ -93,8 +94,8 @@ SOURCES = {
 }
 # What may differ when a run goes on: numbers stay the same; or the digests of the data are compared.
 NEUTRAL = {
-    "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "parallel.cpu_threads",
-    "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",
+    "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "loggers",
+    "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",
 }  # fmt: skip
 SEEN_IN_DATA = {
     "data.dir", "data.download", "data.file", "data.layout", "data.max_megapixels", "data.skip_other_files",

@@ -69,6 +69,10 @@ def _numbers(allows: Callable[[float], bool], words: str, length: int | None = N
     return Bound(fits, words)
 
 
+def _names(values: Any) -> bool:
+    return not isinstance(values, str) and all(isinstance(v, str) for v in values) and len({*values}) == len(values)
+
+
 def _rising_fractions(values: Any) -> bool:
     return _numbers(lambda v: 0 < v <= 1, "").allows(values) and list(values) == sorted(values)
 
@@ -126,6 +130,10 @@ _RUN = (
     Field("log_every", 50, "Steps between records of the training loss.", _COUNT, FREE, hints=("print_freq",)),
     Field("eval_every", 5, "Epochs between evaluations; 0 for the last step only.",
           _at_least(0, "a number of epochs, or 0 for the last step only"), FREE),
+    Field("loggers", ("jsonl", "progress"),
+          'Where records go: jsonl (always), progress, tensorboard, wandb, mlflow, or your own "module:object".',
+          Bound(_names, "names of loggers, each once, such as jsonl,progress,tensorboard"), FREE,
+          hints=("logger", "log_with", "report_to", "tracker", "tensorboard", "wandb", "mlflow")),
 )
 
 _DATA = (

@@ -1,6 +1,6 @@
 """Sentences for fields and options that do not exist: the name here of what other tools call otherwise."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unimix_jax.config import fields
 from unimix_jax.errors import did_you_mean
@@ -18,8 +18,19 @@ _NO_FIELD = {
 }
 _NO_FIELD["resume_from"] = _NO_FIELD["resume"]
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of numbers"}
+_NAMES = "a list of names"
 _METHOD = ("method", "loss", "loss_type", "mixer", "recipe", "algorithm")
 _DATASET = ("dataset", "data")
+
+
+def holds_names(default: Any) -> bool:
+    """Return whether a field with this default takes a list of names; an empty list is one of names."""
+    return isinstance(default, tuple) and all(isinstance(value, str) for value in default)
+
+
+def type_words(default: Any) -> str:
+    """Return the words for the type of the values of a field with this default."""
+    return _NAMES if holds_names(default) else TYPES.get(type(default), "of another type")
 
 
 def unknown_field(name: str, config: "ConfigDict") -> str:

@@ -3,7 +3,7 @@
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from unimix_jax.config import fields
+from unimix_jax.config import fields, hints
 from unimix_jax.config.compare import flat
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def _method_help(dotted: str, method: dict[str, Any]) -> str:
 
 def _written(value: Any) -> str:
     """Return a value as the command line takes it."""
-    if isinstance(value, tuple):
-        text = ",".join(value) if value and isinstance(value[0], str) else repr(value).replace(" ", "")
-    else:
-        text = str(value)
+    if hints.holds_names(value):
+        return shlex.quote(",".join(value))
+    text = repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)
     return shlex.quote(text) if text else ""

@@ -267,4 +267,4 @@ def _as_type_of(default: Any, value: Any, what: str) -> Any:
     hint = ""
     if isinstance(default, str) and isinstance(value, bool):
         hint = "; YAML reads on, off, yes and no as true and false, so put the word in quotes"
-    raise UserError(f"{what} is {value!r}; it must be {hints.TYPES[type(default)]}{hint}")
+    raise UserError(f"{what} is {value!r}; it must be {hints.type_words(default)}{hint}")

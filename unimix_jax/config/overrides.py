@@ -1,6 +1,7 @@
 """Change fields of a config as the command line says: --config.FIELD=VALUE."""
 
 import ast
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unimix_jax import registry
@@ -36,12 +37,13 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
     from absl import flags
     from ml_collections import config_flags
 
-    overrides = [_quoted_names(override, config) for override in _with_new_names(overrides)]
+    overrides = _with_new_names(overrides)
     before = {path: options.to_dict() for path, options in _functions_of(config).items()}
     for override in overrides:
         _check_method(override, name)
         _make_room(config, override)
         _check_field(config, override.field)
+    overrides = [_with_quoted_names(override) for override in overrides]
     values = flags.FlagValues()
     argv = ["", *(f"--config.{field}" if text is None else f"--config.{field}={text}" for field, text in overrides)]
     try:
@@ -50,7 +52,7 @@ def apply(config: "ConfigDict", overrides: list[Override], name: str) -> "Config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         for field, text in overrides:
             if str(error).startswith(f"flag --config.{field}={text}:"):
-                wanted = hints.TYPES.get(type(flat(config.to_dict())[field]), "of another type")
+                wanted = hints.type_words(flat(config.to_dict())[field])
                 raise UserError(f"config.{field} is {text!r}; it must be {wanted}") from None
         raise UserError(" ".join(str(error).split())) from None
     config = values.config
@@ -70,14 +72,12 @@ def _with_new_names(overrides: list[Override]) -> list[Override]:
     return result
 
 
-def _quoted_names(override: Override, config) -> Override:
-    """Write a list of names, such as crop,flip, as the tuple of texts that it stands for."""
-    value = flat(config.to_dict()).get(override.field)
-    if override.text is None or not isinstance(value, tuple) or not isinstance((*value, "")[0], str):
+def _with_quoted_names(override: Override) -> Override:
+    """Write a list of names as Python does, because a,b is one text for the parser of fields."""
+    field = fields.FIELDS.get(override.field)
+    if override.text is None or field is None or not hints.holds_names(field.default):
         return override
-    if override.text[:1] in ("(", "["):
-        return override
-    return override._replace(text=repr(tuple(filter(None, override.text.split(",")))))
+    return override._replace(text=repr(tuple(re.findall(r"""[^\s,'"()\[\]]+""", override.text))))
 
 
 def _check_method(override: Override, name: str) -> None:

@@ -17,7 +17,7 @@ from unimix_jax.errors import Interrupted, NonFiniteError
 from unimix_jax.methods.build import Stage
 from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.models import init
-from unimix_jax.training import checkpoints, loggers, predict, rundir
+from unimix_jax.training import checkpoints, loggers, predict
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import distribute, replicate
 from unimix_jax.training.setup import Experiment
@@ -62,12 +62,10 @@ def train(
     compiled_steps, stage = {}, None
     resident = training_input.resident(experiment)
     batches = loading.prefetch(training_input.batches(experiment, first))
-    with clock.part("steps"), loggers.progress_bar(first, num_steps) as (bar, show), contextlib.closing(batches):
-
-        def record(line: dict) -> None:
-            rundir.append_metrics(experiment.directory / rundir.METRICS_LINES, line)
-            show(line)
-
+    run_loggers = loggers.opened(
+        config.loggers, directory=experiment.directory, config=config, first_step=first, num_steps=num_steps
+    )
+    with clock.part("steps"), run_loggers as records, contextlib.closing(batches):
         previous_sums, timed_from, timer = None, first, time.monotonic()
         for step, (step_stage, batch) in enumerate(batches, start=first + 1):
             if step_stage is not stage:
@@ -81,7 +79,7 @@ def train(
                 state, sums = compiled_steps[stage.program](state, batch, inputs, *resident)
             jax.block_until_ready(previous_sums)  # at most two steps in flight: each has its own buffers
             previous_sums = sums
-            bar.update()
+            records.update()
 
             stopping = stop_requested.is_set()
             due = _due(experiment, step, stopping)
@@ -94,13 +92,13 @@ def train(
                 seconds = time.monotonic() - timer
                 per_second = None if compiles else round(config.batch_size * (step - timed_from) / seconds, 1)
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
-                record(line | means | about)
+                records.log(line | means | about)
             if due.evaluate:
                 scores, posthoc = predict_splits(state, due.evaluate)
                 _check_finite(manager, where, logits=[score.logits for score in scores.values()])
             for name in due.evaluate:
                 values = metrics.summary(Predictions(scores[name].logits, scores[name].labels), names=_WATCHED)
-                record(line | {"split": name} | {measure: values[measure] for measure in _WATCHED})
+                records.log(line | {"split": name} | {measure: values[measure] for measure in _WATCHED})
             if due.save:
                 # After the records of this step: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):

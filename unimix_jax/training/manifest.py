@@ -129,7 +129,7 @@ def new_manifest(
     for module, digest_before in previous.get("code", {}).items():
         if module in code and code[module] != digest_before:
             _log.warning(
-                "the module %s, which the config names, was changed since the last start: the run goes on with it as it is",
+                "the module %s, which the config names, was changed since the last start, and is used as it is now",
                 module,
             )
     return {"id": run_id, "seed": config.seed, "data": data, "code": code, "starts": starts, "state": "running"}

@@ -15,6 +15,7 @@ from unimix_jax.metrics.predictions import Predictions, read_predictions, write_
 from unimix_jax.models import pretrained
 from unimix_jax.training import (
     checkpoints,
+    console,
     loggers,
     loop,
     manifest,
@@ -62,7 +63,7 @@ def run(
     """
     directory, clock = rundir.create(directory), clock or timings.Clock()
     stop_requested = stop_requested or threading.Event()
-    with rundir.locked(directory), loggers.log_to(directory):
+    with rundir.locked(directory), console.log_to(directory):
         previous = manifest.previous_manifest(config, directory)
         if previous.get("state") == "complete" and (result := _earlier_result(directory, previous, config)):
             _log.info("%s is complete", directory)
@@ -73,6 +74,7 @@ def run(
                 "or give a new --workdir"
             )
         start = time.monotonic()
+        loggers.check(config.loggers)
         with clock.part("set-up"):
             experiment = setup.prepare(config, directory, clock, stop_requested)
         about = _write_manifest(previous, experiment)
