@@ -42,6 +42,7 @@ __all__ = [
     "Predictions",
     "Run",
     "UserError",
+    "__version__",
     "accuracy",
     "ace",
     "balanced_accuracy",
@@ -132,7 +133,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__doc__", "__name__", "__version__"]
+    return [*__all__, "__doc__", "__name__"]
 
 
 def _hint(name: str) -> str:

@@ -8,10 +8,11 @@ import functools
 import inspect
 import sys
 import types
+from typing import Any
 
 from unimix_jax import cli
 from unimix_jax.errors import UserError
-from unimix_jax.library import evaluate
+from unimix_jax.library import Evaluation, evaluate
 
 __all__ = ["evaluate", "main"]
 
@@ -123,7 +124,7 @@ class _Callable(types.ModuleType):
     """A module that is called as the function of its name."""
 
     @functools.wraps(evaluate)
-    def __call__(self, *args, **options):
+    def __call__(self, *args: Any, **options: Any) -> Evaluation:
         return evaluate(*args, **options)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from unimix_jax.config import Command
     from unimix_jax.metrics import Predictions
-    from unimix_jax.report.evaluation import ModelOutputs, Options
+    from unimix_jax.report.evaluation import ModelOutputs
 
 _CONFIG_DICT = "this ConfigDict (of unimix_jax.config)"  # its name in sentences that otherwise name a file
 _VALUES = "a number, a text, True or False, or a list of numbers"
@@ -188,12 +188,10 @@ class Evaluation:
     missing: tuple[str, ...] = dataclasses.field(repr=False)  # what the inputs do not allow, and what would
     summary: dict = dataclasses.field(repr=False)  # of `metrics.summary`, with intervals and what chance would give
     results: dict = dataclasses.field(repr=False)  # everything: what report.json holds of this model
-    inputs: "tuple[ModelOutputs, Options]" = dataclasses.field(repr=False)
+    outputs: "ModelOutputs" = dataclasses.field(repr=False)  # of the model, which were measured
 
     def report(self, path: str | os.PathLike) -> pathlib.Path:
         """Write the report: HTML, Markdown, CSV, JSON and pictures.
-
-        The measures are computed once more, and are the same.
 
         Args:
           path: of a folder, or of the HTML file.
@@ -206,9 +204,8 @@ class Evaluation:
         """
         from unimix_jax.report import build, files
 
-        outputs, options = self.inputs
         output = files.output(path)
-        build.write_report([outputs], output, options)
+        build.write_report([self.outputs], output, results=[self.results])
         return output.html
 
     def __str__(self) -> str:
@@ -292,7 +289,7 @@ def evaluate(
             )
         outputs = outputs._replace(validation=validation)
     options = evaluation.Options(bins, groups, samples, classwise_intervals, test_prior, seed)
-    return _evaluation(evaluation.evaluate(outputs, options), outputs, options)
+    return _evaluation(evaluation.evaluate(outputs, options), outputs)
 
 
 def _outputs(predictions, logits, probabilities) -> "ModelOutputs":
@@ -338,7 +335,7 @@ def _array(values: "ArrayLike", name: str) -> "np.ndarray":
         raise UserError(f"{name} is no array of numbers: {' '.join(str(error).split())}") from None
 
 
-def _evaluation(results: dict, outputs: "ModelOutputs", options: "Options") -> Evaluation:
+def _evaluation(results: dict, outputs: "ModelOutputs") -> Evaluation:
     """Return the results of `report.evaluation.evaluate` by attributes."""
     import numpy as np
 
@@ -359,6 +356,6 @@ def _evaluation(results: dict, outputs: "ModelOutputs", options: "Options") -> E
         missing=tuple(results["missing"]),
         summary=test,
         results=results,
-        inputs=(outputs, options),
+        outputs=outputs,
         **{measure: test[measure] for measure in metrics.MEASURES if measure != "top5"},
     )
