@@ -1,6 +1,6 @@
 """Long-tailed image recognition with calibrated confidence, in JAX.
 
-Three doors, and `docs/library.md` has a short program for each:
+The doors, and `docs/library.md` has a short program for each:
 
   train(config, ...)      a whole run, as `python -m unimix_jax.main` does it: metrics and predictions
   evaluate(...)           every measure of anyone's predictions, with intervals and an HTML report
@@ -17,11 +17,11 @@ Example: measure predictions.
   >>> result = unimix_jax.evaluate(probabilities=probabilities, labels=labels, samples=0)
   >>> result.accuracy, round(result.nll, 3)
   (0.75, 0.4)
-  >>> half = unimix_jax.fit_temperature(np.log(probabilities), labels)  # a temperature sharpens or softens
+  >>> temperature = unimix_jax.fit_temperature(np.log(probabilities), labels)
   >>> unimix_jax.shift_prior(np.log(probabilities), [0.75, 0.25], [0.5, 0.5]).argmax(axis=1).tolist()
   [0, 0, 1, 1]
 
-and mix the batch of your own step by `unimix_jax.mixing.unimix(key, images, labels, counts=counts)`.
+In your own step, a batch is mixed by `unimix_jax.mixing.unimix(key, images, labels, counts=counts)`.
 
 A run is `unimix_jax.train("digits_lt:method=unimix_bayias", epochs=20)`. A mistake raises `UserError` with one
 sentence. Names are imported when they are first used: `import unimix_jax` alone imports neither jax nor numpy.
