@@ -1,5 +1,6 @@
 """What the documents tell a reader to do is done."""
 
+import functools
 import pathlib
 import re
 import shlex
@@ -11,7 +12,8 @@ import pytest
 from unimix_jax import evaluate, main, metrics, storage
 from unimix_jax.config import find_config, parse
 from unimix_jax.errors import UserError
-from unimix_jax.report import files
+from unimix_jax.models import resnet
+from unimix_jax.report import build, files
 from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
 
@@ -98,3 +100,28 @@ def test_the_readme_names_what_there_is():
     assert second.splitlines()[-1] == ".venv/bin/python -m pytest"
     for path in re.findall(r"\]\(([\w./]+)\)", text):
         assert (ROOT / path).exists(), path
+
+
+@pytest.fixture
+def stem_of_digits(monkeypatch):
+    """Let the network of the digits be the stem of one, and leave out pictures that are drawn for seconds."""
+    monkeypatch.setitem(resnet.NETWORKS, "resnet8", functools.partial(resnet.CifarResNet, blocks=0))
+    monkeypatch.setattr(build, "_class_distributions", lambda outputs: None)
+
+
+PROGRAMS = dict(enumerate(blocks("docs/library.md", "python")))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation", "stem_of_digits", "undrawn")
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_a_program_of_the_library_runs(number, tmp_path, monkeypatch, capsys):
+    if "import torch" in PROGRAMS[number]:
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = {}
+    exec(compile(PROGRAMS[number], f"docs/library.md, program {number}", "exec"), names)
+    assert capsys.readouterr().out
+    if "accuracy" in names:  # of a loop of one's own: it learns, from 4 images of the rarest class
+        assert names["accuracy"] > 0.7

@@ -15,6 +15,7 @@ MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix() for p in PACK
 # The layers from the top down. A module imports modules of its own package, and packages of the layers below.
 LAYERS = (
     {"main", "evaluate"},
+    {"library", "mixing", "losses", "calibration", "label_shift", "plots"},  # for programs of a user
     {"training", "report"},
     {"data", "methods", "models", "metrics", "theory", "cpu_kernels"},
     {"settings"},
@@ -32,8 +33,12 @@ LATE = {
     "PIL", "absl", "grain", "llvmlite", "matplotlib", "ml_collections", "orbax", "safetensors", "scipy", "simplejpeg",
     "sklearn", "mlflow", "tensorboardX", "tensorflow_datasets", "tqdm", "wandb", "yaml",
 }  # fmt: skip
-WITHOUT_JAX = {"cli", "config", "data", "errors", "metrics", "npz", "priors", "registry", "storage", "theory"}
-INSTANT = {"cli", "config", "errors", "main", "evaluate", "registry"}  # what --help imports: no numpy either
+WITHOUT_JAX = {
+    "calibration", "cli", "config", "data", "errors", "label_shift", "library", "metrics", "npz", "plots", "priors",
+    "registry", "storage", "theory",
+}  # fmt: skip
+# What --help imports: no numpy either.
+INSTANT = {"__init__", "cli", "config", "errors", "main", "evaluate", "library", "registry"}
 TOUCH_FILES = {
     "cli", "config/load", "data/download", "data/readers", "data/sources/cifar", "data/sources/digits",
     "data/sources/folder_layout", "data/sources/folder_scan", "data/sources/inaturalist", "data/sources/list_file",
@@ -164,6 +169,7 @@ def test_the_wheel_holds_every_package_of_the_tree():
 EXAMPLES = (
     "methods/losses", "methods/mixing", "methods/shares", "methods/posthoc", "priors", "metrics/measures",
     "metrics/classwise", "metrics/summaries", "metrics/bootstrap", "metrics/calibration", "metrics/label_shift",
+    "mixing",
 )  # fmt: skip
 
 

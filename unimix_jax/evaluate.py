@@ -1,10 +1,22 @@
-"""Measure predictions and report on them: `python -m unimix_jax.evaluate --workdir=runs/digits`."""
+"""Measure predictions and report on them: `python -m unimix_jax.evaluate --workdir=runs/digits`.
+
+The command has the name of the function `unimix_jax.evaluate`. So this module can be called, and is that function,
+whether or not it was imported before.
+"""
 
 import functools
+import inspect
 import sys
+import types
+from typing import Any
 
 from unimix_jax import cli
 from unimix_jax.errors import UserError
+from unimix_jax.library import Evaluation, evaluate
+
+__all__ = ["evaluate", "main"]
+
+__signature__ = inspect.signature(evaluate)  # of the module where it is called
 
 USAGE = """\
 Measure predictions of classes: accuracy, calibration, test priors, pictures.
@@ -115,6 +127,16 @@ def _parse(argv: list[str]):
             raise UserError(f"--{name} is nan; it must be a number")
     return values
 
+
+class _Callable(types.ModuleType):
+    """A module that is called as the function of its name."""
+
+    @functools.wraps(evaluate)
+    def __call__(self, *args: Any, **options: Any) -> Evaluation:
+        return evaluate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,7 @@ import functools
 import shlex
 import sys
 
-from unimix_jax import cli, errors
+from unimix_jax import cli, errors, library
 from unimix_jax.config import Command, parse, usage
 from unimix_jax.training import timings
 
@@ -31,15 +31,8 @@ def _execute(argv: list[str], stop_requested) -> str:
         command = parse(argv)
     if isinstance(command, str):
         return command
-    from unimix_jax.training import rundir
-
-    directory = rundir.create(command.workdir) if command.workdir else rundir.new_rundir(command.name)
-    try:
-        with cli.redirect_library_output(directory / rundir.LOG):
-            return _run(command, directory, stop_requested, clock)
-    finally:
-        if not command.workdir:
-            rundir.discard(directory)  # it stays as soon as a run has begun in it
+    with library.run_directory(command) as directory:
+        return _run(command, directory, stop_requested, clock)
 
 
 def _run(command: Command, directory, stop_requested, clock: timings.Clock) -> str:

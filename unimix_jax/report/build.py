@@ -18,6 +18,7 @@ def write_report(
     output: files.Output | None,
     options: evaluation.Options | None = None,
     kinds: tuple[str, ...] = ("png", "pdf"),
+    results: list[dict] | None = None,
 ) -> str:
     """Evaluate models and write the report.
 
@@ -26,11 +27,13 @@ def write_report(
       output: of `files.output`; with None nothing is written.
       options: of the evaluation; None for the defaults.
       kinds: of picture files, see `files.write`.
+      results: of `evaluation.evaluate` for each model, if they were computed before; None to compute them.
 
     Returns:
       The tables of the report as text, for a terminal.
     """
-    results = [evaluation.evaluate(each, options or evaluation.Options()) for each in inputs]
+    if results is None:
+        results = [evaluation.evaluate(each, options or evaluation.Options()) for each in inputs]
     if output is not None:
         if len(inputs) == 1:
             sections, title = of_one(inputs[0], results[0], _class_distributions(inputs[0])), inputs[0].name
