@@ -376,7 +376,7 @@ def _imported(name: str) -> Callable:
     return value
 
 
-def traits(kind: str, function: Callable) -> Traits:
+def traits(kind: str, function: Callable) -> Any:
     """Return the traits of a function, or the cautious ones of its kind where it states none.
 
     Args:
