@@ -181,18 +181,18 @@ def train_step(
             lambda path, p: p if factor(path) else jax.lax.stop_gradient(p), params
         )
         variables = {"params": params, "batch_stats": batch_stats}
-        mix = None
+        options = {}  # a network without levels need not take a mixing function
         if mixed.hidden is not None:
-            mix = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
+            options["mix"] = functools.partial(mixing.mix_hidden, mixed=mixed, slots=batch.partner_view, axis=axis)
         if stage.batch_norm == "frozen":
-            logits = apply(variables, mixed.image, train=False, mix=mix)
+            logits = apply(variables, mixed.image, train=False, **options)
         elif config.dropout:
             # Image by image, each with the random numbers of its view, so that they depend on no device.
             logits = jax.vmap(lambda image, key: apply(variables, image[None], train=True, rngs={"dropout": key})[0])(
                 mixed.image, keys
             )
         else:
-            logits, updates = apply(variables, mixed.image, train=True, mix=mix, mutable=["batch_stats"])
+            logits, updates = apply(variables, mixed.image, train=True, mutable=["batch_stats"], **options)
             batch_stats = updates.get("batch_stats", batch_stats)
         losses = mixing.objective(stage.loss, logits, mixed, inputs.class_weight)
         return losses.sum(), (logits, batch_stats)

@@ -61,9 +61,8 @@ def _read_by_user(read: Callable, data: "ConfigDict") -> Splits:
     except Exception as error:  # the source is the user's, and may raise anything
         raise UserError(f"the data source {data.source} fails: {type(error).__name__}: {error}") from error
     if not isinstance(splits, Splits):
-        raise UserError(
-            f"the data source {data.source} returns {type(splits).__name__}; it must return data.types.Splits"
-        )
+        kind = type(splits).__name__
+        raise UserError(f"the data source {data.source} returns {kind}; it must return unimix_jax.data.types.Splits")
     if splits.train.images is None and "image_size" not in data:
         raise UserError(
             f"the data source {data.source} returns encoded images, which need the fields of photographs: call "

@@ -1,0 +1,268 @@
+"""The parts of docs/extending.md are named by a config and trained with; no file of the project knows them."""
+
+import functools
+import importlib
+import pathlib
+import re
+import shlex
+import shutil
+import sys
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from unimix_jax import main, metrics, storage
+from unimix_jax.config import parse
+from unimix_jax.errors import UserError
+from unimix_jax.models import heads
+from unimix_jax.training import input as training_input
+from unimix_jax.training import schedules
+from unimix_jax.training.devices import distribute, replicate
+from unimix_jax.training.setup import prepare
+from unimix_jax.training.step import StepInputs, first_state, train_step
+
+TEXT = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+MODULES = {match[1]: match[0] for match in re.finditer(r"# (my_\w+)\.py\n.*?(?=```)", TEXT, flags=re.S)}
+COMMANDS = [shlex.split(block) for block in re.findall(r"```sh\n(.*?)```", TEXT, flags=re.S)]
+DIGITS = ["main", "--config=digits_lt.py:method=unimix_bayias", "--config.epochs=1"]
+
+
+class ConvNeXt(nn.Module):
+    """A small network of another kind, without batch statistics."""
+
+    num_classes: int
+    head: str = "linear"
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Conv(16, (2, 2), (2, 2))(images)
+        for _ in range(2):
+            y = nn.LayerNorm()(nn.Conv(16, (3, 3), feature_group_count=16)(x))
+            x = x + nn.Dense(16)(nn.gelu(nn.Dense(32)(y)))
+        return heads.build(self.head, self.num_classes)(nn.LayerNorm()(x.mean(axis=(1, 2))))
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder with the document's modules, as the current one, and a module of this file's parts."""
+    for name, code in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def test_every_part_has_an_example_of_less_than_thirty_lines():
+    kinds = {"optimisers", "schedules", "augmentations", "vit", "heads", "data", "measures"}
+    assert {f"my_{kind}" for kind in kinds} == MODULES.keys()
+    for name, code in MODULES.items():
+        assert len(code.splitlines()) < 30, name
+        assert any(f"{name}:" in argument for command in COMMANDS for argument in command), name
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0].removeprefix("--config."))
+def test_the_commands_of_the_document_set_up_a_run(command):
+    experiment = prepare(parse([*DIGITS, *command]).config, pathlib.Path("unwritten"))
+    assert experiment.steps > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_with_all_parts_of_the_document(mine, capsys):
+    arguments = {}
+    for argument in (argument for command in COMMANDS for argument in command):
+        name, _, value = argument.partition("=")
+        arguments[name] = value  # the last one wins: those of the own parts stand behind those of the project
+    arguments |= {
+        "--config.optim.name": "my_optimisers:clipped_adamw",
+        "--config.data.augment": "crop,my_augmentations:noise",
+    }
+    del arguments["--config.optim.options.b2"]
+    arguments |= {"--config.loggers": "jsonl", "--workdir": "run", "--config.eval_every": "0", "--config.epochs": "2"}
+    argv = [f"{name}={value}" for name, value in arguments.items()]
+    assert main.main([*DIGITS[:2], *argv]) == 0
+    values = storage.read_json(mine / "run" / "metrics.json")["test"]
+    predictions = metrics.predictions.read_predictions(mine / "run" / "predictions.npz")
+    confident = (
+        np.exp(predictions.logits - np.logaddexp.reduce(predictions.logits, axis=1, keepdims=True)).max(axis=1) >= 0.9
+    )
+    wrong = predictions.logits.argmax(axis=1) != predictions.labels
+    assert values["my_measures:confident_mistakes"] == pytest.approx((wrong & confident).mean())
+    assert predictions.class_names == ("1", "3", "5", "7", "9")
+    assert "confident mistakes" in (mine / "run" / "report.md").read_text()
+    run = storage.read_json(mine / "run" / "run.json")
+    assert run["code"].keys() == MODULES.keys()
+    rates = [
+        line["learning_rate"]
+        for line in map(storage.parse_json, (mine / "run" / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    ]
+    assert rates[-1] == pytest.approx(0, abs=1e-3)
+    assert "error" not in capsys.readouterr().err
+
+
+def two_steps(experiment, devices):
+    """The parameters after two steps on the first devices, and their losses."""
+    stage = experiment.method.stages[0]
+    step = functools.partial(train_step, stage=stage, network=experiment.network, config=experiment.step_config)
+    placed = jax.devices()[:devices]
+    compiled = distribute(step, placed)
+    state = replicate(first_state(experiment.variables, experiment.step_config.optimiser), placed)
+    batches = training_input.batches(experiment, 0)
+    losses = []
+    for _ in range(2):
+        _, batch = next(batches)
+        inputs = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
+        state, sums = compiled(state, batch, replicate(inputs, placed))
+        losses.append(float(sums["loss"][0]) / float(sums["loss"][1]))
+    return jax.device_get(state.params), losses
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine", "quick_compilation")
+@pytest.mark.parametrize("network", ["my_vit:ViT", "my_networks:ConvNeXt"])
+def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
+    # A large eps: AdamW divides by the root of squared gradients, of which small ones differ by the order of sums.
+    argv = [f"--config.network={network}", "--config.optim.name=adamw", "--config.optim.options.eps=0.1"]
+    trained = {}
+    for count in (1, 8):
+        experiment = prepare(
+            parse([*DIGITS, *argv, f"--config.parallel.devices={count}"]).config, pathlib.Path("unwritten")
+        )
+        assert experiment.step_config.dropout == (network == "my_vit:ViT")
+        trained[count] = two_steps(experiment, count)
+    start = experiment.variables["params"]
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(trained[1][0]), jax.tree.leaves(start), strict=True)]
+    assert min(moved) > 0
+    largest = max(moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), trained[8][0], trained[1][0])
+    np.testing.assert_allclose(trained[8][1], trained[1][1], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("mine")
+def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
+    experiment = prepare(parse([*DIGITS, "--config.network=my_vit:ViT"]).config, pathlib.Path("unwritten"))
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    apply = functools.partial(experiment.network.apply, {"params": experiment.variables["params"]}, images)
+    one, other = (apply(train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    assert np.abs(np.asarray(one - other)).max() > 1e-4
+    np.testing.assert_array_equal(apply(train=False), apply(train=False))
+
+
+class Headless(nn.Module):
+    """A network whose last layer has another name."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="last")(images.reshape(len(images), -1))
+
+
+class BatchNormAndDropout(nn.Module):
+    """A network that cannot be trained image by image."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.BatchNorm(use_running_average=not train)(images.reshape(len(images), -1))
+        return heads.build("linear", self.num_classes)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class Features(nn.Module):
+    """A network that returns no logits."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return images.reshape(len(images), -1)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("method", "argv", "message"),
+    [
+        ("crt", ["network=my_networks:Headless"], "has no module named head .* stage 'retrained' of method 'crt'"),
+        ("tau_norm", ["network=my_networks:Headless"], "has no module named head .* the posthoc function tau_norm"),
+        ("erm", ["network=my_networks:BatchNormAndDropout"], "has batch statistics and draws random numbers"),
+        ("erm", ["network=my_networks:Features"], r"must return logits \[2, 10\]"),
+        ("erm", ["network=my_networks:Absent"], "cannot import 'my_networks:Absent'"),
+        ("manifold_mixup", ["network=my_networks:ConvNeXt"], "mixes at level 1 of the network, which has no level but"),
+        ("erm", ["optim.name=adamww"], "unknown optimizer 'adamww' .did you mean 'adamw'"),
+        ("erm", ["optim.name=adamw", "optim.options.b3=.9"], "takes no option 'b3'"),
+        ("erm", ["optim.name=adam", "optim.decay_biases_and_norms=false"], "adam takes no mask of its decay"),
+        ("erm", ["optim.schedule=cosin"], "unknown schedule 'cosin' .did you mean 'cosine'"),
+        ("erm", ["optim.schedule=my_networks:negative"], "the schedule of config.optim is -0.2 at step 0"),
+        ("erm", ["data.augment=crop,crop"], "names crop twice"),
+        ("erm", ["data.augment=my_networks:halved"], "the augmentation halved returns .*; it must return float32"),
+        ("erm", ["data.augment_options.cutout.size=3"], "unknown augmentation of config.data.augment_options 'cutout'"),
+        ("erm", ["data.source=my_networks:nothing"], "returns NoneType; it must return unimix_jax.data.types.Splits"),
+        ("erm", ["measures=my_networks:nothing"], "the measure my_networks:nothing fails"),
+        ("erm", ["method.head=cosin"], "unknown head 'cosin' .did you mean 'cosine'"),
+    ],
+)
+def test_parts_that_cannot_be_used_get_a_sentence_before_the_first_step(method, argv, message):
+    with pytest.raises(UserError, match=message):
+        prepare(
+            parse(["main", f"--config=digits_lt.py:method={method}", *(f"--config.{a}" for a in argv)]).config,
+            pathlib.Path("unwritten"),
+        )
+
+
+def negative(step):
+    return -1.0
+
+
+def halved(keys, images):
+    return images[:, ::2]
+
+
+def nothing(*arguments):
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("method", ["crt", "mislas", "tau_norm", "ldam", "unimix_bayias"])
+def test_methods_with_stages_and_other_heads_train_a_vit(mine, method):
+    argv = ["--config.network=my_vit:ViT", "--config.epochs=1", "--config.eval_every=0", "--report=no"]
+    argv += ["--config.batch_size=128"] + (["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else [])
+    assert main.main(["main", f"--config=digits_lt.py:method={method}", *argv, f"--workdir={method}"]) == 0
+    assert storage.read_json(mine / method / "metrics.json")["test"]["images"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_that_goes_on_with_a_changed_module_says_so(mine):
+    argv = [*DIGITS, "--config.network=my_networks:ConvNeXt", "--config.measures=my_measures:confident_mistakes"]
+    argv += ["--report=no", "--workdir=run", "--config.eval_every=0"]
+    assert main.main(argv) == 0
+    shutil.rmtree(mine / "run" / "checkpoints")
+    (mine / "run" / "predictions.npz").unlink()
+    about = storage.read_json(mine / "run" / "run.json")
+    about["code"]["my_measures"] = "0" * 16
+    storage.write_json(mine / "run" / "run.json", about)
+    assert main.main(argv) == 0
+    assert (
+        "the module my_measures, which the config names, was changed since the last start"
+        in (mine / "run" / "log.txt").read_text()
+    )
+
+
+def test_restarts_are_those_of_sgdr():
+    """Against torch's CosineAnnealingWarmRestarts written out: T_0 = 2 epochs, doubled at each restart."""
+    rate = functools.partial(schedules.cosine_restarts, learning_rate=0.1, steps_per_epoch=5, first_epochs=2, growth=2)
+    expected, length = [], 10
+    for _ in range(3):
+        expected += [0.05 * (1 + np.cos(np.pi * t / length)) for t in range(length)]
+        length *= 2
+    np.testing.assert_allclose([rate(step) for step in range(len(expected))], expected, rtol=1e-12)
