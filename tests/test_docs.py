@@ -12,7 +12,7 @@ import pytest
 from unimix_jax import evaluate, main, metrics, storage
 from unimix_jax.config import find_config, parse
 from unimix_jax.errors import UserError
-from unimix_jax.models import resnet
+from unimix_jax.models import networks, resnet
 from unimix_jax.report import build, files
 from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
@@ -105,7 +105,7 @@ def test_the_readme_names_what_there_is():
 @pytest.fixture
 def stem_of_digits(monkeypatch):
     """Let the network of the digits be the stem of one, and leave out pictures that are drawn for seconds."""
-    monkeypatch.setitem(resnet.NETWORKS, "resnet8", functools.partial(resnet.CifarResNet, blocks=0))
+    monkeypatch.setitem(networks.NETWORKS, "resnet8", functools.partial(resnet.CifarResNet, blocks=0))
     monkeypatch.setattr(build, "_class_distributions", lambda outputs: None)
 
 

@@ -156,6 +156,18 @@ def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
     np.testing.assert_array_equal(apply(train=False), apply(train=False))
 
 
+class Patches(nn.Module):
+    """The beginning and the end of a ViT."""
+
+    num_classes: int
+    head: str = "linear"
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dropout(0.1, deterministic=not train)(nn.Conv(8, (4, 4), (4, 4))(images))
+        return heads.build(self.head, self.num_classes)(x.mean(axis=(1, 2)))
+
+
 class Headless(nn.Module):
     """A network whose last layer has another name."""
 
@@ -232,9 +244,12 @@ def nothing(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("method", ["crt", "mislas", "tau_norm", "ldam", "unimix_bayias"])
-def test_methods_with_stages_and_other_heads_train_a_vit(mine, method):
-    argv = ["--config.network=my_vit:ViT", "--config.epochs=1", "--config.eval_every=0", "--report=no"]
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [("crt", "my_vit:ViT"), *((method, "my_networks:Patches") for method in ("mislas", "tau_norm", "ldam"))],
+)
+def test_methods_with_stages_and_other_heads_train_networks_without_batch_statistics(mine, method, network):
+    argv = [f"--config.network={network}", "--config.epochs=1", "--config.eval_every=0", "--report=no"]
     argv += ["--config.batch_size=128"] + (["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else [])
     assert main.main(["main", f"--config=digits_lt.py:method={method}", *argv, f"--workdir={method}"]) == 0
     assert storage.read_json(mine / method / "metrics.json")["test"]["images"] > 0

@@ -270,5 +270,5 @@ def test_the_document_s_loss_states_its_traits():
     assert (stated.natural_prior, stated.balanced_prior) == ("train", "none")
     decorators = re.findall(r"`registry\.(\w+)` \|", text)
     assert {getattr(registry, name) for name in decorators} == {
-        registry.KINDS[kind].traits for kind in IN_RECIPES if kind != "loss"
+        registry.KINDS[kind].traits for kind in (*IN_RECIPES, "logger") if kind != "loss"
     }

@@ -230,6 +230,7 @@ def evaluate(
     samples: int = 1000,
     classwise_intervals: bool = False,
     test_prior: str = "",
+    measures: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Evaluation:
     """Measure predictions of any framework: accuracy, calibration, groups of classes, intervals, test priors.
@@ -252,6 +253,7 @@ def evaluate(
       samples: of the bootstrap; 0 for no intervals.
       classwise_intervals: intervals of SCE, ACE and TACE too, which takes longer.
       test_prior: measure a correction, too, for "uniform", "train", "imbalance:R", a file of shares, or "estimate".
+      measures: more measures, "module:function", (probabilities, labels) -> number.
       seed: of the bootstrap.
 
     Returns:
@@ -288,7 +290,15 @@ def evaluate(
                 "path of an .npz file"
             )
         outputs = outputs._replace(validation=validation)
-    options = evaluation.Options(bins, groups, samples, classwise_intervals, test_prior, seed)
+    options = evaluation.Options(
+        bins=bins,
+        by=groups,
+        samples=samples,
+        classwise=classwise_intervals,
+        test_prior=test_prior,
+        measures=tuple(measures),
+        seed=seed,
+    )
     return _evaluation(evaluation.evaluate(outputs, options), outputs)
 
 

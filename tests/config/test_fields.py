@@ -94,7 +94,7 @@ SOURCES = {
 }
 # What may differ when a run goes on: numbers stay the same; or the digests of the data are compared.
 NEUTRAL = {
-    "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "loggers",
+    "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "measures", "loggers",
     "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",
 }  # fmt: skip
 SEEN_IN_DATA = {
@@ -178,7 +178,7 @@ def test_help_of_a_config_lists_every_field_with_value_and_help(name):
         (at,) = (i for i, line in enumerate(lines) if line.startswith(f"  --config.{dotted}="))
         written = lines[at].partition("=")[2].strip("'")
         if isinstance(value, tuple):
-            names = value and isinstance(value[0], str)
+            names = not value or isinstance(value[0], str)
             assert written == (",".join(value) if names else repr(value).replace(" ", ""))
         else:
             assert written == str(value)

@@ -126,7 +126,7 @@ def test_the_first_lines_say_what_was_found(finished):
         "held out: 50 of each class for test, 25 of each class for validation, by chance (config.data.split_seed)",
     ]
     assert re.match(
-        r"stem by unimix_bayias: \d+ parameters, from random weights \(seed 0\); 33 steps", lines[first + 3]
+        r"stem by unimix_bayias and sgd: \d+ parameters, from random weights \(seed 0\); 33 steps", lines[first + 3]
     )
 
 

@@ -99,7 +99,7 @@ _WARMUP = Bound(
 # Elsewhere `pretrained` is a switch: its values are no files.
 _WEIGHTS = Bound(
     lambda v: v.lower() not in ("true", "false", "none", "imagenet", "1", "0"),
-    "the path of a .safetensors file with torchvision's names, or empty for random weights",
+    "the path of a .safetensors file with torchvision's or timm's names, or empty for random weights",
 )
 
 # A table: name, default, help, bound, and then what is special of a field.
@@ -113,13 +113,14 @@ _RUN = (
           old="accumulate", hints=("gradient_accumulation_steps", "accumulate_grad_batches", "accum_iter")),
     Field("eval_batch_size", 500, "Images a prediction step, over all devices; rounded up to a multiple of them.",
           _COUNT, by_source={"photographs": 100}, hints=("val_batch_size", "test_batch_size")),
-    Field("network", "resnet32", "Name of the network, such as resnet8, resnet32, resnet50.",
+    Field("network", "resnet32",
+          'Network: resnet8, resnet32, resnet50, vit_s16, convnext_tiny, ..., or "module:Class".',
           "models/networks.py refuses a network that it does not have", hints=("arch", "model", "net", "backbone")),
     Field("dtype", "float32", "Type of convolutions and activations.", choice("float32", "bfloat16"),
           hints=("precision", "amp", "fp16", "half", "bf16")),
     Field("remat", False, "Compute activations again in the backward pass: less memory, more time.", _SWITCH, FREE),
     Field("pretrained", "",
-          "Trained weights to start from: a .safetensors file with torchvision's names; empty for random weights.",
+          "Trained weights: a .safetensors file with torchvision's or timm's names; empty for random weights.",
           _WEIGHTS,
           old="init", hints=("weights", "checkpoint_path", "pretrained_weights")),
     Field("test_prior", "uniform",

@@ -279,6 +279,6 @@ def random_erasing(
             for i, side in enumerate(image.shape[:2])
         )
         inside = erases & rows[:, None] & columns
-        return jnp.where(inside[..., None], mean, image)
+        return jnp.where(inside[..., None], jnp.asarray(mean, image.dtype), image)
 
     return jax.vmap(one)(keys, images)
