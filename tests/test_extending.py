@@ -73,6 +73,17 @@ def test_the_commands_of_the_document_set_up_a_run(command):
     assert experiment.steps > 0
 
 
+@pytest.mark.usefixtures("mine")
+def test_a_stage_may_have_a_schedule_of_the_user_s():
+    argv = ["--config.method.stages.retrained.schedule.name=my_schedules:one_cycle"]
+    argv += ["--config.method.stages.retrained.schedule.learning_rate=0.5", "--config.epochs=2"]
+    config = parse(["main", "--config=digits_lt.py:method=crt", *argv]).config
+    stage = prepare(config, pathlib.Path("unwritten")).method.stages[1]
+    rates = [stage.schedule(step) for step in range(stage.last - stage.first)]
+    assert max(rates) == pytest.approx(0.5, rel=0.05)
+    assert rates[-1] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_run_with_all_parts_of_the_document(mine, capsys):
@@ -131,6 +142,8 @@ def two_steps(experiment, devices):
 def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     # A large eps: AdamW divides by the root of squared gradients, of which small ones differ by the order of sums.
     argv = [f"--config.network={network}", "--config.optim.name=adamw", "--config.optim.options.eps=0.1"]
+    if network == "my_networks:ConvNeXt":
+        argv += ["--config.data.augment=crop,flip,rand_augment,random_erasing,my_augmentations:noise"]
     trained = {}
     for count in (1, 8):
         experiment = prepare(
@@ -207,6 +220,7 @@ class Features(nn.Module):
         ("tau_norm", ["network=my_networks:Headless"], "has no module named head .* the posthoc function tau_norm"),
         ("erm", ["network=my_networks:BatchNormAndDropout"], "has batch statistics and draws random numbers"),
         ("erm", ["network=my_networks:Features"], r"must return logits \[2, 10\]"),
+        ("erm", ["network_options.depht=3"], "network resnet8 takes no option 'depht'.* it takes "),
         ("erm", ["network=my_networks:Absent"], "cannot import 'my_networks:Absent'"),
         ("manifold_mixup", ["network=my_networks:ConvNeXt"], "mixes at level 1 of the network, which has no level but"),
         ("erm", ["optim.name=adamww"], "unknown optimizer 'adamww' .did you mean 'adamw'"),

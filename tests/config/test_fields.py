@@ -19,6 +19,7 @@ DEFAULT = {
     "grad_accum_steps": 1,
     "eval_batch_size": 500,
     "network": "resnet32",
+    "network_options": {},
     "dtype": "float32",
     "remat": False,
     "pretrained": "",

@@ -27,8 +27,8 @@ def default() -> "ConfigDict":
     for field in fields.of_source(""):
         _set(config, field, "")
     for name in fields.OPTIONS:
-        group, last = name.split(".")
-        config[group][last] = ConfigDict()
+        group, _, last = name.rpartition(".")
+        (config[group] if group else config)[last] = ConfigDict()
     config.method = ConfigDict()
     return config
 

@@ -263,6 +263,7 @@ FIELDS = {field.name: field for field in (*_RUN, *_DATA, *_SOURCES, *_OPTIM, *_M
 
 # Groups that hold the options of functions, by option, and are empty at first.
 OPTIONS = {
+    "network_options": "Options of the network, such as config.network_options.drop_path=.1 of vit_s16.",
     "optim.options": "Options of the optimiser, such as config.optim.options.b2=.95 of adamw.",
     "optim.schedule_options": "Options of the schedule, such as config.optim.schedule_options.growth=1.",
     "data.augment_options": "Options of augmentations by name, such as random_erasing.probability=.5.",

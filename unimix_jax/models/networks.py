@@ -11,13 +11,14 @@ network(images, train, mix). Its class states more:
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, did_you_mean
 from unimix_jax.models import convnext, resnet, vit
 
 NETWORKS = {  # of small images: CIFAR, digits
@@ -49,6 +50,7 @@ def build(
     axis: str | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return the network of a name.
 
@@ -61,20 +63,28 @@ def build(
       axis: mesh axis over which batch statistics are taken; None for each device's own.
       dtype: of convolutions and activations.
       remat: compute activations again in the backward pass instead of keeping them.
+      options: other attributes of the network, such as the rate of its dropout.
 
     Returns:
       A Flax module, called as network(images, train, mix).
 
     Raises:
-      UserError: no network or head has that name, or the user's class cannot be called so.
+      UserError: no network or head has that name, or the class cannot be called so.
     """
     network = registry.resolve("network", name)
     registry.resolve("head", head)
-    options = {"num_classes": num_classes, "head": head, "axis": axis, "dtype": dtype, "remat": remat}
+    attributes = {"num_classes": num_classes, "head": head, "axis": axis, "dtype": dtype, "remat": remat}
+    taken = inspect.signature(network).parameters
+    own = [option for option in taken if option not in (*attributes, "parent", "name")]
+    for option in options or {}:
+        if option not in own:
+            raise UserError(
+                f"the network {name} takes no option {option!r}{did_you_mean(option, own)}; it takes "
+                f"{', '.join(own) or 'none'}"
+            )
     if ":" in name:
-        taken = inspect.signature(network).parameters
-        options = {option: value for option, value in options.items() if option in taken}
+        attributes = {attribute: value for attribute, value in attributes.items() if attribute in taken}
     try:
-        return network(**options)
+        return network(**attributes, **(options or {}))
     except Exception as error:  # the class may be the user's, and raise anything
         raise UserError(f"the network {name} cannot be made: {type(error).__name__}: {error}") from error

@@ -34,6 +34,7 @@ def build(config: "ConfigDict", num_classes: int, head: str) -> nn.Module:
         axis=AXIS if config.parallel.batch_norm == "global" else None,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        options=config.network_options.to_dict(),
     )
 
 
