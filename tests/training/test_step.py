@@ -103,7 +103,7 @@ def test_hits_are_counted_on_the_label_with_the_larger_weight():
     class Fixed:
         """Answers class 1, whatever it sees."""
 
-        def apply(self, variables, image, *, train, mutable, mix):
+        def apply(self, variables, image, *, train, mutable):
             logits = jnp.tile(jnp.array([0.0, 1.0, 0.0]), (len(image), 1)) + variables["params"]["w"]
             return logits, {"batch_stats": {}}
 
