@@ -102,8 +102,8 @@ def loop(rounds: int) -> dict:
         experiment = dataclasses.replace(experiment, method=experiment.method._replace(stages=(stage,)))
         step = loop.compiled_step(experiment, stage)
         numbers = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
-        made = loading.prefetch(training_input.batches(experiment, 0))
-        ready = [batch for _, batch in itertools.islice(made, 4)]
+        made = loading.prefetch(training_input.dispatches(experiment, 0))
+        ready = [batch for _, _, batch in itertools.islice(made, 4)]
         made.close()
 
         def fresh():

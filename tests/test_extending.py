@@ -126,10 +126,10 @@ def two_steps(experiment, devices):
     placed = jax.devices()[:devices]
     compiled = distribute(step, placed)
     state = replicate(first_state(experiment.variables, experiment.step_config.optimiser), placed)
-    batches = training_input.batches(experiment, 0)
+    batches = training_input.dispatches(experiment, 0)
     losses = []
     for _ in range(2):
-        _, batch = next(batches)
+        _, _, batch = next(batches)
         inputs = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
         state, sums = compiled(state, batch, replicate(inputs, placed))
         losses.append(float(sums["loss"][0]) / float(sums["loss"][1]))

@@ -277,7 +277,7 @@ class Logger(Traits):
     Attributes:
       package: that it imports, "" for none; the extra that installs it has the name of the logger.
       required: whether no run can do without it: each config names it, and its errors end the run.
-      every_step: whether it has a method `update()`, too, which is called after each step.
+      every_step: whether it has a method `update(steps)`, too, which is called after each dispatch of so many steps.
     """
 
     package: str = ""

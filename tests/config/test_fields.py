@@ -17,6 +17,7 @@ DEFAULT = {
     "epochs": 200,
     "batch_size": 128,
     "grad_accum_steps": 1,
+    "steps_per_dispatch": 0,
     "eval_batch_size": 500,
     "network": "resnet32",
     "network_options": {},
@@ -96,7 +97,8 @@ SOURCES = {
 # What may differ when a run goes on: numbers stay the same; or the digests of the data are compared.
 NEUTRAL = {
     "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "measures", "loggers",
-    "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "checkpoint.every", "checkpoint.keep",
+    "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "steps_per_dispatch", "checkpoint.every",
+    "checkpoint.keep",
 }  # fmt: skip
 SEEN_IN_DATA = {
     "data.dir", "data.download", "data.file", "data.layout", "data.max_megapixels", "data.skip_other_files",

@@ -173,15 +173,26 @@ def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
 @pytest.mark.parametrize("how", SPMD)
 def test_split_results_come_back_in_order(how):
     devices = jax.devices()[:8]
-    double = distribute(lambda factor, x, *, axis: factor * x, devices, how, split=(False, True), split_result=True)
+    double = distribute(lambda factor, x, *, axis: factor * x, devices, how, split=(None, 0), split_result=True)
     x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
     out = double(replicate(jnp.float32(2), devices), shard(x, devices, how))
     np.testing.assert_array_equal(out, 2 * x)
 
 
+@pytest.mark.parametrize("how", SPMD)
+def test_each_device_gets_its_share_of_the_axis_that_is_named(how):
+    devices = jax.devices()[:8]
+    sums = distribute(
+        lambda x, *, axis: jax.lax.psum(x * (1 + jax.lax.axis_index(axis)), axis), devices, how, split=(1,)
+    )
+    x = np.arange(48.0, dtype=np.float32).reshape(3, 16)
+    shares = x.reshape(3, 8, 2)  # two columns a device
+    np.testing.assert_array_equal(sums(shard(x, devices, how, axis=1)), np.einsum("kds,d->ks", shares, np.arange(1, 9)))
+
+
 def test_unknown_wrappings_and_missing_devices_are_refused():
     with pytest.raises(UserError, match="unknown wrapping"):
-        distribute(lambda x, *, axis: x, jax.devices(), "xmap", split=(False,))
+        distribute(lambda x, *, axis: x, jax.devices(), "xmap", split=(None,))
     with pytest.raises(UserError, match=r"parallel.devices is 9, but this process has 8"):
         local_devices(9)
 

@@ -206,6 +206,35 @@ def test_the_same_seed_gives_the_same_bits_wherever_the_images_are(finished, tmp
     assert numbers_of(tmp_path) == numbers_of(finished[0])
 
 
+def test_a_run_with_many_steps_a_dispatch_writes_the_same_records_and_goes_on_to_the_same_bits(finished, tmp_path):
+    many = config("--config.steps_per_dispatch=11")
+    run(many, tmp_path / "whole")
+    records, _, _, result = whole = numbers_of(tmp_path / "whole")
+    expected, _, _, expected_result = numbers_of(finished[0])
+    assert [(line["step"], line.get("split")) for line in records] == [(r["step"], r.get("split")) for r in expected]
+    for line, other in zip(records, expected, strict=True):
+        assert line.get("stage") == other.get("stage")
+        if "loss" in line:
+            assert line["loss"] == pytest.approx(other["loss"], rel=0.02)  # float32 sums in another order, 33 steps
+    assert result["test"]["accuracy"] == pytest.approx(expected_result["test"]["accuracy"], abs=0.02)
+
+    stop = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loggers.Loggers, "update", lambda self, steps: stop.set())
+        with pytest.raises(Interrupted, match="at step 11 of 33, saved"):
+            run(many, tmp_path / "stopped", stop)
+    run(many, tmp_path / "stopped")
+    assert numbers_of(tmp_path / "stopped") == whole
+
+
+def test_a_loss_that_is_not_finite_is_found_at_its_step_of_a_dispatch(tmp_path):
+    wild = config(
+        "--config.steps_per_dispatch=11", "--config.optim.learning_rate=1e6", "--config.optim.warmup_epochs=0"
+    )
+    with pytest.raises(NonFiniteError, match=r"the loss is not finite at step ([2-9]|1[01]) \(stage 'mixed'"):
+        run(wild, tmp_path)
+
+
 def test_another_seed_gives_another_model_on_the_same_images(finished, tmp_path):
     run(config("--config.seed=1", "--config.eval_every=0"), tmp_path)
     first, second = (storage.read_json(d / "run.json") for d in (finished[0], tmp_path))
@@ -341,7 +370,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_evaluated(tmp_path):
 
 def test_seed_reaches_order_partners_and_the_step(tmp_path):
     first, second = (prepare(config(f"--config.seed={seed}"), tmp_path) for seed in (0, 1))
-    (_, a), (_, b) = next(training_input.batches(first, 0)), next(training_input.batches(second, 0))
+    (_, _, a), (_, _, b) = next(training_input.dispatches(first, 0)), next(training_input.dispatches(second, 0))
     assert (np.asarray(a.label) != b.label).any()
     assert (np.asarray(a.partner_label) != b.partner_label).any()
     seeds = []

@@ -164,7 +164,7 @@ def test_a_run_can_begin_from_trained_weights(folder, tmp_path):
 def test_every_row_gets_its_batches_of_photographs(folder, tmp_path, row):
     experiment = prepare(config(f"image_folder.py:method={row}", **{"data.dir": folder, "epochs": 10}), tmp_path)
     for stage in experiment.method.stages:
-        of, batch = next(training_input.batches(experiment, stage.first))
+        of, _, batch = next(training_input.dispatches(experiment, stage.first))
         assert of is stage
         assert batch.image.shape == (4, 8, 8, 3)
         assert (batch.partner_image is None) == (stage.pair_sampler is None)

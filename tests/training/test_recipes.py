@@ -59,7 +59,7 @@ def two_steps(name, stage_index, devices):
     state = state._replace(step=replicate(np.int32(stage.first), experiment.devices))
     before, sums = jax.device_get((state.params, state.batch_stats)), []
     for step in (stage.first, stage.first + 1):
-        of, batch = next(training_input.batches(experiment, step))
+        of, _, batch = next(training_input.dispatches(experiment, step))
         assert of is stage
         numbers = StepInputs(np.uint32(0), np.float32(0.01), stage.class_weight)
         state, means = step_of(experiment, stage)(state, batch, numbers)
@@ -224,14 +224,14 @@ def test_a_mixer_of_images_takes_any_partners_and_parts(mine):
 
 def test_a_pair_sampler_of_a_user_is_given_the_table_that_it_asks_for(mine):
     experiment = mixed_by("mine:blended", "mine:next_nearest")
-    _, batch = next(training_input.batches(experiment, 0))
+    _, _, batch = next(training_input.dispatches(experiment, 0))
     np.testing.assert_array_equal(batch.partner_label, batch.label)
     with pytest.raises(UserError, match="mixes inside of the network"):
         mixed_by("mine:hidden", "mine:next_nearest")
 
 
 def test_partners_that_leave_the_batch_later_are_refused_then(mine):
-    batches = training_input.batches(mixed_by("mine:hidden", "mine:later_outside"), 0)
+    batches = training_input.dispatches(mixed_by("mine:hidden", "mine:later_outside"), 0)
     for _ in range(3):
         next(batches)
     with pytest.raises(UserError, match="mixes inside of the network"):
@@ -269,7 +269,7 @@ def test_a_network_without_running_statistics_trains_and_one_with_other_collecti
     step = functools.partial(
         train_step, stage=experiment.method.stages[0], network=experiment.network, config=experiment.step_config
     )
-    after, _ = quick.jit(step)(state, next(training_input.batches(experiment, 0))[1], numbers)
+    after, _ = quick.jit(step)(state, next(training_input.dispatches(experiment, 0)).batch, numbers)
     assert np.abs(np.asarray(after.params["head"]["kernel"]) - state.params["head"]["kernel"]).max() > 0
     monkeypatch.setitem(networks.NETWORKS, "stem", lambda num_classes, **_: Bare(num_classes, counts=True))
     with pytest.raises(UserError, match="keeps variables in the collection 'calls'"):

@@ -114,7 +114,7 @@ def distribute(
     devices: Sequence,
     spmd: str = "shard_map",
     *,
-    split: Sequence[bool] = (False, True, False),
+    split: Sequence[int | None] = (None, 0, None),
     split_result: bool = False,
     donate: Sequence[int] = (),
 ) -> Callable:
@@ -122,11 +122,11 @@ def distribute(
 
     Args:
       step: called as step(*arguments, axis=AXIS); adds over the axis what all devices must agree on.
-      devices: their number divides the leading axis of every split argument.
+      devices: their number divides the axis of every split argument.
       spmd: "shard_map" (under `jax.jit`) or "pmap".
-      split: for each argument, whether each device gets its share of the leading axis (see `shard`),
-        or all of it (see `replicate`).
-      split_result: whether the result is put together from the devices' shares, or equal on all.
+      split: for each argument, the axis of which each device gets its share (see `shard`), or None if each gets all
+        of it (see `replicate`).
+      split_result: whether the result is put together from the devices' shares of its leading axis, or equal on all.
       donate: arguments whose memory the result may take.
 
     Returns:
@@ -135,7 +135,7 @@ def distribute(
     one_of("wrapping (config.parallel.spmd)", spmd, SPMD)
     step = functools.partial(step, axis=AXIS)
     if spmd == "pmap":
-        axes = tuple(0 if s else None for s in split)
+        axes = tuple(None if s is None else 0 for s in split)  # `shard` moves the devices to the front
         mapped = jax.pmap(
             step, AXIS, in_axes=axes, out_axes=0 if split_result else None, devices=devices, donate_argnums=donate
         )
@@ -147,23 +147,41 @@ def distribute(
     mapped = jax.shard_map(
         step,
         mesh=_mesh(devices),
-        in_specs=tuple(P(AXIS) if s else P() for s in split),
+        in_specs=tuple(_share_of(axis) for axis in split),
         out_specs=P(AXIS) if split_result else P(),
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=donate, compiler_options=runtime.compiler_options())
 
 
-def shard(tree: Any, devices: Sequence, spmd: str = "shard_map") -> Any:
-    """Put a batch on the devices, to each its share of the leading axis, for a step of `distribute`."""
+def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0) -> Any:
+    """Put arrays on the devices, to each its share of an axis, for a step of `distribute`.
+
+    Args:
+      tree: arrays; the number of devices divides their axis.
+      devices: those of `distribute`.
+      spmd: that of `distribute`.
+      axis: which one is shared.
+
+    Returns:
+      The same tree of arrays; under "pmap" with a leading axis of the devices, which places them itself.
+    """
     if spmd == "pmap":
-        return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), tree)
-    return jax.device_put(tree, NamedSharding(_mesh(devices), P(AXIS)))
+
+        def shares(x):
+            return np.moveaxis(x.reshape(*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :]), axis, 0)
+
+        return jax.tree.map(shares, tree)
+    return jax.device_put(tree, NamedSharding(_mesh(devices), _share_of(axis)))
 
 
 def replicate(tree: Any, devices: Sequence) -> Any:
     """Put a whole tree on every device."""
     return jax.device_put(tree, NamedSharding(_mesh(devices), P()))
+
+
+def _share_of(axis: int | None) -> P:
+    return P() if axis is None else P(*(None,) * axis, AXIS)
 
 
 def _mesh(devices: Sequence) -> Mesh:

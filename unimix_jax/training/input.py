@@ -3,25 +3,38 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from unimix_jax import registry
 from unimix_jax.data import loading, pairs, sampling, thumbnails
 from unimix_jax.data.types import Batch
 from unimix_jax.methods.build import Stage
-from unimix_jax.training import unreadable
+from unimix_jax.training import dispatch, unreadable
 from unimix_jax.training.devices import replicate, shard
 from unimix_jax.training.setup import Experiment, indices_within_batch
 
 _log = logging.getLogger(__name__)
 
 
-def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
-    """Yield the stage and the placed batch of each step after step `first`; runs in the prefetching thread.
+class Dispatch(NamedTuple):
+    """The input of one program: of one step, or of several."""
 
-    With `data.on_device` the indices of the batch are placed, and the step gathers the images.
+    stage: Stage
+    steps: range  # their numbers, from 0
+    batch: Any  # on the devices: a Batch; with images on the devices BatchIndices, of several steps stacked [steps, B]
+
+
+def dispatches(experiment: Experiment, first: int) -> Iterator[Dispatch]:
+    """Yield the input of each dispatch after step `first`; runs in the prefetching thread.
+
+    With the training images on the devices, the indices of a batch are placed, and the step gathers the images.
+
+    Args:
+      experiment: of `setup.prepare`.
+      first: steps that were taken before.
     """
     config, train = experiment.config, experiment.splits.train
     table = functools.cache(functools.partial(_neighbour_table, experiment))
@@ -41,19 +54,26 @@ def batches(experiment: Experiment, first: int) -> Iterator[tuple[Stage, Any]]:
             where = f"stage {stage.name!r} of {experiment.method.name!r}"
             indices_of = functools.partial(indices_within_batch, indices_of, where)
         steps = range(max(first, stage.first), stage.last)
+        place = functools.partial(shard, devices=experiment.devices, spmd=config.parallel.spmd)
+        if experiment.steps_per_dispatch > 1:
+            cut = experiment.steps_per_epoch, experiment.steps_per_dispatch
+            for part in dispatch.ranges(steps.start, steps.stop, *cut):
+                stacked = jax.tree.map(lambda *rows: np.stack(rows), *[indices_of(step=step) for step in part])
+                yield Dispatch(stage, part, place(stacked, axis=1))
+            continue
         if train.images is None:
             stage_batches = _read(experiment, pair_sampler, indices_of, steps)
         else:
             stage_batches = (indices_of(step=step) for step in steps)
-            if not config.data.on_device:
+            if not experiment.on_device:
                 stage_batches = (loading.gather(train.images, train.labels, indices) for indices in stage_batches)
-        for batch in stage_batches:
-            yield stage, shard(batch, experiment.devices, config.parallel.spmd)
+        for step, batch in zip(steps, stage_batches, strict=True):
+            yield Dispatch(stage, range(step, step + 1), place(batch))
 
 
 def resident(experiment: Experiment) -> tuple:
-    """Return the training images and labels on the devices if the config wants them there, otherwise ()."""
-    if not experiment.config.data.on_device:
+    """Return the training images and labels on the devices if the run wants them there, otherwise ()."""
+    if not experiment.on_device:
         return ()
     train = experiment.splits.train
     return replicate((train.images, train.labels), experiment.devices)

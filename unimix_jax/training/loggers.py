@@ -117,12 +117,16 @@ class Loggers:
             with self._left_out_if_it_fails(name, traits):
                 logger.log(dict(record))
 
-    def update(self) -> None:
-        """Tell the loggers that ask for it that a step was taken."""
+    def update(self, steps: int = 1) -> None:
+        """Tell the loggers that ask for it that steps were taken.
+
+        Args:
+          steps: how many since the last call.
+        """
         for name, (logger, traits) in list(self._active.items()):
             if traits.every_step:
                 with self._left_out_if_it_fails(name, traits):
-                    logger.update()
+                    logger.update(steps)
 
     def finish(self) -> None:
         """Finish each logger."""
@@ -186,9 +190,13 @@ class Progress:
         self._bar = tqdm(total=num_steps, initial=first_step, file=cli.terminal(), **look)
         self._num_steps, self._shown, self._since = num_steps, -_LINES_APART, None
 
-    def update(self) -> None:
-        """Move the bar by a step."""
-        self._bar.update()
+    def update(self, steps: int = 1) -> None:
+        """Move the bar.
+
+        Args:
+          steps: that were taken since the last call.
+        """
+        self._bar.update(steps)
 
     def log(self, record: dict) -> None:
         """Show a record.

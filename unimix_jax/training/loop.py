@@ -21,7 +21,7 @@ from unimix_jax.training import checkpoints, loggers, predict
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import distribute, replicate
 from unimix_jax.training.setup import Experiment
-from unimix_jax.training.step import StepInputs, TrainState, train_step
+from unimix_jax.training.step import StepInputs, TrainState, many_steps, train_step
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -32,9 +32,9 @@ _WATCHED = ("accuracy", "ece", "nll")  # measures that evaluations on the way re
 
 
 class Due(NamedTuple):
-    """The tasks that follow a step."""
+    """The tasks that follow the steps of a dispatch."""
 
-    record: bool
+    records: tuple[int, ...]  # numbers of steps, from 1
     evaluate: tuple[str, ...]  # names of splits
     save: bool
 
@@ -61,70 +61,94 @@ def train(
     predict_splits = predict.predictor(experiment)
     compiled_steps, stage = {}, None
     resident = training_input.resident(experiment)
-    batches = loading.prefetch(training_input.batches(experiment, first))
+    dispatches = loading.prefetch(training_input.dispatches(experiment, first))
     run_loggers = loggers.opened(
         config.loggers, directory=experiment.directory, config=config, first_step=first, num_steps=num_steps
     )
-    with clock.part("steps"), run_loggers as records, contextlib.closing(batches):
+    with clock.part("steps"), run_loggers as records, contextlib.closing(dispatches):
         previous_sums, timed_from, timer = None, first, time.monotonic()
-        for step, (step_stage, batch) in enumerate(batches, start=first + 1):
-            if step_stage is not stage:
-                stage, rate = step_stage, learning_rate(experiment, step_stage)
-                state = state if step - 1 > stage.first else stage_start(experiment, stage, state)
-            compiles = stage.program not in compiled_steps
+        for next_stage, steps, batch in dispatches:
+            if next_stage is not stage:
+                stage, rate = next_stage, learning_rate(experiment, next_stage)
+                state = state if steps.start > stage.first else stage_start(experiment, stage, state)
+            program = stage.program, len(steps)
+            compiles = program not in compiled_steps
             if compiles:
-                compiled_steps[stage.program] = compiled_step(experiment, stage)
-            inputs = StepInputs(np.uint32(config.seed), np.float32(rate(step - 1)), stage.class_weight)
+                compiled_steps[program] = compiled_step(experiment, stage)
+            rates = np.array([rate(step) for step in steps], np.float32)
+            rates = rates if experiment.steps_per_dispatch > 1 else rates[0]
+            inputs = StepInputs(np.uint32(config.seed), rates, stage.class_weight)
             with clock.part("compile" if compiles else "steps"):
-                state, sums = compiled_steps[stage.program](state, batch, inputs, *resident)
-            jax.block_until_ready(previous_sums)  # at most two steps in flight: each has its own buffers
+                state, sums = compiled_steps[program](state, batch, inputs, *resident)
+            jax.block_until_ready(previous_sums)  # at most two dispatches in flight: each has its own buffers
             previous_sums = sums
-            records.update()
+            records.update(len(steps))
 
-            stopping = stop_requested.is_set()
-            due = _due(experiment, step, stopping)
-            line = {"step": step, "epoch": round(step / experiment.steps_per_epoch, 4)}
-            where = f"step {step} (stage {stage.name!r}, learning rate {rate(step - 1):g})"
+            stopping, last = stop_requested.is_set(), steps.stop
+            due = _due(experiment, steps, stopping)
             if any(due):
-                means = {name: float(total) / float(weight) for name, (total, weight) in jax.device_get(sums).items()}
-                _check_finite(manager, where, loss=means["loss"], state=state if due.evaluate or due.save else ())
-            if due.record:
+                means = _means(sums)
                 seconds = time.monotonic() - timer
-                per_second = None if compiles else round(config.batch_size * (step - timed_from) / seconds, 1)
+                per_second = None if compiles else round(config.batch_size * (last - timed_from) / seconds, 1)
+                for step, loss in enumerate(means["loss"], start=steps.start + 1):
+                    _check_finite(manager, _where(step, stage, rate), loss=loss)
+                if due.evaluate or due.save:
+                    _check_finite(manager, _where(last, stage, rate), state=state)
+            for step in due.records:
+                of_step = {name: float(values[step - 1 - steps.start]) for name, values in means.items()}
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
-                records.log(line | means | about)
+                records.log(_line(experiment, step) | of_step | about)
             if due.evaluate:
                 scores, posthoc = predict_splits(state, due.evaluate)
-                _check_finite(manager, where, logits=[score.logits for score in scores.values()])
+                logits = [score.logits for score in scores.values()]
+                _check_finite(manager, _where(last, stage, rate), logits=logits)
             for name in due.evaluate:
                 values = metrics.summary(Predictions(scores[name].logits, scores[name].labels), names=_WATCHED)
-                records.log(line | {"split": name} | {measure: values[measure] for measure in _WATCHED})
+                of_split = {"split": name} | {measure: values[measure] for measure in _WATCHED}
+                records.log(_line(experiment, last) | of_split)
             if due.save:
-                # After the records of this step: a resumed run keeps them and begins behind them.
+                # After the records of these steps: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):
-                    checkpoints.save(manager, step, state, experiment.run_id)
-                if stopping and step < num_steps:
-                    raise Interrupted(f"at step {step} of {num_steps}, saved; --workdir={experiment.directory} goes on")
+                    checkpoints.save(manager, last, state, experiment.run_id)
+                if stopping and last < num_steps:
+                    raise Interrupted(f"at step {last} of {num_steps}, saved; --workdir={experiment.directory} goes on")
             if compiles or any(due):
                 # The rate is of steps only, without compilation, evaluation and saving.
                 jax.block_until_ready(sums)
-                timed_from, timer = step, time.monotonic()
+                timed_from, timer = last, time.monotonic()
     if first == num_steps:
         scores, posthoc = predict_splits(state, tuple(experiment.splits.evaluated))
     return state, scores, posthoc
 
 
-def _due(experiment: Experiment, step: int, stopping: bool) -> Due:
-    """Return what is due after a step."""
+def _due(experiment: Experiment, steps: range, stopping: bool) -> Due:
+    """Return what is due after the steps of a dispatch: evaluations and checkpoints are at its end."""
     config, splits = experiment.config, tuple(experiment.splits.evaluated)
-    last = step == experiment.steps
+    end = steps.stop == experiment.steps
 
-    def every(period: int) -> bool:
+    def every(period: int, step: int) -> bool:
         return period > 0 and step % period == 0
 
-    evaluate = splits if last else splits[:1] if every(config.eval_every * experiment.steps_per_epoch) else ()
-    save = last or stopping or every(config.checkpoint.every * experiment.steps_per_epoch)
-    return Due(last or every(config.log_every), evaluate, save)
+    logged = (step + 1 for step in steps if every(config.log_every, step + 1) or step + 1 == experiment.steps)
+    evaluated = every(config.eval_every * experiment.steps_per_epoch, steps.stop)
+    save = end or stopping or every(config.checkpoint.every * experiment.steps_per_epoch, steps.stop)
+    return Due(tuple(logged), splits if end else splits[:1] if evaluated else (), save)
+
+
+def _means(sums: dict) -> dict[str, np.ndarray]:
+    """Return the means of the steps of a dispatch, float64[steps], from the sums and weights on the devices."""
+    return {
+        name: np.atleast_1d(np.divide(total, weight, dtype=float))
+        for name, (total, weight) in jax.device_get(sums).items()
+    }
+
+
+def _line(experiment: Experiment, step: int) -> dict:
+    return {"step": step, "epoch": round(step / experiment.steps_per_epoch, 4)}
+
+
+def _where(step: int, stage: Stage, rate: Callable[[int], float]) -> str:
+    return f"step {step} (stage {stage.name!r}, learning rate {rate(step - 1):g})"
 
 
 def _check_finite(manager, where: str, **named) -> None:
@@ -156,17 +180,22 @@ def stage_start(experiment: Experiment, stage: Stage, state: TrainState) -> Trai
 
 
 def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
-    """Return the step of a stage on the devices: (state, batch or indices, inputs, *resident arrays)."""
+    """Return the steps of a dispatch on the devices: (state, batch or indices, inputs, *resident arrays)."""
     step = functools.partial(train_step, stage=stage, network=experiment.network, config=experiment.step_config)
-    on_device = experiment.config.data.on_device
+    many = experiment.steps_per_dispatch > 1
 
-    def step_from_indices(state, indices, inputs, images, labels, *, axis):
-        return step(state, loading.gather(images, labels, indices), inputs, axis=axis)
+    def steps_from_indices(state, indices, inputs, images, labels, *, axis):
+        def from_indices(state, indices, inputs, axis):
+            return step(state, loading.gather(images, labels, indices), inputs, axis=axis)
+
+        return (functools.partial(many_steps, from_indices) if many else from_indices)(
+            state, indices, inputs, axis=axis
+        )
 
     return distribute(
-        step_from_indices if on_device else step,
+        steps_from_indices if experiment.on_device else step,
         experiment.devices,
         experiment.config.parallel.spmd,
-        split=(False, True, False, False, False) if on_device else (False, True, False),
+        split=(None, int(many), None, None, None) if experiment.on_device else (None, 0, None),
         donate=(0,),
     )

@@ -40,7 +40,7 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     def step(variables, images, *, axis):
         return predict_step(variables, images, network=experiment.network, config=experiment.step_config)
 
-    compiled = distribute(step, devices, spmd, split=(False, True), split_result=True)
+    compiled = distribute(step, devices, spmd, split=(None, 0), split_result=True)
     compiles = True
 
     def scores_of(state, name):

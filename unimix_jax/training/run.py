@@ -100,7 +100,9 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
     """Write config.json and run.json for this start; return what run.json holds."""
     config, directory = experiment.config, experiment.directory
     has_checkpoints = rundir.has_checkpoints(directory)
-    environment = runtime.environment(experiment.devices, config.parallel.spmd, experiment.step_config.ops)
+    environment = runtime.environment(
+        experiment.devices, config.parallel.spmd, experiment.step_config.ops, experiment.steps_per_dispatch
+    )
     with experiment.clock.part("data"):
         about = manifest.new_manifest(
             previous,

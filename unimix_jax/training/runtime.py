@@ -114,13 +114,14 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment(devices: Sequence, spmd: str, ops: str) -> dict:
+def environment(devices: Sequence, spmd: str, ops: str, steps_per_dispatch: int = 1) -> dict:
     """Return what the bits of a result depend on beside config and data: versions, devices, options.
 
     Args:
       devices: those of the run.
       spmd: how a step is distributed over them.
       ops: the backend of the layers.
+      steps_per_dispatch: of `dispatch.steps_per_dispatch`.
     """
     import flax
     import jaxlib
@@ -135,6 +136,7 @@ def environment(devices: Sequence, spmd: str, ops: str) -> dict:
         "cpu_threads": threads(),
         "spmd": spmd,
         "ops": ops,
+        "steps_per_dispatch": steps_per_dispatch,
         "compiler_options": compiler_options() if spmd == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -19,7 +19,7 @@ from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as methods
 from unimix_jax.models import heads
-from unimix_jax.training import augment, network, optim, runtime, schedules, step, timings, unreadable
+from unimix_jax.training import augment, dispatch, network, optim, runtime, schedules, step, timings, unreadable
 from unimix_jax.training.devices import check_batch, is_cpu, local_devices, ops_backend
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Experiment:
     reading: Reading | None  # how photographs are read; None for images in memory
     devices: list
     steps_per_epoch: int
+    steps_per_dispatch: int  # that one program takes
     clock: timings.Clock
     run_id: str = ""  # which the checkpoints of this run name; "" accepts those of any run
 
@@ -52,6 +53,11 @@ class Experiment:
     def steps(self) -> int:
         """The number of steps of all stages."""
         return self.method.stages[-1].last
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the training images are on the devices, and a step gathers its batch there."""
+        return self.config.data.on_device or self.steps_per_dispatch > 1
 
 
 def prepare(
@@ -120,6 +126,12 @@ def prepare(
         reading=reading,
         devices=devices,
         steps_per_epoch=steps_per_epoch,
+        steps_per_dispatch=dispatch.steps_per_dispatch(
+            config.steps_per_dispatch,
+            steps_per_epoch,
+            None if splits.train.images is None else splits.train.images.nbytes,
+            devices,
+        ),
         clock=clock,
     )
 

@@ -32,7 +32,7 @@ class StepInputs(NamedTuple):
     """Inputs of a step that may change without compiling again."""
 
     seed: Any  # uint32[]
-    learning_rate: Any  # float32[]
+    learning_rate: Any  # float32[]; of several steps float32[K]
     class_weight: Any  # float32[K]
 
 
@@ -223,6 +223,29 @@ def train_step(
     )
     sums = {"loss": (loss, weight), "accuracy": (hits, size)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+
+
+def many_steps(
+    take_step: Callable, state: TrainState, batches: Any, inputs: StepInputs, *, axis: str | None = None
+) -> tuple[TrainState, dict]:
+    """Take several steps in one program.
+
+    Args:
+      take_step: called as take_step(state, batch, inputs, axis=axis), as `train_step` is.
+      state: before them.
+      batches: with a leading axis of K steps.
+      inputs: with K learning rates.
+      axis: name of the mesh axis.
+
+    Returns:
+      The state after them, and the sums of each step, stacked: pairs of float32[K].
+    """
+
+    def body(state, step):
+        batch, rate = step
+        return take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis)
+
+    return jax.lax.scan(body, state, (batches, inputs.learning_rate))
 
 
 def _dropout_keys(batch: Batch, seed: jax.Array, step: jax.Array) -> jax.Array:
