@@ -1,7 +1,6 @@
 """Many steps in one program: how many, and that they are the steps that are taken one by one."""
 
-import dataclasses
-import pathlib
+import functools
 import types
 
 import jax
@@ -9,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax.config import parse
+from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
-from unimix_jax.training import dispatch, loop
-from unimix_jax.training import input as training_input
-from unimix_jax.training.devices import replicate
-from unimix_jax.training.setup import prepare
-from unimix_jax.training.step import StepInputs, first_state
+from unimix_jax.methods import build
+from unimix_jax.methods.recipes import RECIPES
+from unimix_jax.models import init, resnet
+from unimix_jax.training import dispatch, optim
+from unimix_jax.training.step import StepConfig, StepInputs, first_state, many_steps, train_step
+
+from .. import quick
 
 CPU = [types.SimpleNamespace(platform="cpu", memory_stats=lambda: None)]
 GPU = [types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 4000})]
@@ -63,38 +64,30 @@ def test_every_step_is_in_one_dispatch_which_ends_with_its_epoch_and_stage():
     assert max(len(part) for part in dispatch.ranges(0, 4, 11, 5)) == 1  # a stage that ends before
 
 
-def trained(overrides):
-    """The state after 11 steps in float64, over a change of the stage, and the losses of all steps."""
-    argv = ["main", "--config=digits_lt.py:method=unimix_bayias", "--config.network=stem", "--config.epochs=1"]
-    argv += ["--config.parallel.ops=xla", "--config.data.on_device=true", *overrides]
-    experiment = prepare(parse(argv).config, pathlib.Path("unwritten"))
-    experiment = dataclasses.replace(experiment, network=experiment.network.clone(dtype=jnp.float64))
-    variables = jax.tree.map(lambda x: np.asarray(x, np.float64), experiment.variables)
-    state = replicate(first_state(variables, experiment.step_config.optimiser), experiment.devices)
-    resident, programs, losses = training_input.resident(experiment), {}, []
-    for stage, steps, batch in training_input.dispatches(experiment, 0):
-        if stage.program not in programs:
-            programs[stage.program] = loop.compiled_step(experiment, stage)
-        rates = np.array([0.01 * (1 + step) for step in steps])
-        rates = rates if experiment.steps_per_dispatch > 1 else rates[0]
-        inputs = StepInputs(np.uint32(0), rates, stage.class_weight)
-        state, sums = programs[stage.program](state, batch, inputs, *resident)
-        losses += np.atleast_1d(np.divide(*jax.device_get(sums["loss"]))).tolist()
-    assert len(programs) == 2
-    return jax.tree.map(np.asarray, state), losses
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("stem", "quick_compilation")
 def test_steps_in_one_program_are_those_one_by_one():
+    counts = np.array([50, 20, 5])
+    method = build.build(
+        RECIPES["unimix_bayias"], counts, name="", epochs=9, steps_per_epoch=1, test_prior=np.full(3, 1 / 3)
+    )
     with jax.enable_x64(True):
-        one_by_one, losses = trained(["--config.parallel.devices=1"])
-        assert {leaf.dtype for leaf in jax.tree.leaves(one_by_one.params)} == {np.dtype("float64")}
-        many, many_losses = trained(["--config.parallel.devices=1", "--config.steps_per_dispatch=4"])
-        assert many_losses == losses
-        jax.tree.map(np.testing.assert_array_equal, many, one_by_one)
-        # On several devices sums are in another order.
-        devices = ["--config.parallel.devices=2", "--config.parallel.spmd=pmap"]
-        many, many_losses = trained([*devices, "--config.steps_per_dispatch=4"])
-        np.testing.assert_allclose(many_losses, losses, rtol=1e-10)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), many, one_by_one)
+        network = resnet.CifarResNet(3, blocks=0, dtype=jnp.float64)
+        config = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(1), np.ones(1))
+        step = functools.partial(train_step, stage=method.stages[0], network=network, config=config)
+        variables = init.initialise(resnet.CifarResNet(3, blocks=0), (8, 8, 1), seed=0)
+        state = first_state(jax.tree.map(lambda x: np.asarray(x, np.float64), variables), config.optimiser)
+        random, view = np.random.default_rng(0), np.tile(np.arange(6, dtype=np.int32), (5, 1))
+        images, labels = random.integers(0, 256, (2, 5, 6, 8, 8, 1), np.uint8), random.integers(0, 3, (2, 5, 6))
+        batches = Batch(images[0], labels[0], view, images[1], labels[1], view + 6)
+        inputs = StepInputs(np.uint32(3), np.linspace(0.1, 0.5, 5), np.ones(3))
+
+        many, sums = quick.jit(functools.partial(many_steps, step))(state, batches, inputs)
+        single, losses = quick.jit(step), []
+        for i in range(5):
+            rate = inputs._replace(learning_rate=inputs.learning_rate[i])
+            state, of_step = single(state, jax.tree.map(lambda x, i=i: x[i], batches), rate)
+            losses.append(of_step["loss"])
+        assert many.step == 5
+        assert many.params["head"]["linear"]["kernel"].dtype == np.float64
+        np.testing.assert_array_equal(np.transpose(sums["loss"]), losses)
+        jax.tree.map(np.testing.assert_array_equal, many, state)
