@@ -16,7 +16,7 @@ from unimix_jax.data.types import Batch
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
-from unimix_jax.models import init, ops, resnet
+from unimix_jax.models import accelerator, init, ops, resnet
 from unimix_jax.training import augmentations, optim, runtime
 from unimix_jax.training.devices import (
     AXIS,
@@ -72,6 +72,8 @@ def batch(size=16):
 def compiled(count, how, axis, backend):
     if backend == "cpu_kernels":
         ops.register(backend, importlib.import_module("unimix_jax.cpu_kernels").implementations(threads()))
+    if backend == "accelerator":
+        ops.register(backend, accelerator.IMPLEMENTATIONS)
     step_config = STEP_CONFIG._replace(ops=backend)
     step = functools.partial(train_step, stage=STAGE, network=network(axis=axis), config=step_config)
     return distribute(step, jax.devices()[:count], how)
@@ -116,7 +118,7 @@ CPU_KERNELS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "how", "backend"),
-    [(8, "shard_map", "xla"), *CPU_KERNELS],
+    [(8, "shard_map", "xla"), (8, "shard_map", "accelerator"), *CPU_KERNELS],
 )
 def test_update_is_the_same_on_any_devices(count, how, backend):
     (expected, expected_sums), (found, sums) = update(1, "shard_map"), update(count, how, backend=backend)
@@ -307,7 +309,9 @@ def test_who_asks_for_cpu_kernels_gets_them_with_a_jaxlib_that_was_not_tested(re
 
 def test_cpu_kernels_are_for_cpus():
     device = types.SimpleNamespace(platform="gpu")
-    assert ops_backend([device], "auto") == ops_backend([device], "xla") == "xla"
+    assert ops_backend([device], "auto") == "accelerator"
+    assert ops_backend([device], "xla") == ops_backend([types.SimpleNamespace(platform="tpu")], "auto") == "xla"
+    assert ops_backend(jax.devices(), "accelerator") == "accelerator"
     with pytest.raises(UserError, match="no CPUs"):
         ops_backend([device], "cpu_kernels")
 

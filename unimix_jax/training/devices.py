@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from unimix_jax.errors import UserError, one_of
-from unimix_jax.models import ops
+from unimix_jax.models import accelerator, ops
 from unimix_jax.training import runtime
 
 _log = logging.getLogger(__name__)
@@ -27,14 +27,17 @@ def ops_backend(devices: Sequence, setting: str) -> str:
 
     Args:
       devices: those of the run.
-      setting: config.parallel.ops: "auto", "xla" or "cpu_kernels"; CPU kernels are for CPUs only.
+      setting: config.parallel.ops: "auto", "xla", "accelerator" or "cpu_kernels"; CPU kernels are for CPUs only.
 
     Returns:
-      "xla" or "cpu_kernels".
+      "xla", "accelerator" or "cpu_kernels".
 
     Raises:
       UserError: "cpu_kernels", and they cannot be used.
     """
+    if setting == "accelerator" or (setting == "auto" and devices[0].platform == "gpu"):
+        ops.register("accelerator", accelerator.IMPLEMENTATIONS)
+        return "accelerator"
     if setting == "xla" or (setting == "auto" and not is_cpu(devices)):
         return "xla"
     required = setting == "cpu_kernels"
