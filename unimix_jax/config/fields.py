@@ -249,7 +249,7 @@ _MACHINE = (
     Field("parallel.cpu_threads", 0, "Threads of XLA on this machine; 0 for one a core. $NPROC goes before it.",
           _at_least(0, "a number of threads, or 0 for all"), FREE, old="parallel.cores"),
     Field("parallel.ops", "auto",
-          "Backend of the layers: cpu_kernels (programs made for this CPU), accelerator (own gradients, for GPUs), xla; "
+          "Backend of the layers: cpu_kernels (programs made for this CPU), accelerator (own gradients, GPUs), xla; "
           "auto takes the one for the devices.",
           choice("auto", "cpu_kernels", "accelerator", "xla"), FREE, old="parallel.native",
           new_values={"on": "cpu_kernels", "off": "xla"}),
