@@ -59,7 +59,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def test_every_part_has_an_example_of_less_than_thirty_lines():
-    kinds = {"optimisers", "schedules", "augmentations", "vit", "heads", "data", "measures"}
+    kinds = {"optimisers", "schedules", "augmentations", "vit", "heads", "data", "measures", "mixers"}
     assert {f"my_{kind}" for kind in kinds} == MODULES.keys()
     for name, code in MODULES.items():
         assert len(code.splitlines()) < 30, name
@@ -232,7 +232,7 @@ class Features(nn.Module):
         ("erm", ["data.augment=my_networks:halved"], "the augmentation halved returns .*; it must return float32"),
         ("erm", ["data.augment_options.cutout.size=3"], "unknown augmentation of config.data.augment_options 'cutout'"),
         ("erm", ["data.source=my_networks:nothing"], "returns NoneType; it must return unimix_jax.data.types.Splits"),
-        ("erm", ["measures=my_networks:nothing"], "the measure my_networks:nothing fails"),
+        ("erm", ["measures=my_networks:nothing"], "the measure my_networks:nothing returns None"),
         ("erm", ["method.head=cosin"], "unknown head 'cosin' .did you mean 'cosine'"),
     ],
 )

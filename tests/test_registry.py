@@ -272,3 +272,15 @@ def test_the_document_s_loss_states_its_traits():
     assert {getattr(registry, name) for name in decorators} == {
         registry.KINDS[kind].traits for kind in (*IN_RECIPES, "logger") if kind != "loss"
     }
+
+
+def _loss_with_default(logits, labels, strength=1.0):
+    return logits[:, 0] * strength
+
+
+def test_a_parameter_with_a_default_is_an_option_without_a_star(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(loss=_loss_with_default))
+    bound = registry.bind("loss", {"name": "mine:loss", "strength": 2.0}, {"counts": np.array([1, 1])})
+    assert bound.keywords == {"strength": 2.0}
+    with pytest.raises(UserError, match="takes no option 'labels'; it takes strength"):
+        registry.bind("loss", {"name": "mine:loss", "labels": 2.0}, {})

@@ -238,9 +238,10 @@ class Measure(Traits):
 
     Attributes:
       title: of its row in a table; the first words are its short title, up to a bracket or a comma.
-      unit: in which a table shows it.
+      unit: in which a table shows it; "" for a plain number.
       factor: from the value to that unit.
       decimals: that a table shows.
+      lowest: the smallest possible value; intervals end there.
       highest: the largest possible value.
       bins: whether it takes a number of bins, as `bins`.
       classwise: whether it looks at the probability of every class; these are measured together, and slowly.
@@ -250,10 +251,11 @@ class Measure(Traits):
     """
 
     title: str = ""
-    unit: str = "%"
-    factor: float = 100
-    decimals: int = 1
-    highest: float = 1.0
+    unit: str = ""
+    factor: float = 1
+    decimals: int = 4
+    lowest: float = -math.inf
+    highest: float = math.inf
     bins: bool = False
     classwise: bool = False
     raised_by_chance: bool = False
@@ -268,6 +270,10 @@ class Measure(Traits):
     def shown(self, value: float | None) -> str:
         """Return a value as a table shows it; "-" for None."""
         return "-" if value is None else f"{self.factor * value:.{self.decimals}f}"
+
+
+# Traits of a measure in 0..1 that is shown in per cent.
+percent = functools.partial(Measure, unit="%", factor=100, decimals=1, lowest=0.0, highest=1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -448,11 +454,8 @@ def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> f
     if not getattr(stated, "head_scale", False):
         context = {key: value for key, value in context.items() if key != "scale"}
     parameters = inspect.signature(function).parameters
-    by_name = {inspect.Parameter.KEYWORD_ONLY}
-    if function in _of_library(kind).values():  # other packages seldom say what must be named
-        by_name.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given_by_run = (*context, *KINDS[kind].later)
-    own = [p for p in parameters if parameters[p].kind in by_name and p not in given_by_run]
+    own = [name for name, p in parameters.items() if _is_option(kind, function, p) and name not in given_by_run]
     for key, value in options.items():
         if key not in own:
             why = ", for the run passes it" if key in parameters and key in given_by_run else did_you_mean(key, own)
@@ -462,6 +465,15 @@ def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> f
         if key not in options and parameters[key].default is inspect.Parameter.empty:
             raise UserError(f"{kind} {name!r} needs the option {key!r}")
     return functools.partial(function, **{k: v for k, v in context.items() if k in parameters}, **options)
+
+
+def _is_option(kind: str, function: Callable, parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter is set by name: behind a `*`, with a default, or of another package's function."""
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        return True
+    has_default = parameter.default is not inspect.Parameter.empty
+    named = has_default or function in _of_library(kind).values()  # other packages seldom write a `*`
+    return parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and named
 
 
 def _check(what: str, value: Any, bound: Bound) -> None:

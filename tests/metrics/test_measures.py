@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unimix_jax import metrics
+from unimix_jax import metrics, registry
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import bootstrap, calibration, label_shift, per_example
 from unimix_jax.metrics.predictions import Predictions, checked_logits, checked_predictions
@@ -588,3 +588,54 @@ def test_a_confusion_matrix():
     np.testing.assert_array_equal(per_example.confusion_matrix(labels, predicted, 3), [[1, 0, 0], [1, 1, 0], [0, 1, 0]])
     many = np.arange(200, dtype=np.uint8) % 40  # cells are counted beyond what the labels' type holds
     assert per_example.confusion_matrix(many, many, 40).trace() == 200
+
+
+def _sorts(probabilities, labels):
+    probabilities.sort(axis=1)
+    return probabilities[:, -1].mean()
+
+
+def _vector(probabilities, labels):
+    return probabilities.mean(axis=1)
+
+
+def _none(probabilities, labels):
+    return None
+
+
+@registry.Measure(unit="nats")
+def _entropy(probabilities, labels):
+    return -(probabilities * np.log(probabilities)).sum(axis=1).mean()
+
+
+def _rarest_recall(probabilities, labels):
+    if not (labels == 5).any():
+        raise ValueError("no image of class 5")
+    return (probabilities.argmax(axis=1) == labels)[labels == 5].mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("_sorts", "the measure .*:_sorts fails: ValueError: .*read-only"),
+        ("_vector", r"returns shape \(3,\); it must return one number"),
+        ("_none", "returns None; it must return one number"),
+    ],
+)
+def test_measures_of_a_user_that_return_no_number_or_write_are_refused(name, message):
+    probabilities, labels = np.full((3, 2), 0.5), np.array([0, 1, 1])
+    with pytest.raises(UserError, match=message):
+        metrics.measured((f"{__name__}:{name}",), probabilities, labels)
+
+
+def test_the_interval_of_a_measure_of_a_user_has_no_bounds_unless_it_states_some(caplog):
+    random = np.random.default_rng(0)
+    predictions = Predictions(random.normal(0, 0.1, (60, 6)), np.arange(60) % 6)
+    name = f"{__name__}:_entropy"
+    low, high = bootstrap.bootstrap(predictions, names=(name,), samples=50)[name]
+    assert 1 < low < metrics.summary(predictions, names=(name,))[name] < high
+    predictions = predictions._replace(labels=np.array([5, *[0] * 59]))
+    name = f"{__name__}:_rarest_recall"
+    bootstrap.bootstrap(predictions, names=(name,), samples=50)
+    assert "has no value on" in caplog.text
+    assert "of 50 samples of the bootstrap" in caplog.text

@@ -72,10 +72,22 @@ def _value_of(name: str, probabilities: np.ndarray, labels: np.ndarray, bins: in
     options = {"bins": bins} if traits_of(name).bins else {}
     if name in MEASURES:
         return MEASURES[name](probabilities, labels, **options)
+    measure = registry.resolve("measure", name)
     try:
-        return float(registry.resolve("measure", name)(probabilities, labels, **options))
+        value = measure(_read_only(probabilities), _read_only(labels), **options)
     except Exception as error:
         raise UserError(f"the measure {name} fails: {type(error).__name__}: {error}") from error
+    if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
+        returned = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
+        raise UserError(f"the measure {name} returns {returned}; it must return one number")
+    return float(value)
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """Return a view that a user's function cannot write to: other measures read the same array."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict:

@@ -19,7 +19,7 @@ def _shown_measures() -> dict[str, registry.Measure]:
     for name, measure in metrics.MEASURES.items():
         shown[name] = measure.traits
         if name == "top5":
-            shown |= {group: registry.Measure(title=group) for group in priors.GROUPS}
+            shown |= {group: registry.percent(title=group) for group in priors.GROUPS}
     return shown
 
 

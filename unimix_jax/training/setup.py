@@ -19,7 +19,7 @@ from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as methods
 from unimix_jax.models import heads
-from unimix_jax.training import augment, network, optim, runtime, schedules, step, timings, unreadable
+from unimix_jax.training import augment, network, optim, runtime, schedules, stages, step, timings, unreadable
 from unimix_jax.training.devices import check_batch, is_cpu, local_devices, ops_backend
 
 if TYPE_CHECKING:
@@ -180,9 +180,9 @@ def _with_inner_mixing(
     Raises:
       UserError: such a stage has partners from outside of the batch, or the batch goes through the network in parts.
     """
-    stages = []
+    marked = []
     for stage in method.stages:
-        if step.mixes_inside(stage, image_shape, config.batch_size // devices, getattr(model, "levels", 1)):
+        if stages.mixes_inside(stage, image_shape, config.batch_size // devices, getattr(model, "levels", 1)):
             where = f"stage {stage.name!r} of method {method.name!r}"
             if config.grad_accum_steps > 1:
                 raise UserError(
@@ -201,8 +201,8 @@ def _with_inner_mixing(
             )
             indices_within_batch(indices_of, where, step=stage.first)
             stage = stage._replace(mixes_inside=True)
-        stages.append(stage)
-    return method._replace(stages=tuple(stages))
+        marked.append(stage)
+    return method._replace(stages=tuple(marked))
 
 
 def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> BatchIndices:

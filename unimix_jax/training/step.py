@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from unimix_jax.data.types import Batch
-from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import ops
@@ -83,59 +81,6 @@ def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, co
         jax.vmap(lambda key: rng.use(key, rng.Use.MIX))(rng.of_views(seed, step, batch.view)),
     )
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
-
-
-_LEVEL_DRAWS = 256  # seeds with which a mixer's level is drawn
-
-
-def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int, levels: int) -> bool:
-    """Return whether the mixer of a stage leaves the mixing to the network, at a level that the network has.
-
-    Args:
-      stage: with a mixer or without.
-      image_shape: (H, W, C).
-      size: images of a device's share.
-      levels: of the network, at which it can mix: 0 is its input.
-
-    Raises:
-      UserError: the mixer fails on images of this shape, returns something else than a `Mixed`, or mixes at a level
-        that the network does not have.
-    """
-    if stage.mixer is None:
-        return False
-    name = getattr(getattr(stage.mixer, "func", stage.mixer), "__name__", stage.mixer)
-
-    def mixed(seed, images, labels):
-        key = jax.random.key(seed)
-        return stage.mixer(mixing.Keys(key, jax.random.split(key, size)), images, images, labels, labels)
-
-    of = jax.ShapeDtypeStruct
-    shapes = of((), jnp.uint32), of((size, *image_shape), jnp.float32), of((size,), jnp.int32)
-    try:
-        mixed_shapes = jax.eval_shape(mixed, *shapes)
-    except UserError:
-        raise
-    except Exception as error:  # the mixer may be the user's, and raise anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"the mixer {name} of stage {stage.name!r} fails on a batch of images: {why}") from error
-    if not isinstance(mixed_shapes, mixing.Mixed):
-        raise UserError(
-            f"the mixer {name} of stage {stage.name!r} returns {type(mixed_shapes).__name__}; it must return Mixed"
-        )
-    if mixed_shapes.hidden is None:
-        return False
-
-    def level(seed):
-        return mixed(seed, jnp.zeros(shapes[1].shape), jnp.zeros(size, jnp.int32)).hidden
-
-    # The level may be random, so it is drawn with many seeds. XLA computes nothing but the level.
-    drawn = np.unique(jax.jit(functools.partial(jax.lax.map, level))(np.arange(_LEVEL_DRAWS, dtype=np.uint32)))
-    if len(unknown := np.setdiff1d(drawn, np.arange(levels))):
-        has = f"levels {', '.join(map(str, range(levels)))}" if levels > 1 else "no level but its input, 0"
-        raise UserError(
-            f"the mixer {name} of stage {stage.name!r} mixes at level {unknown[0]} of the network, which has {has}"
-        )
-    return True
 
 
 def train_step(
