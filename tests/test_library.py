@@ -381,12 +381,28 @@ def test_partners_in_a_batch_follow_the_law_among_the_classes_that_are_there(exp
     [
         ({"images": np.zeros((4, 2, 2, 1), np.uint8)}, r"images are uint8\[4, 2, 2, 1\]; they must be floating-point"),
         ({"images": np.zeros((2, 2, 1), np.float32)}, r"with 4 labels they must be \[4, \.\.\.\]"),
-        ({"labels": np.eye(4)}, "labels are float32.4, 4.; they must be integers"),
-        ({"counts": 3}, r"counts are int32\[\]; they must be \[K\]"),
+        ({"labels": np.eye(4)}, "labels are float64.4, 4.; they must be integers"),
+        ({"counts": 3}, r"counts has the shape \[\] and the type int64; it must be \[K\]"),
+        ({"counts": [90, 27, 9]}, r"labels hold 3; with 3 classes they must lie in 0\.\.2"),
+        ({"counts": [90, 27, 9, -1]}, "counts is -1 for class 3; it must be 0 or above"),
+        ({"counts": [90, np.nan, 9, 1]}, "counts is nan for class 1"),
+        ({"counts": [90, 0, 9, 1]}, "labels hold class 1, which has no training image"),
+        ({"labels": [0, 1, 2, -1]}, r"labels hold -1; with 4 classes they must lie in 0\.\.3"),
+        ({"labels": jnp.array([0, 1, 2, 4])}, r"labels hold 4; with 4 classes they must lie in 0\.\.3"),
+        ({"partners": (np.zeros((4, 2, 2, 1), np.float32), np.arange(4) + 1)}, "labels of the partners hold 4"),
+        ({"key": jax.random.split(jax.random.key(0), 2)}, r"the key has the shape \[2\]: these are several keys"),
+        ({"key": np.zeros((2, 2), np.uint32)}, r"the key has the shape \[2, 2\]: these are several keys"),
+        ({"alpha": -1}, r"alpha is -1; it must be in \.01\.\.100"),
+        ({"alpha": 0}, r"alpha is 0; it must be in \.01\.\.100"),
+        ({"alpha": "half"}, r"alpha is 'half'; it must be in \.01\.\.100"),
+        ({"alpha": np.array([1.0, 2.0])}, r"it must be in \.01\.\.100"),
+        ({"class_exponent": np.nan}, "class_exponent is nan; it must be finite"),
+        ({"class_exponent": -11}, r"class_exponent is -11; it must be in -10\.\.10"),
+        ({"wrap": 3}, "wrap is 3; it must be True or False"),
         ({"key": 0}, "the key is 0; it must be a JAX key"),
         ({"partners": np.zeros((4, 2, 2, 1))}, "partners must be a pair"),
         ({"partners": (np.zeros((4, 3, 2, 1), np.float32), np.arange(4))}, "images of the partners have the shape"),
-        ({"partners": (np.zeros((4, 2, 2, 1), np.float32), np.zeros(4))}, "labels of the partners are float32"),
+        ({"partners": (np.zeros((4, 2, 2, 1), np.float32), np.zeros(4))}, "labels of the partners are float64"),
     ],
 )
 def test_arrays_that_are_no_batch_are_refused_in_one_sentence(changes, words):
@@ -398,11 +414,78 @@ def test_arrays_that_are_no_batch_are_refused_in_one_sentence(changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labels": np.array([0, -1])}, "they must be integers .N., a class from 0"),
+        ({"labels": np.array([0, -1])}, "labels hold -1; they must be classes from 0"),
         ({"labels": np.array([0.5])}, "labels are float64"),
+        ({"labels": []}, r"labels are float64\[0\]"),
         ({"step": -1}, "step is -1; it must be at least 0"),
+        ({"step": 1.5}, "step is 1.5; it must be a whole number"),
+        ({"size": "two"}, "size is 'two'; it must be a whole number"),
+        ({"class_exponent": np.nan}, "class_exponent is nan"),
     ],
 )
 def test_labels_and_numbers_that_draw_no_partners_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
         mixing.partner_indices(**{"labels": np.array([0, 1]), "size": 2, "seed": 0, "step": 0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mixup", {"alpha": 0}, r"alpha is 0; it must be in"),
+        ("mixup", {"labels": np.arange(4) - 1}, "labels hold -1; they must be classes from 0"),
+        ("cutmix", {"probability": 1.5}, r"probability is 1\.5; it must be in 0\.\.1"),
+        ("cutmix", {"images": np.zeros((4, 4), np.float32)}, r"a box is cut out of \[B, height, width, channels\]"),
+        ("remix", {"counts": COUNTS, "kappa": 0}, "kappa is 0; it must be above 1"),
+        ("remix", {"counts": COUNTS, "threshold": 3}, r"threshold is 3; it must be in 0\.\.1"),
+        ("remix", {"counts": [90, 27]}, r"labels hold 2; with 2 classes"),
+        ("partner_slots", {"counts": [90, 27]}, r"labels hold 2; with 2 classes"),
+        ("partner_slots", {"counts": COUNTS, "class_exponent": np.inf}, "class_exponent is inf"),
+    ],
+)
+def test_options_and_labels_out_of_bounds_are_refused(name, options, words):
+    arguments = {"key": jax.random.key(0), "labels": np.arange(4)}
+    if name != "partner_slots":
+        arguments["images"] = np.zeros((4, 2, 2, 1), np.float32)
+    with pytest.raises(UserError, match=words):
+        getattr(mixing, name)(**{**arguments, **options})
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda x: mixing.mixup(jax.random.key(0), np.zeros((4, 4), np.float32), np.arange(4), alpha=x),
+            "alpha is traced",
+        ),
+        (lambda x: mixing.unimix(jax.random.key(0), x, np.arange(3), counts=COUNTS), "images are float32"),
+        (lambda x: mixing.partner_slots(jax.random.key(0), x, COUNTS), "labels are float32"),
+    ],
+)
+def test_what_is_known_under_jit_is_checked_there(function, words):
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(function, jnp.float32(0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_example", [False, True])
+def test_cutmix_weighs_labels_by_the_pixels_that_come_from_each_image(per_example):
+    random = np.random.default_rng(0)
+    images, others = random.uniform(size=(2, 8, 6, 6, 1)).astype(np.float32)
+    labels, other_labels = np.arange(8) % 4, np.arange(8)[::-1] % 4
+    cut = functools.partial(mixing.cutmix, per_example=per_example)
+    mixed = quick.jit(lambda key: cut(key, images, labels, partners=(others, other_labels)))(jax.random.key(3))
+    for n, image in enumerate(np.asarray(mixed.image)[..., 0]):
+        own = 0
+        rows, columns = [], []
+        for row in range(6):
+            for column in range(6):
+                if image[row, column] == images[n, row, column, 0]:
+                    own += 1
+                else:
+                    assert image[row, column] == others[n, row, column, 0]
+                    rows.append(row)
+                    columns.append(column)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1) if rows else own == 36  # one box
+        assert mixed.weight[n] == pytest.approx(own / 36, abs=1e-6)
+    assert len(set(np.asarray(mixed.weight).tolist())) == 1 or per_example
+    np.testing.assert_array_equal(mixed.label_b, other_labels)
