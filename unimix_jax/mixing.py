@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unimix_jax import priors
+from unimix_jax import names, priors
 from unimix_jax.data import pairs
 from unimix_jax.data.sampling import ClassIndex, sorted_by_class
 from unimix_jax.errors import UserError
@@ -46,6 +46,7 @@ __all__ = [
     "unimix",
     "unimix_factor",
 ]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 
 def unimix(
@@ -119,7 +120,7 @@ def mixup(
       UserError: an array has another shape or type, an option is out of its bounds, or a label or count that is not
         traced is none.
 
-    Source: see `methods.mixing.mixup`.
+    Source: facebookresearch/mixup-cifar10, train.py.
 
     Example: every label is a partner's once.
       >>> mixed = jax.jit(mixup)(jax.random.key(0), np.zeros((4, 2, 2, 1), np.float32), np.arange(4))
@@ -195,8 +196,8 @@ def remix(
       labels: int[B], 0 <= label < K.
       counts: [K], training images per class.
       alpha: of the Beta distribution of the share, above 0, a Python float.
-      kappa: above 1, see `methods.mixing.remix_weight`.
-      threshold: in 0..1, see `methods.mixing.remix_weight`.
+      kappa: above 1, see `remix_weight`.
+      threshold: in 0..1, see `remix_weight`.
       partners: images and labels of the partners, shaped as those of the batch; None for a permutation of the batch.
 
     Returns:
@@ -206,7 +207,7 @@ def remix(
       UserError: an array has another shape or type, an option is out of its bounds, or a label or count that is not
         traced is none.
 
-    Source: see `methods.mixing.remix`.
+    Source: Chou et al. 2020; ntucllab/imbalanced-DL, strategy/_remix_drw.py.
 
     Example: equal counts leave mixup's weights.
       >>> batch = jax.random.key(0), np.zeros((4, 2, 2, 1), np.float32), np.array([0, 1, 0, 1])

@@ -10,8 +10,20 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike
 
-from unimix_jax import registry, storage
+from unimix_jax import names, registry, storage
 from unimix_jax.errors import UserError, one_of
+
+__all__ = [
+    "GROUPINGS",
+    "GROUPS",
+    "class_counts",
+    "effective_number_weights",
+    "groups",
+    "inverse_weights",
+    "prior",
+    "test_prior",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 GROUPINGS = ("shots", "thirds")
 GROUPS = ("many", "medium", "few")  # of classes

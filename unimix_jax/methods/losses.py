@@ -4,17 +4,32 @@ A loss computes in float32, or in float64 for float64 logits, and returns that t
 classes alone is computed in float64 by numpy, once, while the program is traced: counts, priors and options are closed
 over (`functools.partial`) and no arguments of `jit`.
 
-Shapes and types are checked always, labels where their values can be read: under `jit` they are traced, and a label that
-is no class gives a wrong number or nan.
+Shapes and types are checked always, labels where their values can be read: under `jit` they are traced, and a label
+that is no class gives a wrong number or nan.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax import priors, registry
+from unimix_jax import names, priors, registry
 from unimix_jax.errors import one_of
 from unimix_jax.methods.checks import check_options, checked_batch, class_array, class_numbers, is_known, static
+
+__all__ = [
+    "FORMULAS",
+    "SHAPES",
+    "balanced_softmax",
+    "bayias",
+    "cdt",
+    "cross_entropy",
+    "focal",
+    "label_aware_smoothing",
+    "ldam",
+    "logit_adjustment",
+    "smoothing_amounts",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 SHAPES = ("concave", "linear", "convex", "exp")  # of label_aware_smoothing
 FORMULAS = ("code", "paper")
