@@ -3,6 +3,7 @@
 The doors, and `docs/library.md` has a short program for each:
 
   train(config, ...)      a whole run, as `python -m unimix_jax.main` does it: metrics and predictions
+  load_config(name)       a config, to look at and change before `train`
   evaluate(...)           every measure of anyone's predictions, with intervals and an HTML report
   losses, mixing          functions for a training loop of your own
   metrics, calibration, label_shift, priors, plots, theory
