@@ -88,13 +88,14 @@ def class_numbers(values: ArrayLike, what: str, classes: int, *, zeros: bool = F
     return priors.checked_counts(values, what, classes=classes, zeros=zeros)
 
 
-def class_array(values: ArrayLike, what: str, classes: int | None = None) -> jax.Array:
+def class_array(values: ArrayLike, what: str, classes: int | None = None, dtype: Any = None) -> jax.Array:
     """Return numbers of classes, which may be traced, after a check.
 
     Args:
       values: [K], each 0 or above.
       what: their name in the sentence of an error.
       classes: K; None if it is not known.
+      dtype: of the result; None for that of the values.
 
     Returns:
       An array of JAX.
@@ -108,7 +109,7 @@ def class_array(values: ArrayLike, what: str, classes: int | None = None) -> jax
         raise UserError(
             f"{what} has the shape {list(values.shape)}; it must be [{classes or 'K'}], a number for each class"
         )
-    return jnp.asarray(values)
+    return jnp.asarray(values, dtype)
 
 
 def check_options(function: Any, **options: Any) -> None:

@@ -90,7 +90,7 @@ def focal(
     check_options(focal, gamma=static(gamma, "gamma"))
     loss = cross_entropy(logits, labels)
     if inner_weight is not None:
-        loss = loss * class_array(inner_weight, "inner_weight", logits.shape[1]).astype(loss.dtype)[labels]
+        loss = loss * class_array(inner_weight, "inner_weight", logits.shape[1], loss.dtype)[labels]
     if gamma == 0:
         return loss
     # Bounded below, because at p = 1 the slope of a power below 1 is infinite.

@@ -397,8 +397,7 @@ def objective(loss: Callable, logits: jax.Array, mixed: Mixed, class_weight: jax
     if len({tuple(shape[:1]) for shape in shapes.values() if shape}) > 1:
         described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise UserError(f"the batch has the shapes {described}; each row of logits needs one label of each kind")
-    if class_weight is not None:
-        class_weight = class_array(class_weight, "class_weight", None if logits is None else np.shape(logits)[1])
+    classes = None if logits is None else np.shape(logits)[1]
 
     def weighted(labels):
         values = loss(logits, labels)
@@ -406,7 +405,9 @@ def objective(loss: Callable, logits: jax.Array, mixed: Mixed, class_weight: jax
             raise UserError(
                 f"the loss returns shape {values.shape}; it must return one value per example, {labels.shape}"
             )
-        return values if class_weight is None else values * class_weight.astype(values.dtype)[labels]
+        if class_weight is None:
+            return values
+        return values * class_array(class_weight, "class_weight", classes, values.dtype)[labels]
 
     return _mean_of_labels(weighted, mixed)
 
