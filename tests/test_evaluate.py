@@ -637,7 +637,7 @@ def given(tmp_path_factory):
         (["--predictions={given}/floats.npz"], "must be integers [30]"),
         (["--predictions={given}/beyond.npz"], "hold 6; with 6 classes"),
         (["--predictions={given}/empty.npz"], "N > 0"),
-        (["--predictions={given}/words.npz"], "must be 6 positive numbers"),
+        (["--predictions={given}/words.npz"], "it must be [6], a number for each of the 6 classes"),
         (["--predictions={given}/gap.npz", "--test_prior=train"], "has no training image"),
         (["--predictions={given}/good.npz", "--output=/proc/x/report"], "cannot write"),
     ],

@@ -460,7 +460,7 @@ def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> f
         if key not in own:
             why = ", for the run passes it" if key in parameters and key in given_by_run else did_you_mean(key, own)
             raise UserError(f"{kind} {name!r} takes no option {key!r}{why}; it takes {', '.join(own) or 'none'}")
-        _check(f"{key} of {kind} {name!r}", value, stated.options.get(key, ANYTHING))
+        check_value(f"{key} of {kind} {name!r}", value, stated.options.get(key, ANYTHING))
     for key in own:
         if key not in options and parameters[key].default is inspect.Parameter.empty:
             raise UserError(f"{kind} {name!r} needs the option {key!r}")
@@ -476,8 +476,27 @@ def _is_option(kind: str, function: Callable, parameter: inspect.Parameter) -> b
     return parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and named
 
 
-def _check(what: str, value: Any, bound: Bound) -> None:
+def check_options(function: Callable, **options: Any) -> None:
+    """Refuse values of options that the traits of an entry do not allow, where it is called without a config.
+
+    Args:
+      function: an entry.
+      **options: some of its options, by name.
+
+    Raises:
+      UserError: the value, and what it must be.
+    """
+    for key, value in options.items():
+        check_value(key, value, function.traits.options[key])
+
+
+def check_value(what: str, value: Any, bound: Bound) -> None:
     """Refuse a value of an option that its bound does not allow.
+
+    Args:
+      what: its name in the sentence of an error.
+      value: of the option.
+      bound: of the option.
 
     Raises:
       UserError: the value, and what it must be.
@@ -486,7 +505,7 @@ def _check(what: str, value: Any, bound: Bound) -> None:
         raise UserError(f"{what} is {value}; it must be finite")
     try:
         allowed = bound.allows(value)
-    except TypeError:  # of another type than the bound's
+    except (TypeError, ValueError):  # of another type than the bound's
         allowed = False
     if not allowed:
         raise UserError(f"{what} is {value!r}; it must be {bound.words}")

@@ -477,7 +477,7 @@ def test_predictions_of_probabilities_are_measured_as_these():
     with np.errstate(divide="ignore"):
         logits = np.add(np.log(ROWS), [[5.0], [0], [-3]])
     assert metrics.summary(Predictions(logits.astype(np.float32), labels))["nll"] == pytest.approx(values["nll"])
-    assert np.isfinite(calibration.fit_temperature(logits, labels))
+    assert np.isfinite(calibration.search_temperature(logits, labels))
     with pytest.raises(UserError, match="-inf in all of row 1"):
         checked_logits(np.array([[0, 1.0], [-np.inf, -np.inf]]), "logits")
 
@@ -639,3 +639,44 @@ def test_the_interval_of_a_measure_of_a_user_has_no_bounds_unless_it_states_some
     bootstrap.bootstrap(predictions, names=(name,), samples=50)
     assert "has no value on" in caplog.text
     assert "of 50 samples of the bootstrap" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda p, y: metrics.group_accuracy(p, y, np.array([50, 20, 10])),
+            r"members are int64\[3\]; they must be bool\[3\]",
+        ),
+        (lambda p, y: metrics.group_accuracy(p, y, "few"), r"members are <U3\[\]; they must be bool"),
+        (lambda p, y: metrics.group_accuracy(p, y, np.array([True, False])), r"members are bool\[2\]"),
+        (lambda p, y: metrics.ece(p, y, bins=15.5), "bins is 15.5; it must be a whole number"),
+        (lambda p, y: metrics.top_accuracy(p, y, k="two"), "k is 'two'; it must be a whole number"),
+        (
+            lambda p, y: metrics.softmax(np.zeros((2, 3, 4))),
+            r"logits are float64\[2, 3, 4\]; they must be numbers \[N, K\]",
+        ),
+        (lambda p, y: metrics.softmax(np.zeros(3)), r"logits are float64\[3\]"),
+        (lambda p, y: metrics.softmax("text"), "logits are <U4"),
+        (
+            lambda p, y: metrics.summary(Predictions(np.log(p + 0.01), y), by="foo"),
+            "unknown grouping .*: auto, shots, thirds",
+        ),
+        (lambda p, y: metrics.accuracy([[0.5, 0.5], [1.0]], y), "probabilities is no array of numbers"),
+    ],
+)
+def test_arguments_that_would_give_a_wrong_number_are_refused(function, words):
+    with pytest.raises(UserError, match=words):
+        function(ROWS, np.array([0, 1, 2]))
+
+
+def test_logits_in_bfloat16_are_those_in_float32():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(200, 3)).astype(ml_dtypes.bfloat16), random.integers(0, 3, 200)
+    exact = logits.astype(np.float32)
+    assert metrics.summary(Predictions(logits, labels)) == metrics.summary(Predictions(exact, labels))
+    np.testing.assert_array_equal(metrics.softmax(logits), metrics.softmax(exact))
+    assert calibration.search_temperature(logits, labels) == calibration.search_temperature(exact, labels)
+    one_hot = np.eye(3)[labels].astype(ml_dtypes.bfloat16)
+    assert metrics.accuracy(one_hot, labels) == 1

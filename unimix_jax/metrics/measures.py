@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unimix_jax import registry
+from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
 
@@ -120,11 +121,20 @@ def group_accuracy(probabilities: np.ndarray, labels: np.ndarray, members: np.nd
     Returns:
       A share in 0..1; nan for a group without examples.
 
+    Raises:
+      UserError: members are no bool[K], or arrays that are not predictions.
+
     >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
     >>> group_accuracy(probabilities, labels, np.array([True, False]))
     1.0
     """
-    return per_example.mean_of(class_accuracy(probabilities, labels), members)
+    accuracies, members = class_accuracy(probabilities, labels), np.asarray(members)
+    if members.dtype != bool or members.shape != accuracies.shape:
+        raise UserError(
+            f"members are {members.dtype}{list(members.shape)}; they must be bool[{len(accuracies)}], whether each "
+            "class is of the group, such as priors.groups(counts)['few']"
+        )
+    return per_example.mean_of(accuracies, members)
 
 
 class Bins(NamedTuple):
