@@ -26,6 +26,10 @@ from unimix_jax.training.step import StepInputs, first_state, train_step
 TEXT = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 MODULES = {match[1]: match[0] for match in re.finditer(r"# (my_\w+)\.py\n.*?(?=```)", TEXT, flags=re.S)}
 COMMANDS = [shlex.split(block) for block in re.findall(r"```sh\n(.*?)```", TEXT, flags=re.S)]
+FILE = "test_extending.py"
+SMALL_VIT = ["network=vit_s16"] + [
+    f"network_options.{option}" for option in ("patch_size=4", "width=16", "depth=1", "heads=2")
+]
 DIGITS = ["main", "--config=digits_lt.py:method=unimix_bayias", "--config.epochs=1"]
 
 
@@ -138,7 +142,7 @@ def two_steps(experiment, devices):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("mine", "quick_compilation")
-@pytest.mark.parametrize("network", ["my_vit:ViT", "my_networks:ConvNeXt"])
+@pytest.mark.parametrize("network", ["my_vit:ViT", "my_networks:ConvNeXt", "my_networks:Synchronised"])
 def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     # A large eps: AdamW divides by the root of squared gradients, of which small ones differ by the order of sums.
     argv = [f"--config.network={network}", "--config.optim.name=adamw", "--config.optim.options.eps=0.1"]
@@ -169,18 +173,6 @@ def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
     np.testing.assert_array_equal(apply(train=False), apply(train=False))
 
 
-class Patches(nn.Module):
-    """The beginning and the end of a ViT."""
-
-    num_classes: int
-    head: str = "linear"
-
-    @nn.compact
-    def __call__(self, images, train):
-        x = nn.Dropout(0.1, deterministic=not train)(nn.Conv(8, (4, 4), (4, 4))(images))
-        return heads.build(self.head, self.num_classes)(x.mean(axis=(1, 2)))
-
-
 class Headless(nn.Module):
     """A network whose last layer has another name."""
 
@@ -202,6 +194,87 @@ class BatchNormAndDropout(nn.Module):
         return heads.build("linear", self.num_classes)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
+class HeadWithoutLinear(nn.Module):
+    """A network whose head is a layer of Flax."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="head")(images.reshape(len(images), -1))
+
+
+class HeadIsAnArray(nn.Module):
+    """A network with a parameter called head."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.reshape(len(images), -1)
+        return x @ self.param("head", nn.initializers.normal(), (x.shape[-1], self.num_classes))
+
+
+class Unsynchronised(nn.Module):
+    """A network whose statistics are those of a device's share."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), (2, 2))(images))
+        return heads.build("linear", self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class Synchronised(nn.Module):
+    """The same with statistics of the whole batch."""
+
+    num_classes: int
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        norm = nn.BatchNorm(use_running_average=not train, axis_name=self.axis, use_fast_variance=False)
+        return heads.build("linear", self.num_classes)(norm(nn.Conv(8, (3, 3), (2, 2))(images)).mean(axis=(1, 2)))
+
+
+class Raises(nn.Module):
+    """A network, and a head, with a mistake in its call."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), 7))
+
+
+class Exits(nn.Module):
+    """A network that ends the process."""
+
+    num_classes: int
+
+    def __post_init__(self):
+        raise SystemExit("no licence")
+
+
+class LogitsOf(nn.Module):
+    """A network that returns logits of another type."""
+
+    num_classes: int
+    type: str = "bfloat16"
+
+    @nn.compact
+    def __call__(self, images, train):
+        return heads.build("linear", self.num_classes)(images.reshape(len(images), -1)).astype(self.type)
+
+
+class NoModule:
+    """A network of another library."""
+
+    def __init__(self, num_classes, name=""):
+        pass
+
+
 class Features(nn.Module):
     """A network that returns no logits."""
 
@@ -212,7 +285,6 @@ class Features(nn.Module):
         return images.reshape(len(images), -1)
 
 
-@pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(
     ("method", "argv", "message"),
     [
@@ -222,7 +294,59 @@ class Features(nn.Module):
         ("erm", ["network=my_networks:Features"], r"must return logits \[2, 10\]"),
         ("erm", ["network_options.depht=3"], "network resnet8 takes no option 'depht'.* it takes "),
         ("erm", ["network=my_networks:Absent"], "cannot import 'my_networks:Absent'"),
+        ("erm", ["network=my_exit:Anything"], "cannot import 'my_exit:Anything': SystemExit: 3"),
+        ("erm", ["network=my_networks:Exits"], "network my_networks:Exits cannot be made: SystemExit: no licence"),
+        ("erm", ["network=my_networks:NoModule"], "NoModule is of type NoModule; it must be a Flax module"),
+        (
+            "erm",
+            ["method.head=my_networks:NoModule"],
+            "head my_networks:NoModule is of type NoModule; it must be a Fla",
+        ),
+        ("erm", ["method.head=my_networks:Exits"], "head my_networks:Exits cannot be made: SystemExit: no licence"),
+        ("erm", ["network=builtins:dict"], "network builtins:dict is no class of a Flax module"),
+        ("erm", ["network=my_networks:Raises"], rf"fails on images of 8 x 8 x 1: TypeError: .*\({FILE}, line \d+\)$"),
+        ("erm", ["method.head=my_networks:Raises"], rf"head my_networks:Raises fails on .*\({FILE}, line \d+\)$"),
+        ("ldam", ["network=my_networks:Headless"], "no attribute `head`, so it cannot have the head cosine that the"),
+        ("erm", ["network=my_networks:Headless", "dtype=bfloat16"], "no attribute `dtype`, so .* the dtype bfloat16"),
+        ("erm", ["network=my_networks:Headless", "remat=true"], "no attribute `remat`, so .* the remat True that"),
+        (
+            "erm",
+            ["network=my_networks:Unsynchronised", "parallel.devices=8"],
+            "no attribute `axis`, so 8 devices cannot",
+        ),
+        ("erm", ["network=my_networks:HeadIsAnArray"], "has a parameter named head at its top"),
+        (
+            "erm",
+            ["network=my_networks:LogitsOf", "network_options.type=int32"],
+            "logits of the type int32; they must be",
+        ),
+        (
+            "tau_norm",
+            ["network=my_networks:HeadWithoutLinear"],
+            "parameters bias, kernel; .* linear/kernel and linear/b",
+        ),
+        (
+            "tau_norm",
+            ["method.head=scaled"],
+            "parameters linear/bias, linear/kernel, scale; tau_norm of method 'tau_norm' nee",
+        ),
+        ("erm", [*SMALL_VIT, "network_options.heads=5"], "the 5 heads of the attention do not divide .* width, 16"),
+        (
+            "erm",
+            [*SMALL_VIT, "network_options.dropout=1.5"],
+            "dropout of network 'vit_s16' is 1.5; it must be a number",
+        ),
+        ("erm", [*SMALL_VIT, "network_options.dropout=true"], "dropout of network 'vit_s16' is True; it must be"),
+        ("erm", [*SMALL_VIT, "network_options.drop_path=-.5"], "drop_path of network 'vit_s16' is -0.5; it must be"),
+        (
+            "erm",
+            [*SMALL_VIT, "network_options.mlp_ratio=2.5"],
+            "mlp_ratio of network 'vit_s16' is 2.5; .* whole number",
+        ),
+        ("erm", ["network_options.blocks=0"], "blocks of network 'resnet8' is 0; it must be a whole number"),
         ("manifold_mixup", ["network=my_networks:ConvNeXt"], "mixes at level 1 of the network, which has no level but"),
+        ("manifold_mixup", SMALL_VIT, "mixes at level 1 of the network, which has no level but its input, 0"),
+        ("manifold_mixup", ["network=my_vit:ViT"], "my_vit:ViT draws random numbers, so stage .* cannot mix inside"),
         ("erm", ["optim.name=adamww"], "unknown optimizer 'adamww' .did you mean 'adamw'"),
         ("erm", ["optim.name=adamw", "optim.options.b3=.9"], "takes no option 'b3'"),
         ("erm", ["optim.name=adam", "optim.decay_biases_and_norms=false"], "adam takes no mask of its decay"),
@@ -236,7 +360,8 @@ class Features(nn.Module):
         ("erm", ["method.head=cosin"], "unknown head 'cosin' .did you mean 'cosine'"),
     ],
 )
-def test_parts_that_cannot_be_used_get_a_sentence_before_the_first_step(method, argv, message):
+def test_parts_that_cannot_be_used_get_a_sentence_before_the_first_step(mine, method, argv, message):
+    (mine / "my_exit.py").write_text("raise SystemExit(3)")
     with pytest.raises(UserError, match=message):
         prepare(
             parse(["main", f"--config=digits_lt.py:method={method}", *(f"--config.{a}" for a in argv)]).config,
@@ -260,13 +385,25 @@ def nothing(*arguments):
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("method", "network"),
-    [("crt", "my_vit:ViT"), *((method, "my_networks:Patches") for method in ("mislas", "tau_norm", "ldam"))],
+    [
+        ("crt", ["network=my_vit:ViT"]),
+        *((method, [*SMALL_VIT, "network_options.dropout=.1"]) for method in ("mislas", "tau_norm", "ldam")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_methods_with_stages_and_other_heads_train_networks_without_batch_statistics(mine, method, network):
-    argv = [f"--config.network={network}", "--config.epochs=1", "--config.eval_every=0", "--report=no"]
-    argv += ["--config.batch_size=128"] + (["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else [])
+    argv = [f"--config.{a}" for a in (*network, "epochs=1", "eval_every=0", "batch_size=128")] + ["--report=no"]
+    argv += ["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else []
     assert main.main(["main", f"--config=digits_lt.py:method={method}", *argv, f"--workdir={method}"]) == 0
     assert storage.read_json(mine / method / "metrics.json")["test"]["images"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_logits_of_few_bits_are_measured_and_written_as_float32(mine):
+    argv = [*DIGITS, "--config.network=my_networks:LogitsOf", "--config.eval_every=0", "--report=no", "--workdir=run"]
+    assert main.main(argv) == 0
+    assert metrics.predictions.read_predictions(mine / "run" / "predictions.npz").logits.dtype == np.float32
 
 
 @pytest.mark.slow

@@ -202,20 +202,14 @@ def test_a_user_s_pair_sampler_may_keep_the_class_and_ask_for_neighbours(monkeyp
         built({**mixup, "pair_sampler": {"name": "mine:without_number"}})
 
 
-def test_a_user_s_change_of_trained_logits_may_state_its_prior_and_its_head(monkeypatch):
+def test_a_user_s_change_of_trained_logits_may_state_its_prior(monkeypatch):
     @registry.Posthoc(turns_prior=("train", "test"))
     def to_test(logits, head, *, validation=None):
         return logits, {}
 
-    @registry.Posthoc(head="cosine")
-    def of_cosines(logits, head, *, validation=None):
-        return logits, {}
-
-    of_user(monkeypatch, to_test=to_test, of_cosines=of_cosines)
+    of_user(monkeypatch, to_test=to_test)
     np.testing.assert_allclose(built({}, {"name": "mine:to_test"}).logits_prior, np.full(3, 1 / 3))
     assert built({"loss": {"name": "focal"}}, {"name": "mine:to_test"}).logits_prior is None
-    with pytest.raises(UserError, match="posthoc mine:of_cosines of method 'own' needs the cosine head, not 'linear'"):
-        built({}, {"name": "mine:of_cosines"})
 
 
 @pytest.mark.parametrize("mixer", ["remix", "unimix"])

@@ -77,6 +77,9 @@ def choice(*values: Any) -> Bound:
 NUMBER = Bound(lambda v: abs(v) < math.inf, "a number")
 FLAG = choice(True, False)
 ANYTHING = Bound(lambda v: True, "anything")
+RATE = Bound(lambda v: not isinstance(v, bool) and 0 <= v < 1, "a number of at least 0 and below 1")
+SIZE = Bound(lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a whole number of at least 1")
+SIZES = Bound(lambda v: len(v) > 0 and all(map(SIZE.allows, v)), "whole numbers of at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,19 @@ class Traits:
             raise ValueError(f"{entry.__name__} takes no option {min(unknown)!r}, but its traits bound it")
         entry.traits = self
         return entry
+
+    def check(self, entry: str, options: Mapping[str, Any]) -> None:
+        """Refuse options whose values are out of bounds.
+
+        Args:
+          entry: its kind and name, for the sentence of an error.
+          options: of the entry, by name.
+
+        Raises:
+          UserError: a value, and what it must be.
+        """
+        for key, value in options.items():
+            _check(f"{key} of {entry}", value, self.options.get(key, ANYTHING))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,12 +211,13 @@ class Posthoc(Traits):
       turns_prior: (before, after): logits that stand for the first prior stand for the second one afterwards; None if
         they stand for no prior.
       prior_holds_at: options, and the values at which this holds.
-      head: the only head whose logits it can change; "" for any.
+      head_parameters: that it reads: paths such as "linear/kernel". It can change the logits of a head that has these
+        parameters and no others; of any head if it names none.
     """
 
     turns_prior: tuple[str, str] | None = None
     prior_holds_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    head: str = ""
+    head_parameters: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -375,7 +392,7 @@ def _imported(name: str) -> Callable:
     module, _, function = name.partition(":")
     try:
         value = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the module is the user's program and may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's program and may raise anything
         raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from None
     if not callable(value):
         raise UserError(f"{name!r} is {value!r} and no function")

@@ -283,7 +283,7 @@ METHOD_ENTRIES = {
     "class_weight": "Function of priors.py that weighs the classes, and its options.",
     "reduction": "Divisor of the sum of weighted losses: weights (their sum) or count.",
     "lr_multipliers": "Factors of the learning rate for backbone, classifier and scale; 0 freezes.",
-    "batch_norm": "train, or frozen: the running statistics stay as they are.",
+    "batch_norm": "train, or frozen: the network runs as in evaluation; running statistics stay, nothing is dropped.",
     "reinitialise": "Draw the classifier anew when the stage begins.",
     "schedule": "run (that of config.optim), or cosine with its own learning_rate.",
 }

@@ -19,7 +19,8 @@ A recipe is a nested dict without lists, so that every leaf can be overridden on
       class_weight    name of a function in priors.py, or "none", and its options
       reduction       the divisor of a sum of weighted losses: weights (their sum) or count
       lr_multipliers  factors of the learning rate for backbone, classifier, scale; 0 freezes
-      batch_norm      train, or frozen: the running statistics, left as they are
+      batch_norm      train, or frozen: the network runs as in evaluation, with the running statistics as they are, and
+                      without dropout and drop path
       reinitialise    draw the classifier anew when the stage begins
       schedule        run (config.optim), or cosine with its own learning_rate
 

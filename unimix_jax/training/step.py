@@ -139,6 +139,7 @@ def train_step(
         else:
             logits, updates = apply(variables, mixed.image, train=True, mutable=["batch_stats"], **options)
             batch_stats = updates.get("batch_stats", batch_stats)
+        logits = _at_least_float32(logits)
         losses = mixing.objective(stage.loss, logits, mixed, inputs.class_weight)
         return losses.sum(), (logits, batch_stats)
 
@@ -194,4 +195,9 @@ def _accumulated(part, examples: tuple, batch_stats, config: StepConfig):
 def predict_step(variables: dict, images: jax.Array, *, network: nn.Module, config: StepConfig) -> jax.Array:
     """Return the logits float32[B, K] of raw images uint8[B, H, W, C], with the running batch statistics."""
     images = augment.normalise(images, config.mean, config.std)
-    return ops.using(config.ops, network.apply)(variables, images, train=False)
+    return _at_least_float32(ops.using(config.ops, network.apply)(variables, images, train=False))
+
+
+def _at_least_float32(logits: jax.Array) -> jax.Array:
+    """Return logits of a network in float32, if they have fewer bits; losses and files are in float32."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
