@@ -223,7 +223,7 @@ class Features(nn.Module):
         ("erm", ["network_options.depht=3"], "network resnet8 takes no option 'depht'.* it takes "),
         ("erm", ["network=my_networks:Absent"], "cannot import 'my_networks:Absent'"),
         ("manifold_mixup", ["network=my_networks:ConvNeXt"], "mixes at level 1 of the network, which has no level but"),
-        ("erm", ["optim.name=adamww"], "unknown optimizer 'adamww' .did you mean 'adamw'"),
+        ("erm", ["optim.name=adamww"], "unknown optimiser 'adamww' .did you mean 'adamw'"),
         ("erm", ["optim.name=adamw", "optim.options.b3=.9"], "takes no option 'b3'"),
         ("erm", ["optim.name=adam", "optim.decay_biases_and_norms=false"], "adam takes no mask of its decay"),
         ("erm", ["optim.schedule=cosin"], "unknown schedule 'cosin' .did you mean 'cosine'"),
