@@ -173,8 +173,8 @@ def test_an_optimiser_of_optax_is_that_of_optax_at_the_rate(name, decayed, optio
     for key, value in options.items():
         config.options[key] = value
     keywords = options | ({"weight_decay": 0.1, "mask": MASK} if decayed else {"momentum": 0.9})
-    ours = trained(optim.build(config, PARAMS), lambda rate: -rate, [0.01] * 6)
-    theirs = trained(getattr(optax, name)(0.01, **keywords), lambda rate: 1, [0.01] * 6)
+    ours = trained(optim.build(config, PARAMS), lambda rate: -rate, [0.01] * 3)
+    theirs = trained(getattr(optax, name)(0.01, **keywords), lambda rate: 1, [0.01] * 3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs)
 
 
