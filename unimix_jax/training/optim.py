@@ -125,12 +125,8 @@ def _in_proportion(function: functools.partial, learning_rate: float) -> bool:
       function: which returns the optax transformation, bound to the learning rate 1.
       learning_rate: of the config.
     """
-    random = np.random.default_rng(0)
-    params = {
-        "kernel": random.normal(size=(3, 2)).astype(np.float32),
-        "bias": random.normal(size=2).astype(np.float32),
-    }
-    slopes = [jax.tree.map(lambda p: random.normal(size=p.shape).astype(np.float32), params) for _ in range(_STEPS)]
+    params = {"kernel": np.cos(np.arange(6, dtype=np.float32)).reshape(3, 2), "bias": np.float32([0.5, -2])}
+    slopes = [jax.tree.map(lambda p, at=step: np.cos(at + 3 * p), params) for step in range(_STEPS)]
 
     @jax.jit
     def updates(params, slopes):
