@@ -13,15 +13,18 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax import main, metrics, storage
+from unimix_jax import main, metrics, registry, storage
 from unimix_jax.config import parse
 from unimix_jax.errors import UserError
+from unimix_jax.methods import build
 from unimix_jax.models import heads
 from unimix_jax.training import input as training_input
 from unimix_jax.training import schedules
 from unimix_jax.training.devices import distribute, replicate
 from unimix_jax.training.setup import prepare
-from unimix_jax.training.step import StepInputs, first_state, train_step
+from unimix_jax.training.step import StepInputs, first_state, predict_step, train_step
+
+from . import quick
 
 TEXT = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 MODULES = {match[1]: match[0] for match in re.finditer(r"# (my_\w+)\.py\n.*?(?=```)", TEXT, flags=re.S)}
@@ -88,6 +91,23 @@ def test_a_stage_may_have_a_schedule_of_the_user_s():
     assert rates[-1] == 0
 
 
+def test_a_stage_may_fall_in_steps_with_their_defaults_or_its_own():
+    argv = [f"--config.method.stages.retrained.schedule.{x}" for x in ("name=steps", "learning_rate=.5")]
+    for more, expected in (
+        ([], (0.8, 0.9)),
+        (["--config.method.stages.retrained.schedule.decay_at=(.5,.6)"], (0.5, 0.6)),
+    ):
+        config = parse(["main", "--config=digits_lt.py:method=crt", *argv, *more]).config
+        assert registry.option(methods_schedule(config), "decay_at") == expected
+
+
+def methods_schedule(config):
+    """The schedule of the last stage."""
+    recipe = config.method.to_dict()
+    built = build.build(recipe, np.array([3, 2]), name="crt", epochs=1, steps_per_epoch=5, test_prior=np.full(2, 0.5))
+    return built.stages[-1].schedule
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_run_with_all_parts_of_the_document(mine, capsys):
@@ -113,7 +133,7 @@ def test_a_run_with_all_parts_of_the_document(mine, capsys):
     assert predictions.class_names == ("1", "3", "5", "7", "9")
     assert "confident mistakes" in (mine / "run" / "report.md").read_text()
     run = storage.read_json(mine / "run" / "run.json")
-    assert run["code"].keys() == MODULES.keys()
+    assert run["starts"][0]["code"].keys() == MODULES.keys()
     rates = [
         line["learning_rate"]
         for line in map(storage.parse_json, (mine / "run" / "metrics.jsonl").read_text().splitlines())
@@ -163,14 +183,51 @@ def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     np.testing.assert_allclose(trained[8][1], trained[1][1], rtol=1e-5)
 
 
+class Dropped(nn.Module):
+    """A linear network behind dropout: the smallest that draws random numbers."""
+
+    num_classes: int
+    head: str = "linear"
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dropout(0.5, deterministic=not train)(images.reshape(len(images), -1))
+        return heads.build(self.head, self.num_classes)(x)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("mine")
 def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
-    experiment = prepare(parse([*DIGITS, "--config.network=my_vit:ViT"]).config, pathlib.Path("unwritten"))
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
-    apply = functools.partial(experiment.network.apply, {"params": experiment.variables["params"]}, images)
-    one, other = (apply(train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
-    assert np.abs(np.asarray(one - other)).max() > 1e-4
-    np.testing.assert_array_equal(apply(train=False), apply(train=False))
+    """Steps at the rate 0 on one batch differ by nothing but the number of the step."""
+    argv = [
+        "main",
+        "--config=digits_lt.py:method=erm",
+        "--config.network=my_networks:Dropped",
+        "--config.data.augment=",
+    ]
+    argv += ["--config.parallel.devices=1"]
+    experiment = prepare(parse(argv).config, pathlib.Path("unwritten"))
+    stage, config = experiment.method.stages[0], experiment.step_config
+    step = quick.jit(functools.partial(train_step, stage=stage, network=experiment.network, config=config))
+    _, batch = next(training_input.batches(experiment, 0))
+    first = first_state(experiment.variables, config.optimiser)
+
+    def loss(state, seed):
+        state, sums = step(state, batch, StepInputs(np.uint32(seed), np.float32(0), stage.class_weight))
+        return state, float(sums["loss"][0])
+
+    second, of_first = loss(first, 0)
+    jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
+    assert len({of_first, loss(second, 0)[1], loss(first, 1)[1]}) == 3
+    assert loss(first, 0)[1] == of_first
+    predict = quick.jit(functools.partial(predict_step, network=experiment.network, config=config))
+    variables = {"params": first.params, "batch_stats": first.batch_stats}
+    np.testing.assert_array_equal(predict(variables, batch.image), predict(variables, batch.image))
+    bias, kernel = sorted(map(np.asarray, jax.tree.leaves(first.params)), key=np.ndim)
+    flat = (batch.image / 255.0 - config.mean) / config.std
+    np.testing.assert_allclose(
+        predict(variables, batch.image), flat.reshape(len(flat), -1) @ kernel + bias, rtol=1e-4, atol=1e-5
+    )
 
 
 class Headless(nn.Module):
@@ -347,7 +404,7 @@ class Features(nn.Module):
         ("manifold_mixup", ["network=my_networks:ConvNeXt"], "mixes at level 1 of the network, which has no level but"),
         ("manifold_mixup", SMALL_VIT, "mixes at level 1 of the network, which has no level but its input, 0"),
         ("manifold_mixup", ["network=my_vit:ViT"], "my_vit:ViT draws random numbers, so stage .* cannot mix inside"),
-        ("erm", ["optim.name=adamww"], "unknown optimizer 'adamww' .did you mean 'adamw'"),
+        ("erm", ["optim.name=adamww"], "unknown optimiser 'adamww' .did you mean 'adamw'"),
         ("erm", ["optim.name=adamw", "optim.options.b3=.9"], "takes no option 'b3'"),
         ("erm", ["optim.name=adam", "optim.decay_biases_and_norms=false"], "adam takes no mask of its decay"),
         ("erm", ["optim.schedule=cosin"], "unknown schedule 'cosin' .did you mean 'cosine'"),
@@ -407,21 +464,38 @@ def test_logits_of_few_bits_are_measured_and_written_as_float32(mine):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "stem")
 def test_a_run_that_goes_on_with_a_changed_module_says_so(mine):
-    argv = [*DIGITS, "--config.network=my_networks:ConvNeXt", "--config.measures=my_measures:confident_mistakes"]
-    argv += ["--report=no", "--workdir=run", "--config.eval_every=0"]
-    assert main.main(argv) == 0
-    shutil.rmtree(mine / "run" / "checkpoints")
-    (mine / "run" / "predictions.npz").unlink()
-    about = storage.read_json(mine / "run" / "run.json")
-    about["code"]["my_measures"] = "0" * 16
-    storage.write_json(mine / "run" / "run.json", about)
-    assert main.main(argv) == 0
-    assert (
-        "the module my_measures, which the config names, was changed since the last start"
-        in (mine / "run" / "log.txt").read_text()
-    )
+    argv = [*DIGITS, "--config.network=stem", "--config.measures=my_measures:confident_mistakes"]
+    argv += ["--report=no", "--workdir=run", "--config.eval_every=0", "--config.parallel.devices=1"]
+
+    def told():
+        """What the log says of a start."""
+        (mine / "run" / "log.txt").unlink(missing_ok=True)
+        assert main.main(argv) == 0
+        return (mine / "run" / "log.txt").read_text()
+
+    def lost():
+        shutil.rmtree(mine / "run" / "checkpoints")
+        (mine / "run" / "predictions.npz").unlink()
+
+    def change():
+        with (mine / "my_measures.py").open("a") as file:
+            file.write("# changed\n")
+        sys.modules.pop("my_measures", None)
+
+    assert "my_measures" not in told()
+    assert "my_measures" not in told()  # complete, and nothing was changed
+    change()
+    changed = "the module my_measures, on which parts of the config depend, was changed"
+    log = told()
+    assert f"{changed} or is gone since this run was started; the results are those of the module as it was" in log
+    lost()
+    log = told()
+    assert f"{changed} since the last start, and is used as it is now" in log
+    assert "predictions.npz is gone; there is no checkpoint, so that it is trained again from its first step" in log
+    digests = [s["code"]["my_measures"] for s in storage.read_json(mine / "run" / "run.json")["starts"]]
+    assert len(set(digests)) == 2
 
 
 def test_restarts_are_those_of_sgdr():

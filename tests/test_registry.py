@@ -19,9 +19,9 @@ COUNTS = np.array([60, 30, 10])
 ALL = [(kind, name) for kind in registry.KINDS for name in registry.entries(kind)]
 # Kinds whose entries recipes name, and kinds of functions with options.
 IN_RECIPES = ("loss", "mixer", "pair_sampler", "sampler", "class_weight", "posthoc")
-FUNCTIONS = (*IN_RECIPES, "optimizer", "schedule", "augmentation")
+FUNCTIONS = (*IN_RECIPES, "optimiser", "schedule", "augmentation")
 CONTEXT = {
-    "optimizer": {"momentum", "weight_decay", "mask"},
+    "optimiser": {"momentum", "weight_decay", "mask"},
     "schedule": {"total_steps", "steps_per_epoch"},
     "augmentation": {"pad", "flip", "jitter", "mean"},
 } | {kind: {"counts", "train_prior", "test_prior"} for kind in IN_RECIPES}

@@ -315,7 +315,7 @@ class Kind(NamedTuple):
     module: str
     optional: bool = False  # "none" is a name too, and no function
     later: tuple[str, ...] = ()  # arguments that the run passes at each call
-    library: tuple[str, str] | None = None  # a package, all of whose functions with this parameter are entries, too
+    library: tuple[str, str] | None = None  # a package, whose functions with this parameter are entries, too
     table: str = ""  # name of the dict of all entries in the module; "" where entries are found by their traits
 
 
@@ -326,7 +326,7 @@ KINDS = {
     "sampler": Kind(Sampler, "unimix_jax.data.sampling", later=("seed", "step", "batch_size")),
     "class_weight": Kind(ClassWeight, "unimix_jax.priors", optional=True),
     "posthoc": Kind(Posthoc, "unimix_jax.methods.posthoc", optional=True, later=("validation",)),
-    "optimizer": Kind(Optimizer, "unimix_jax.training.optim", library=("optax", "learning_rate")),
+    "optimiser": Kind(Optimizer, "unimix_jax.training.optim", library=("optax", "learning_rate")),
     "schedule": Kind(Schedule, "unimix_jax.training.schedules"),
     "augmentation": Kind(Augmentation, "unimix_jax.training.augmentations"),
     "head": Kind(Traits, "unimix_jax.models.heads", table="HEADS"),
@@ -380,12 +380,19 @@ def resolve(kind: str, name: str) -> Callable | None:
 
 @functools.cache
 def _of_library(kind: str) -> dict[str, Callable]:
-    """Return the functions of another package that are entries of a kind, by their names."""
+    """Return the functions of another package that are entries of a kind, by their names.
+
+    Private ones and those named `scale_by_...`, which are parts of others, are none.
+    """
     if KINDS[kind].library is None:
         return {}
     package, parameter = KINDS[kind].library
     functions = {n: f for n, f in vars(importlib.import_module(package)).items() if inspect.isfunction(f)}
-    return {name: f for name, f in functions.items() if parameter in inspect.signature(f).parameters}
+    return {
+        name: f
+        for name, f in functions.items()
+        if parameter in inspect.signature(f).parameters and not name.startswith(("_", "scale_by_"))
+    }
 
 
 def _imported(name: str) -> Callable:

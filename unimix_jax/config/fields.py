@@ -220,10 +220,11 @@ _OPTIM = (
     Field("optim.momentum", 0.9, "Momentum of SGD and of other optimisers that take one.",
           Bound(lambda v: 0 <= v < 1, "at least 0 and below 1")),
     Field("optim.weight_decay", 2e-4,
-          "Weight decay: of sgd added to the gradient; of others decoupled, where they take one.", _at_least(0),
+          "Weight decay: of sgd added to the gradient; of others as optax does it, where they take one.", _at_least(0),
           by_source={"photographs": 1e-4}, hints=("wd", "decay", "l2")),
     Field("optim.decay_biases_and_norms", True,
-          "Decay every parameter; False leaves out biases and the parameters of norms (those with one axis).", _SWITCH),
+          "Decay every parameter; False leaves out biases, parameters of norms, position embeddings and class tokens.",
+          _SWITCH),
     Field("optim.warmup_epochs", -1.0,
           "Epochs of a linear warm-up; 0 for none; -1 for 5, or a tenth of a run under 50 epochs.",
           _WARMUP,
@@ -272,7 +273,7 @@ OPTIONS = {
 # Help of the entries that a recipe puts into config.method and its stages.
 METHOD_ENTRIES = {
     "name": "Name of the recipe.",
-    "head": "The network's last layer: linear, scaled or cosine.",
+    "head": 'The network\'s last layer: linear, scaled, cosine, or "module:Class".',
     "posthoc": "Function of methods/posthoc.py that changes the trained model's logits, and its options.",
     "begin": "Start of the stage as a fraction of the run; 1 for a stage after it.",
     "epochs": "Length of a stage after the run.",
@@ -285,7 +286,7 @@ METHOD_ENTRIES = {
     "lr_multipliers": "Factors of the learning rate for backbone, classifier and scale; 0 freezes.",
     "batch_norm": "train, or frozen: the network runs as in evaluation; running statistics stay, nothing is dropped.",
     "reinitialise": "Draw the classifier anew when the stage begins.",
-    "schedule": "run (that of config.optim), or cosine with its own learning_rate.",
+    "schedule": 'run (that of config.optim), a schedule as optim.schedule, or "module:function", with its options.',
 }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIELDS = {"pad": "crop", "flip": "flip", "jitter": "jitter"}  # fields of config.data, and who asks for them
+_FIELDS = ("pad", "flip", "jitter")  # of config.data, for augmentations that ask for them
 
 
 def build(data: "ConfigDict", mean: np.ndarray) -> tuple[functools.partial, ...]:
@@ -42,17 +42,23 @@ def build(data: "ConfigDict", mean: np.ndarray) -> tuple[functools.partial, ...]
             raise UserError(f"config.data.augment names {name} twice; each augmentation has its own random keys once")
     for name in options:
         one_of("augmentation of config.data.augment_options", name, short_names)
-    for field, name in _FIELDS.items():
-        if name not in short_names and np.any(data[field]):
-            _log.warning("config.data.%s is %s, but config.data.augment has no %s", field, data[field], name)
-    return tuple(
+        if not isinstance(options[name], dict):
+            where = f"config.data.augment_options.{name}"
+            raise UserError(f"{where} is {options[name]!r}; it holds options by their names: write {where}.OPTION")
+    augmentations = tuple(
         registry.bind("augmentation", {"name": name, **options.get(short, {})}, context)
         for name, short in zip(data.augment, short_names, strict=True)
     )
+    for field in _FIELDS:
+        if np.any(data[field]) and not any(field in augmentation.keywords for augmentation in augmentations):
+            _log.warning(
+                "config.data.%s is %s, but no augmentation of config.data.augment takes it", field, data[field]
+            )
+    return augmentations
 
 
 def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, int, int]) -> None:
-    """Refuse augmentations that fail on images of a shape, or that return other shapes.
+    """Refuse augmentations that fail on images of a shape or with their options, or that return other shapes.
 
     Args:
       augmentations: of `build`.
@@ -67,6 +73,8 @@ def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, in
         name = getattr(augmentation.func, "__name__", augmentation.func)
         try:
             result = jax.eval_shape(augmentation, keys, images)
+        except UserError:
+            raise
         except Exception as error:  # the augmentation may be the user's, and raise anything
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise UserError(f"the augmentation {name} fails on images {image_shape}: {why}") from error

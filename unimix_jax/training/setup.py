@@ -95,7 +95,7 @@ def prepare(
     augmentations = augment.build(config.data, splits.train.mean)
     augment.check(augmentations, image_shape)
     learning_rate = schedules.of_run(config.optim, config.epochs, steps_per_epoch)
-    _check_schedules(learning_rate, method, config.epochs * steps_per_epoch)
+    _check_schedules(learning_rate, method)
     return Experiment(
         config=config,
         directory=directory,
@@ -152,9 +152,9 @@ def _check_measures(names: tuple[str, ...], classes: int) -> None:
         metrics.measured(names, np.full((2 * classes, classes), 1 / classes), labels)
 
 
-def _check_schedules(rate: Callable[[int], float], method: methods.Method, num_steps: int) -> None:
-    """Refuse learning rates that are no numbers."""
-    schedules.check(rate, 0, num_steps, "the schedule of config.optim")
+def _check_schedules(rate: Callable[[int], float], method: methods.Method) -> None:
+    """Refuse learning rates that are no numbers, at every step of all stages."""
+    schedules.check(rate, 0, method.stages[-1].last, "the schedule of config.optim")
     for stage in method.stages:
         if stage.schedule is not None:
             schedules.check(stage.schedule, 0, stage.last - stage.first, f"the schedule of stage {stage.name!r}")
