@@ -124,7 +124,7 @@ class Traits:
           UserError: a value, and what it must be.
         """
         for key, value in options.items():
-            _check(f"{key} of {entry}", value, self.options.get(key, ANYTHING))
+            check_value(f"{key} of {entry}", value, self.options.get(key, ANYTHING))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

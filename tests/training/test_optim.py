@@ -1,6 +1,8 @@
 import functools
 import logging
 import math
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -247,3 +249,16 @@ def test_steps_of_a_stage_fall_where_those_of_a_run_do():
     stage = registry.bind("schedule", {"name": "steps", "learning_rate": 0.1}, {"total_steps": 10})
     run = schedules.of_run(optim_config(warmup_epochs=0), 10, 1)
     assert [stage(step) for step in range(10)] == [run(step) for step in range(10)]
+
+
+def _of_arrays(step, *, learning_rate):
+    return np.asarray(learning_rate / (step + 1), np.float32)
+
+
+def test_a_schedule_may_return_an_array_of_one_number(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(of_arrays=_of_arrays))
+    config = default().optim
+    config.schedule, config.warmup_epochs = "mine:of_arrays", 0.0
+    rate = schedules.of_run(config, 2, 3)(1)
+    assert type(rate) is float
+    assert rate == pytest.approx(0.05)

@@ -53,7 +53,7 @@ def of_run(optim: "ConfigDict", epochs: int, steps_per_epoch: int) -> Callable[[
 
     def rate(step: int) -> float:
         step = min(step, last)
-        return schedule(step) * warm_up(step)
+        return float(schedule(step)) * warm_up(step)  # a user's may return an array of one number
 
     return rate
 
