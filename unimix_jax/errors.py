@@ -62,13 +62,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def one_of(what: str, name: str, known: Iterable[str]) -> str:
+def one_of(what: str, name: str, known: Iterable[str], others: str = "") -> str:
     """Return `name` if it is known.
 
     Args:
       what: the kind of thing that `name` stands for, as the sentence should call it ("method").
       name: what the user wrote.
       known: the names that exist.
+      others: words for other names that are right, too, which the sentence ends with.
 
     Returns:
       `name`.
@@ -79,7 +80,7 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if name in known:
         return name
-    raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}{others}")
 
 
 # Control characters, among them those that begin a terminal's escape sequences; marks that turn the direction of text

@@ -16,6 +16,8 @@ import functools
 import importlib
 import inspect
 import math
+import pathlib
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -351,7 +353,8 @@ def resolve(kind: str, name: str) -> Callable | None:
     if ":" in name:
         return _imported(name)
     known = {**_of_library(kind), **entries(kind)}
-    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known)
+    others = ', or your own as "module:object"'
+    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known, others)
     return known.get(name)
 
 
@@ -367,13 +370,24 @@ def _of_library(kind: str) -> dict[str, Callable]:
 
 def _imported(name: str) -> Callable:
     module, _, function = name.partition(":")
+    if not module or not function or module.startswith("."):
+        raise UserError(f'cannot import {name!r}: it must be "module:object", such as my_losses:rare_first')
     try:
         value = getattr(importlib.import_module(module), function)
     except Exception as error:  # the module is the user's program and may raise anything
-        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from None
+        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}{_place(error)}") from None
     if not callable(value):
         raise UserError(f"{name!r} is {value!r} and no function")
     return value
+
+
+def _place(error: Exception) -> str:
+    """Return the last line of a user's program that an error of an import comes from, "" where it comes from none."""
+    calls = traceback.extract_tb(error.__traceback__)[1:]  # the first one is `_imported`
+    calls = [
+        c for c in calls if not c.filename.startswith("<") and "importlib" not in pathlib.PurePath(c.filename).parts
+    ]
+    return f", in line {calls[-1].lineno} of {calls[-1].filename}" if calls else ""
 
 
 def traits(kind: str, function: Callable) -> Any:
