@@ -251,6 +251,7 @@ def test_a_source_of_one_s_own_takes_its_images_as_they_are(tmp_path):
             ("method: mixup", "method: {name: mixup, stages: {mixed: {begin: soon}}}"),
             "config.method.stages.mixed.begin is 'soon'; it must be a number",
         ),
+        (("method: mixup", "method: {name: mixup, stages: {plain: {begin: {a: 1}}}}"), "plain.begin is .* be a number"),
         (("method: mixup", "method: mixup\ndata.source: digits"), "sets data.source twice, nested and by a dotted key"),
         (("method: mixup", "method: mixup\nmethod.name: erm"), "sets method.name twice"),
         (("imbalance: 20", "method: 20"), "unknown config field 'data.method'"),

@@ -279,10 +279,10 @@ def _with_types(method: dict) -> dict:
 
 def _typed(before: Any, value: Any, what: str) -> Any:
     """Return a value, or nested dicts of values, as the types of those before; where none was, as it is."""
-    if isinstance(value, dict):
-        before = before if isinstance(before, dict) else {}
-        if value.get("name", before.get("name")) != before.get("name"):
-            before = {}
+    if isinstance(value, dict) and (before is None or isinstance(before, dict)):
+        before = before or {}
+        if "name" in before and value.get("name", before["name"]) != before["name"]:
+            before = {}  # the options are those of another function
         return {key: _typed(before.get(key), each, f"{what}.{key}") for key, each in value.items()}
     return value if before is None or isinstance(before, dict) else _as_type_of(before, value, what)
 
