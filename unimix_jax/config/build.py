@@ -1,7 +1,7 @@
 """Make configs: the default fields, those of a data source, and the recipe of a method. For config files.
 
 A config file is a few lines on top of `default()`. The last one wins: config file, recipe of the method, arguments
-after the colon of --config, overrides.
+after the colon of --config, overrides. What a YAML or JSON file sets goes before the recipe (`load`).
 """
 
 import copy
