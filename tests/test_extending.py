@@ -410,7 +410,7 @@ class Features(nn.Module):
         ("erm", ["optim.schedule=cosin"], "unknown schedule 'cosin' .did you mean 'cosine'"),
         ("erm", ["optim.schedule=my_networks:negative"], "the schedule of config.optim is -0.2 at step 0"),
         ("erm", ["data.augment=crop,crop"], "names crop twice"),
-        ("erm", ["data.augment=my_networks:halved"], "the augmentation halved returns .*; it must return float32"),
+        ("erm", ["data.augment=my_networks:halved"], "the augmentation halved returns .*; it must return .*float32"),
         ("erm", ["data.augment_options.cutout.size=3"], "unknown augmentation of config.data.augment_options 'cutout'"),
         ("erm", ["data.source=my_networks:nothing"], "returns NoneType; it must return unimix_jax.data.types.Splits"),
         ("erm", ["measures=my_networks:nothing"], "the measure my_networks:nothing returns None"),

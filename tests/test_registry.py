@@ -278,3 +278,31 @@ def test_a_parameter_with_a_default_is_an_option_without_a_star(monkeypatch):
     assert bound.keywords == {"strength": 2.0}
     with pytest.raises(UserError, match="takes no option 'labels'; it takes strength"):
         registry.bind("loss", {"name": "mine:loss", "labels": 2.0}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("failing:loss", "ModuleNotFoundError: No module named 'notthere', in line 2 of {}/failing.py"),
+        ("outer:loss", "ModuleNotFoundError: No module named 'notthere', in line 2 of {}/failing.py"),
+        ("dividing:loss", "ZeroDivisionError: division by zero, in line 2 of {}/dividing.py"),
+        ("no_such_module:loss", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("math:loss", "AttributeError: module 'math' has no attribute 'loss'"),
+        (":loss", 'it must be "module:object", such as my_losses:rare_first'),
+        ("math:", 'it must be "module:object", such as my_losses:rare_first'),
+        (".math:loss", 'it must be "module:object", such as my_losses:rare_first'),
+    ],
+)
+def test_a_user_s_module_that_cannot_be_imported_gets_a_sentence_with_its_line(tmp_path, monkeypatch, name, sentence):
+    (tmp_path / "failing.py").write_text("import math\nimport notthere\n")
+    (tmp_path / "outer.py").write_text("import failing\n")
+    (tmp_path / "dividing.py").write_text("def loss(): ...\nloss.share = 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as caught:
+        registry.resolve("loss", name)
+    assert str(caught.value) == f"cannot import {name!r}: {sentence.format(tmp_path)}"
+
+
+def test_an_unknown_name_says_how_one_s_own_is_named():
+    with pytest.raises(UserError, match="unknown schedule 'zzz'; known: .*, or your own as \"module:object\"$"):
+        registry.resolve("schedule", "zzz")

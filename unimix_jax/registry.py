@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from unimix_jax.errors import UserError, did_you_mean, one_of
+from unimix_jax.errors import UserError, described, did_you_mean, one_of
 
 PRIORS = ("train", "test", "uniform", "none")  # that softmax(logits) can stand for
 
@@ -374,7 +374,8 @@ def resolve(kind: str, name: str) -> Callable | None:
     if ":" in name:
         return _imported(name)
     known = {**_of_library(kind), **entries(kind)}
-    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known)
+    others = ', or your own as "module:object"'
+    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known, others)
     return known.get(name)
 
 
@@ -397,10 +398,12 @@ def _of_library(kind: str) -> dict[str, Callable]:
 
 def _imported(name: str) -> Callable:
     module, _, function = name.partition(":")
+    if not module or not function or module.startswith("."):
+        raise UserError(f'cannot import {name!r}: it must be "module:object", such as my_losses:rare_first')
     try:
         value = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # the module is the user's program and may raise anything
-        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from None
+        raise UserError(f"cannot import {name!r}: {described(error)}") from None
     if not callable(value):
         raise UserError(f"{name!r} is {value!r} and no function")
     return value

@@ -17,6 +17,9 @@ FIXED = "fixed"  # no: the field changes the numbers of a run
 FREE = "free"  # yes: it changes records, speed, or the last bits of sums
 SEEN_IN_DATA = "seen in data"  # yes, as long as the data is the same: the digests in run.json say so
 
+# Other defaults of a user's own source, "module:function": its images are taken as they are, for nothing is known of
+# them. A crop with a border, a mirror, or a long-tailed cut is asked for.
+OF_OWN_SOURCE = {"data.imbalance": 1.0, "data.pad": 0, "data.flip": False}
 _PHOTOGRAPHS = ("photographs",)
 _CIFAR = ("cifar10", "cifar100")
 
@@ -51,6 +54,8 @@ class Field:
 
     def default_for(self, source: str) -> Any:
         """Return the default of this field for a data source."""
+        if ":" in source and self.name in OF_OWN_SOURCE:
+            return OF_OWN_SOURCE[self.name]
         return self.by_source.get(source, self.default)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from unimix_jax import priors, registry
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.errors import UserError, described, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.classwise import ace, classwise_errors, sce, tace
 from unimix_jax.metrics.measures import (
@@ -76,7 +76,7 @@ def _value_of(name: str, probabilities: np.ndarray, labels: np.ndarray, bins: in
     try:
         value = measure(_read_only(probabilities), _read_only(labels), **options)
     except Exception as error:
-        raise UserError(f"the measure {name} fails: {type(error).__name__}: {error}") from error
+        raise UserError(f"the measure {name} fails: {described(error)}") from error
     if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
         returned = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
         raise UserError(f"the measure {name} returns {returned}; it must return one number")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, described
 
 
 class LinearHead(nn.Module):
@@ -100,7 +100,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the class may be the user's, and raise anything
-        raise UserError(f"the head {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise UserError(f"the head {name} cannot be made: {described(error)}") from error
     if not isinstance(head, nn.Module):
         raise UserError(
             f"the head {name} is of type {type(head).__name__}; it must be a Flax module, flax.linen.Module"

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, did_you_mean
+from unimix_jax.errors import UserError, described, did_you_mean
 from unimix_jax.models import convnext, resnet, vit
 
 NETWORKS = {  # of small images: CIFAR, digits
@@ -101,7 +101,7 @@ def build(
     try:
         module = network(**attributes, **(options or {}))
     except (Exception, SystemExit) as error:  # the class may be the user's, and raise anything
-        raise UserError(f"the network {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise UserError(f"the network {name} cannot be made: {described(error)}") from error
     if not isinstance(module, nn.Module):
         raise UserError(
             f"the network {name} is of type {type(module).__name__}; it must be a Flax module, flax.linen.Module"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.config import fields
+from unimix_jax.errors import UserError, described, one_of
 from unimix_jax.training.rng import Use, use
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def build(data: "ConfigDict", mean: np.ndarray) -> tuple[functools.partial, ...]
         for name, short in zip(data.augment, short_names, strict=True)
     )
     for field in _FIELDS:
-        if np.any(data[field]) and not any(field in augmentation.keywords for augmentation in augmentations):
+        by_user = np.any(data[field]) and data[field] != fields.FIELDS[f"data.{field}"].default_for(data.source)
+        if by_user and not any(field in augmentation.keywords for augmentation in augmentations):
             _log.warning(
                 "config.data.%s is %s, but no augmentation of config.data.augment takes it", field, data[field]
             )
@@ -76,11 +78,12 @@ def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, in
         except UserError:
             raise
         except Exception as error:  # the augmentation may be the user's, and raise anything
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise UserError(f"the augmentation {name} fails on images {image_shape}: {why}") from error
+            raise UserError(f"the augmentation {name} fails on images {image_shape}: {described(error)}") from error
         if (getattr(result, "shape", None), getattr(result, "dtype", None)) != (images.shape, images.dtype):
+            returned = f"{result.dtype}{list(result.shape)}" if hasattr(result, "dtype") else type(result).__name__
             raise UserError(
-                f"the augmentation {name} returns {result}; it must return float32 images of the shape that it gets"
+                f"the augmentation {name} returns {returned} for images float32{list(images.shape)}; it must return "
+                "float32 images of the same shape"
             )
 
 

@@ -1,9 +1,7 @@
 """The network of a run: its module, its first variables, and the checks that the method can train it."""
 
 import contextlib
-import os
 import pathlib
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, described
 from unimix_jax.methods.build import Method
 from unimix_jax.models import init, networks, pretrained
 from unimix_jax.training import rundir
@@ -157,9 +155,6 @@ def _output(network: nn.Module, variables: dict, image_shape: tuple[int, int, in
     return output[0] if train else output
 
 
-_LIBRARIES = {"contextlib", "flax", "functools", "jax", "jaxlib", "numpy", "unimix_jax"}  # no place of a user's mistake
-
-
 @contextlib.contextmanager
 def _sentences_for_failures(config: "ConfigDict", image_shape: tuple[int, int, int]) -> Iterator[None]:
     """Turn whatever a network raises into a sentence that names the error and its last place in the user's code."""
@@ -168,16 +163,10 @@ def _sentences_for_failures(config: "ConfigDict", image_shape: tuple[int, int, i
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the network may be the user's, and raise anything
-        frames = traceback.walk_tb(error.__traceback__)
-        places = [
-            f" ({os.path.basename(frame.f_code.co_filename)}, line {line})"
-            for frame, line in frames
-            if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES
-        ]
         height, width, channels = image_shape
         raise UserError(
             f"the network {config.network} with the head {config.method.head} fails on images of {height} x {width} x "
-            f"{channels}: {type(error).__name__}: {' '.join(str(error).split())[:300]}{places[-1] if places else ''}"
+            f"{channels}: {described(error)}"
         ) from error
 
 

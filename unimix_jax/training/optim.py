@@ -11,7 +11,7 @@ import optax
 
 from unimix_jax import registry
 from unimix_jax.config import fields
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, described
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -89,9 +89,8 @@ def build(optim: "ConfigDict", params: Any) -> optax.GradientTransformation:
         jax.eval_shape(lambda params: optimiser.update(params, optimiser.init(params), params), params)
         in_proportion = "learning_rate" not in function.keywords or _in_proportion(function, optim.learning_rate)
     except Exception as error:  # the optimiser may be the user's, and raise anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
-            f"the optimiser {optim.name} (config.optim) fails on the network's parameters: {why}"
+            f"the optimiser {optim.name} (config.optim) fails on the network's parameters: {described(error)}"
         ) from error
     if not in_proportion:
         raise UserError(

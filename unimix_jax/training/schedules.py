@@ -9,7 +9,7 @@ import numpy as np
 
 from unimix_jax import registry
 from unimix_jax.config import fields
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, described
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -74,7 +74,7 @@ def check(rate: Callable[[int], float], first: int, last: int, where: str) -> No
         try:
             value = float(rate(step))
         except Exception as error:  # the schedule may be the user's, and raise anything
-            raise UserError(f"{where} fails at step {step}: {type(error).__name__}: {error}") from error
+            raise UserError(f"{where} fails at step {step}: {described(error)}") from error
         if not 0 <= value < math.inf:
             raise UserError(f"{where} is {value} at step {step}; a learning rate is 0 or above")
 

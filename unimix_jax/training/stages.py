@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, described
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
 
@@ -97,9 +97,9 @@ def _shapes_of(kind: str, stage: Stage, function: Callable, *arguments) -> Any:
     except UserError:
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         on = "images and labels" if kind == "mixer" else f"logits {list(arguments[0].shape)} and labels"
-        raise UserError(f"the {kind} {name} of stage {stage.name!r} fails on a batch of {on}: {why}") from error
+        where = f"the {kind} {name} of stage {stage.name!r} fails on a batch of {on}"
+        raise UserError(f"{where}: {described(error)}") from error
 
 
 def _name(function: Callable) -> str:
