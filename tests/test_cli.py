@@ -1,6 +1,7 @@
 """What a command says, whatever its standard streams are, and what of others it keeps to itself."""
 
 import errno
+import importlib
 import os
 import pathlib
 import shlex
@@ -183,3 +184,14 @@ def test_a_message_is_one_line(capsys):
 
     assert cli.run_command(work) == 2
     assert capsys.readouterr().err == "error: the folder \\x1b]0;x\\x07\\nerror: forged\n"
+
+
+def test_an_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here_alone.py").write_text("answer = 42\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    before = list(sys.path)
+    importlib.invalidate_caches()
+    assert cli.run_command(lambda: str(importlib.import_module("here_alone").answer)) == 0
+    assert sys.path == before
+    sys.modules.pop("here_alone")

@@ -1,4 +1,4 @@
-"""The door to the measures: what it makes of runs and files, and what it says when it cannot."""
+"""The command of the measures: what it makes of runs and files, and what it says when it cannot."""
 
 import base64
 import csv
@@ -93,7 +93,7 @@ def without_pdf(monkeypatch):
 
 
 @pytest.fixture
-def door(capsys):
+def command(capsys):
     """Return run(*argv) -> (exit code, standard output, standard error)."""
 
     def run(*argv):
@@ -130,9 +130,9 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.mark.slow
-def test_a_run_gives_every_number_and_picture(door, run):
+def test_a_run_gives_every_number_and_picture(command, run):
     directory = run("first")
-    code, out, err = door(f"--workdir={directory}", "--samples=40")
+    code, out, err = command(f"--workdir={directory}", "--samples=40")
     assert (code, err) == (0, "")
     assert out.endswith(f"report: {directory}/report.html\n")
     assert "warning: do not trust the test prior by BBSE: the shares are uncertain" in out
@@ -201,10 +201,10 @@ def test_a_run_gives_every_number_and_picture(door, run):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_nothing_but_logits_and_labels(door, tmp_path):
+def test_nothing_but_logits_and_labels(command, tmp_path):
     logits, labels = predicted(200)
     np.savez(tmp_path / "mine.npz", logits=logits, labels=labels)
-    code, out, err = door(f"--predictions={tmp_path}/mine.npz", f"--output={tmp_path}/out/mine.html", "--samples=20")
+    code, out, err = command(f"--predictions={tmp_path}/mine.npz", f"--output={tmp_path}/out/mine.html", "--samples=20")
     assert (code, err) == (0, "")
     missing = [line for line in out.splitlines() if line.startswith("missing: ")]
     for word in ("--counts=FILE", "--validation=FILE.npz", "--workdir=RUN", "logits_prior"):
@@ -220,12 +220,12 @@ def test_nothing_but_logits_and_labels(door, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_what_is_supplied_beside_the_predictions(door, tmp_path):
+def test_what_is_supplied_beside_the_predictions(command, tmp_path):
     logits, labels = predicted(200)
     np.savez(tmp_path / "test.npz", probabilities=per_example.softmax(logits), labels=labels)
     np.savez(tmp_path / "held.npz", logits=predicted(150, 1)[0], labels=predicted(150, 1)[1])
     (tmp_path / "counts.txt").write_text("\n".join(map(str, COUNTS)))
-    code, out, _ = door(
+    code, out, _ = command(
         f"--predictions={tmp_path}/test.npz",
         f"--validation={tmp_path}/held.npz",
         f"--counts={tmp_path}/counts.txt",
@@ -247,13 +247,13 @@ def test_what_is_supplied_beside_the_predictions(door, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_unlabelled_predictions_have_an_estimated_prior(door, tmp_path):
+def test_unlabelled_predictions_have_an_estimated_prior(command, tmp_path):
     logits, labels = predicted(6000)
     kept = (labels < 3) | (np.arange(6000) % 5 == 0)
     np.savez(tmp_path / "test.npz", logits=logits[kept])
     np.savez(tmp_path / "held.npz", logits=predicted(2000, 1)[0], labels=predicted(2000, 1)[1])
     files = [f"--predictions={tmp_path}/test.npz", f"--validation={tmp_path}/held.npz", f"--output={tmp_path}/out"]
-    code, out, _ = door(*files, "--samples=20", "--test_prior=estimate")
+    code, out, _ = command(*files, "--samples=20", "--test_prior=estimate")
     assert code == 0
     assert "missing: all measures and most pictures" in out
     result = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]
@@ -263,26 +263,26 @@ def test_unlabelled_predictions_have_an_estimated_prior(door, tmp_path):
     assert result["corrected"]["prior"] == result["estimates"]["em"]["prior"]
 
 
-def test_probabilities_of_zero_are_measured_and_said(door, tmp_path):
+def test_probabilities_of_zero_are_measured_and_said(command, tmp_path):
     logits, labels = predicted(90)
     probabilities = np.round(per_example.softmax(logits), 1)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         np.savez(tmp_path / "log.npz", logits=np.log(probabilities), labels=labels)
     np.savez(tmp_path / "p.npz", probabilities=probabilities, labels=labels)
-    answers = [door(f"--predictions={tmp_path}/{name}.npz", "--samples=0") for name in ("log", "p")]
+    answers = [command(f"--predictions={tmp_path}/{name}.npz", "--samples=0") for name in ("log", "p")]
     assert answers[0] == answers[1]
     zeros, own = (probabilities == 0).sum(), (probabilities[np.arange(90), labels] == 0).sum()
     assert f"warning: {zeros} of 540 test probabilities are 0" in answers[0][1]
     assert f"; {own} of them are a label's" in answers[0][1]
     np.savez(tmp_path / "wrong.npz", logits=probabilities, labels=labels)
-    code, out, err = door(f"--predictions={tmp_path}/wrong.npz", "--samples=0")
+    code, out, err = command(f"--predictions={tmp_path}/wrong.npz", "--samples=0")
     assert (code, out) == (2, "")
     assert "look like probabilities" in err
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_each_validation_file_belongs_to_the_predictions_of_its_place(door, tmp_path):
+def test_each_validation_file_belongs_to_the_predictions_of_its_place(command, tmp_path):
     for i, scale in enumerate((1, 5)):
         np.savez(tmp_path / f"test{i}.npz", logits=scale * predicted(90)[0], labels=predicted(90)[1])
         np.savez(tmp_path / f"held{i}.npz", logits=scale * predicted(300, 1)[0], labels=predicted(300, 1)[1])
@@ -291,16 +291,16 @@ def test_each_validation_file_belongs_to_the_predictions_of_its_place(door, tmp_
         for i in (0, 1)
         for kind, name in (("predictions", "test"), ("validation", "held"))
     ]
-    assert door(*given, f"--output={tmp_path}/out", "--samples=0", "--test_prior=uniform")[0] == 0
+    assert command(*given, f"--output={tmp_path}/out", "--samples=0", "--test_prior=uniform")[0] == 0
     first, second = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
     assert second["temperature"] == pytest.approx(5 * first["temperature"], rel=1e-6)
     assert "The same with corrected logits" in Page((tmp_path / "out" / "report.html").read_text()).texts["h3"]
 
 
-def test_two_models_never_have_one_name(door, run, tmp_path):
+def test_two_models_never_have_one_name(command, run, tmp_path):
     directory = run("same")
     np.savez(tmp_path / "same.npz", logits=predicted(90)[0], labels=predicted(90)[1])
-    code, out, _ = door(f"--workdir={directory}", f"--predictions={tmp_path}/same.npz", "--samples=0")
+    code, out, _ = command(f"--workdir={directory}", f"--predictions={tmp_path}/same.npz", "--samples=0")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[4:6]] == [str(directory), f"{tmp_path}/same.npz"]
 
@@ -335,9 +335,9 @@ def test_a_run_s_report_is_made_again_when_its_results_are_others(run):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_a_report_that_the_user_made_of_the_same_results_stays(door, run):
+def test_a_report_that_the_user_made_of_the_same_results_stays(command, run):
     directory = run("own")
-    assert door(f"--workdir={directory}", "--samples=0", "--bins=7")[0] == 0
+    assert command(f"--workdir={directory}", "--samples=0", "--bins=7")[0] == 0
     before = (directory / "report.json").read_bytes()
     build.write_run_report(directory)
     assert (directory / "report.json").read_bytes() == before
@@ -387,25 +387,25 @@ def test_a_run_in_which_no_report_can_be_written_gets_a_sentence_without_options
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_a_former_report_left_is_removed(door, tmp_path):
+def test_what_a_former_report_left_is_removed(command, tmp_path):
     logits, labels = predicted(60)
     np.savez(tmp_path / "p.npz", logits=logits, labels=labels)
     np.savez(tmp_path / "q.npz", logits=logits)
     given = [f"--output={tmp_path}/out", "--samples=0"]
-    assert door(f"--predictions={tmp_path}/p.npz", *given)[0] == 0
+    assert command(f"--predictions={tmp_path}/p.npz", *given)[0] == 0
     (tmp_path / "out" / "figures" / "mine.png").write_text("the user's own")
-    code, _, err = door("--figure=A1", f"--output={tmp_path}/out")
+    code, _, err = command("--figure=A1", f"--output={tmp_path}/out")
     assert (code, "is a report on models" in err) == (2, True)
-    assert door(f"--predictions={tmp_path}/q.npz", *given)[0] == 0
+    assert command(f"--predictions={tmp_path}/q.npz", *given)[0] == 0
     left = {path.name for path in (tmp_path / "out").rglob("*.*")}
     assert left == {"report.html", "report.md", "report.csv", "report.json", "mine.png"}
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(door, tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(command, tmp_path, monkeypatch):
     np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
     argv = [f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0"]
-    assert door(*argv)[0] == 0
+    assert command(*argv)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
     write = storage.write_whole
 
@@ -415,7 +415,7 @@ def test_a_report_that_cannot_be_written_leaves_the_numbers_of_the_one_before(do
         write(path, content)
 
     monkeypatch.setattr(storage, "write_whole", full)
-    code, out, err = door(*argv)
+    code, out, err = command(*argv)
     assert (code, out) == (74, "")
     assert "report.md: No space left" in err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
@@ -479,11 +479,11 @@ def test_a_folder_may_have_the_name_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "counts"), [(2, [100, 10]), (3, [7, 7, 7])])
-def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts):
+def test_no_group_is_shown_where_there_are_none(command, tmp_path, classes, counts):
     logits, labels = predicted(120)
     arrays = {"logits": logits[:, :classes], "labels": labels % classes, "counts": np.array(counts)}
     np.savez(tmp_path / "p.npz", **arrays, logits_prior=np.full(classes, 1 / classes))
-    code, out, _ = door(f"--predictions={tmp_path}/p.npz", "--samples=0")
+    code, out, _ = command(f"--predictions={tmp_path}/p.npz", "--samples=0")
     assert code == 0
     assert "medium (" not in out
     assert "missing: many, medium and few: " in out
@@ -492,11 +492,11 @@ def test_no_group_is_shown_where_there_are_none(door, tmp_path, classes, counts)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pdf")
-def test_runs_side_by_side(door, run, tmp_path):
+def test_runs_side_by_side(command, run, tmp_path):
     runs = [run("a", 0), run("b", 1), run("c", 0, validation=False, network="resnet20")]
     np.savez(tmp_path / "d.npz", logits=predicted(90)[0], labels=predicted(90)[1])
     given = [*(f"--workdir={r}" for r in runs), f"--predictions={tmp_path}/d.npz"]
-    code, out, _ = door(*given, f"--output={tmp_path}/report.html", "--samples=20")
+    code, out, _ = command(*given, f"--output={tmp_path}/report.html", "--samples=20")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[4:8]] == ["a", "b", "c", "d"]
     page = Page((tmp_path / "report.html").read_text())
@@ -522,8 +522,8 @@ def test_runs_side_by_side(door, run, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_class_distributions(door, tmp_path):
-    code, out, _ = door("--figure=A1", "--classes=6", "--imbalance=50", f"--output={tmp_path}/a1")
+def test_the_class_distributions(command, tmp_path):
+    code, out, _ = command("--figure=A1", "--classes=6", "--imbalance=50", f"--output={tmp_path}/a1")
     assert code == 0
     assert out == f"report: {tmp_path}/a1/report.html\n"
     page = Page((tmp_path / "a1" / "report.html").read_text())
@@ -546,14 +546,14 @@ def test_the_class_distributions(door, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_a_report_is_written_again_but_nothing_else_is_overwritten(door, tmp_path):
+def test_a_report_is_written_again_but_nothing_else_is_overwritten(command, tmp_path):
     np.savez(tmp_path / "p.npz", logits=predicted(60)[0], labels=predicted(60)[1])
     for _ in range(2):
-        assert door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0")[0] == 0
+        assert command(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/out", "--samples=0")[0] == 0
     (tmp_path / "p.json").write_text("mine")
     (tmp_path / "q.html").write_text("<p>mine</p>")
     for target in ("p.html", "q.html", "p.npz"):
-        code, out, err = door(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/{target}")
+        code, out, err = command(f"--predictions={tmp_path}/p.npz", f"--output={tmp_path}/{target}")
         assert (code, out) == (2, "")
         assert "is no report; give another" in err or "is no folder; name a folder" in err
     assert (tmp_path / "p.json").read_text() == "mine"
@@ -637,15 +637,15 @@ def given(tmp_path_factory):
         (["--predictions={given}/floats.npz"], "must be integers [30]"),
         (["--predictions={given}/beyond.npz"], "hold 6; with 6 classes"),
         (["--predictions={given}/empty.npz"], "N > 0"),
-        (["--predictions={given}/words.npz"], "must be 6 positive numbers"),
+        (["--predictions={given}/words.npz"], "it must be [6], a number for each of the 6 classes"),
         (["--predictions={given}/gap.npz", "--test_prior=train"], "has no training image"),
         (["--predictions={given}/good.npz", "--output=/proc/x/report"], "cannot write"),
     ],
 )
-def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(door, given, argv, message):
+def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(command, given, argv, message):
     before = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     quick = [] if any(a.startswith(("--samples", "--figure")) for a in argv) else ["--samples=0"]
-    code, out, err = door(*(a.replace("{given}", str(given)) for a in argv), *quick)
+    code, out, err = command(*(a.replace("{given}", str(given)) for a in argv), *quick)
     assert (code, out) == (2, "")
     lines = err.splitlines()
     assert len(lines) == 1, err

@@ -13,19 +13,26 @@ import jax
 import numpy as np
 import pytest
 
-from unimix_jax import main, metrics, storage
+from unimix_jax import main, metrics, registry, storage
 from unimix_jax.config import parse
 from unimix_jax.errors import UserError
+from unimix_jax.methods import build
 from unimix_jax.models import heads
 from unimix_jax.training import input as training_input
 from unimix_jax.training import schedules
 from unimix_jax.training.devices import distribute, replicate
 from unimix_jax.training.setup import prepare
-from unimix_jax.training.step import StepInputs, first_state, train_step
+from unimix_jax.training.step import StepInputs, first_state, predict_step, train_step
+
+from . import quick
 
 TEXT = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 MODULES = {match[1]: match[0] for match in re.finditer(r"# (my_\w+)\.py\n.*?(?=```)", TEXT, flags=re.S)}
 COMMANDS = [shlex.split(block) for block in re.findall(r"```sh\n(.*?)```", TEXT, flags=re.S)]
+FILE = "test_extending.py"
+SMALL_VIT = ["network=vit_s16"] + [
+    f"network_options.{option}" for option in ("patch_size=4", "width=16", "depth=1", "heads=2")
+]
 DIGITS = ["main", "--config=digits_lt.py:method=unimix_bayias", "--config.epochs=1"]
 
 
@@ -59,7 +66,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def test_every_part_has_an_example_of_less_than_thirty_lines():
-    kinds = {"optimisers", "schedules", "augmentations", "vit", "heads", "data", "measures"}
+    kinds = {"optimisers", "schedules", "augmentations", "vit", "heads", "data", "measures", "mixers"}
     assert {f"my_{kind}" for kind in kinds} == MODULES.keys()
     for name, code in MODULES.items():
         assert len(code.splitlines()) < 30, name
@@ -82,6 +89,23 @@ def test_a_stage_may_have_a_schedule_of_the_user_s():
     rates = [stage.schedule(step) for step in range(stage.last - stage.first)]
     assert max(rates) == pytest.approx(0.5, rel=0.05)
     assert rates[-1] == 0
+
+
+def test_a_stage_may_fall_in_steps_with_their_defaults_or_its_own():
+    argv = [f"--config.method.stages.retrained.schedule.{x}" for x in ("name=steps", "learning_rate=.5")]
+    for more, expected in (
+        ([], (0.8, 0.9)),
+        (["--config.method.stages.retrained.schedule.decay_at=(.5,.6)"], (0.5, 0.6)),
+    ):
+        config = parse(["main", "--config=digits_lt.py:method=crt", *argv, *more]).config
+        assert registry.option(methods_schedule(config), "decay_at") == expected
+
+
+def methods_schedule(config):
+    """The schedule of the last stage."""
+    recipe = config.method.to_dict()
+    built = build.build(recipe, np.array([3, 2]), name="crt", epochs=1, steps_per_epoch=5, test_prior=np.full(2, 0.5))
+    return built.stages[-1].schedule
 
 
 @pytest.mark.slow
@@ -109,7 +133,7 @@ def test_a_run_with_all_parts_of_the_document(mine, capsys):
     assert predictions.class_names == ("1", "3", "5", "7", "9")
     assert "confident mistakes" in (mine / "run" / "report.md").read_text()
     run = storage.read_json(mine / "run" / "run.json")
-    assert run["code"].keys() == MODULES.keys()
+    assert run["starts"][0]["code"].keys() == MODULES.keys()
     rates = [
         line["learning_rate"]
         for line in map(storage.parse_json, (mine / "run" / "metrics.jsonl").read_text().splitlines())
@@ -138,7 +162,7 @@ def two_steps(experiment, devices):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("mine", "quick_compilation")
-@pytest.mark.parametrize("network", ["my_vit:ViT", "my_networks:ConvNeXt"])
+@pytest.mark.parametrize("network", ["my_vit:ViT", "my_networks:ConvNeXt", "my_networks:Synchronised"])
 def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     # A large eps: AdamW divides by the root of squared gradients, of which small ones differ by the order of sums.
     argv = [f"--config.network={network}", "--config.optim.name=adamw", "--config.optim.options.eps=0.1"]
@@ -159,26 +183,51 @@ def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     np.testing.assert_allclose(trained[8][1], trained[1][1], rtol=1e-5)
 
 
-@pytest.mark.usefixtures("mine")
-def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
-    experiment = prepare(parse([*DIGITS, "--config.network=my_vit:ViT"]).config, pathlib.Path("unwritten"))
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
-    apply = functools.partial(experiment.network.apply, {"params": experiment.variables["params"]}, images)
-    one, other = (apply(train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
-    assert np.abs(np.asarray(one - other)).max() > 1e-4
-    np.testing.assert_array_equal(apply(train=False), apply(train=False))
-
-
-class Patches(nn.Module):
-    """The beginning and the end of a ViT."""
+class Dropped(nn.Module):
+    """A linear network behind dropout: the smallest that draws random numbers."""
 
     num_classes: int
     head: str = "linear"
 
     @nn.compact
     def __call__(self, images, train):
-        x = nn.Dropout(0.1, deterministic=not train)(nn.Conv(8, (4, 4), (4, 4))(images))
-        return heads.build(self.head, self.num_classes)(x.mean(axis=(1, 2)))
+        x = nn.Dropout(0.5, deterministic=not train)(images.reshape(len(images), -1))
+        return heads.build(self.head, self.num_classes)(x)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine")
+def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
+    """Steps at the rate 0 on one batch differ by nothing but the number of the step."""
+    argv = [
+        "main",
+        "--config=digits_lt.py:method=erm",
+        "--config.network=my_networks:Dropped",
+        "--config.data.augment=",
+    ]
+    argv += ["--config.parallel.devices=1"]
+    experiment = prepare(parse(argv).config, pathlib.Path("unwritten"))
+    stage, config = experiment.method.stages[0], experiment.step_config
+    step = quick.jit(functools.partial(train_step, stage=stage, network=experiment.network, config=config))
+    _, _, batch = next(training_input.dispatches(experiment, 0))
+    first = first_state(experiment.variables, config.optimiser)
+
+    def loss(state, seed):
+        state, sums = step(state, batch, StepInputs(np.uint32(seed), np.float32(0), stage.class_weight))
+        return state, float(sums["loss"][0])
+
+    second, of_first = loss(first, 0)
+    jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
+    assert len({of_first, loss(second, 0)[1], loss(first, 1)[1]}) == 3
+    assert loss(first, 0)[1] == of_first
+    predict = quick.jit(functools.partial(predict_step, network=experiment.network, config=config))
+    variables = {"params": first.params, "batch_stats": first.batch_stats}
+    np.testing.assert_array_equal(predict(variables, batch.image), predict(variables, batch.image))
+    bias, kernel = sorted(map(np.asarray, jax.tree.leaves(first.params)), key=np.ndim)
+    flat = (batch.image / 255.0 - config.mean) / config.std
+    np.testing.assert_allclose(
+        predict(variables, batch.image), flat.reshape(len(flat), -1) @ kernel + bias, rtol=1e-4, atol=1e-5
+    )
 
 
 class Headless(nn.Module):
@@ -202,6 +251,87 @@ class BatchNormAndDropout(nn.Module):
         return heads.build("linear", self.num_classes)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
+class HeadWithoutLinear(nn.Module):
+    """A network whose head is a layer of Flax."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="head")(images.reshape(len(images), -1))
+
+
+class HeadIsAnArray(nn.Module):
+    """A network with a parameter called head."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images.reshape(len(images), -1)
+        return x @ self.param("head", nn.initializers.normal(), (x.shape[-1], self.num_classes))
+
+
+class Unsynchronised(nn.Module):
+    """A network whose statistics are those of a device's share."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), (2, 2))(images))
+        return heads.build("linear", self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class Synchronised(nn.Module):
+    """The same with statistics of the whole batch."""
+
+    num_classes: int
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        norm = nn.BatchNorm(use_running_average=not train, axis_name=self.axis, use_fast_variance=False)
+        return heads.build("linear", self.num_classes)(norm(nn.Conv(8, (3, 3), (2, 2))(images)).mean(axis=(1, 2)))
+
+
+class Raises(nn.Module):
+    """A network, and a head, with a mistake in its call."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), 7))
+
+
+class Exits(nn.Module):
+    """A network that ends the process."""
+
+    num_classes: int
+
+    def __post_init__(self):
+        raise SystemExit("no licence")
+
+
+class LogitsOf(nn.Module):
+    """A network that returns logits of another type."""
+
+    num_classes: int
+    type: str = "bfloat16"
+
+    @nn.compact
+    def __call__(self, images, train):
+        return heads.build("linear", self.num_classes)(images.reshape(len(images), -1)).astype(self.type)
+
+
+class NoModule:
+    """A network of another library."""
+
+    def __init__(self, num_classes, name=""):
+        pass
+
+
 class Features(nn.Module):
     """A network that returns no logits."""
 
@@ -212,7 +342,6 @@ class Features(nn.Module):
         return images.reshape(len(images), -1)
 
 
-@pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(
     ("method", "argv", "message"),
     [
@@ -222,21 +351,74 @@ class Features(nn.Module):
         ("erm", ["network=my_networks:Features"], r"must return logits \[2, 10\]"),
         ("erm", ["network_options.depht=3"], "network resnet8 takes no option 'depht'.* it takes "),
         ("erm", ["network=my_networks:Absent"], "cannot import 'my_networks:Absent'"),
+        ("erm", ["network=my_exit:Anything"], "cannot import 'my_exit:Anything': SystemExit: 3"),
+        ("erm", ["network=my_networks:Exits"], "network my_networks:Exits cannot be made: SystemExit: no licence"),
+        ("erm", ["network=my_networks:NoModule"], "NoModule is of type NoModule; it must be a Flax module"),
+        (
+            "erm",
+            ["method.head=my_networks:NoModule"],
+            "head my_networks:NoModule is of type NoModule; it must be a Fla",
+        ),
+        ("erm", ["method.head=my_networks:Exits"], "head my_networks:Exits cannot be made: SystemExit: no licence"),
+        ("erm", ["network=builtins:dict"], "network builtins:dict is no class of a Flax module"),
+        ("erm", ["network=my_networks:Raises"], rf"fails on images of 8 x 8 x 1: Type.*, in line \d+ of .*{FILE}$"),
+        ("erm", ["method.head=my_networks:Raises"], rf"head my_networks:Raises fails on .*, in line \d+ of .*{FILE}$"),
+        ("ldam", ["network=my_networks:Headless"], "no attribute `head`, so it cannot have the head cosine that the"),
+        ("erm", ["network=my_networks:Headless", "dtype=bfloat16"], "no attribute `dtype`, so .* the dtype bfloat16"),
+        ("erm", ["network=my_networks:Headless", "remat=true"], "no attribute `remat`, so .* the remat True that"),
+        (
+            "erm",
+            ["network=my_networks:Unsynchronised", "parallel.devices=8"],
+            "no attribute `axis`, so 8 devices cannot",
+        ),
+        ("erm", ["network=my_networks:HeadIsAnArray"], "has a parameter named head at its top"),
+        (
+            "erm",
+            ["network=my_networks:LogitsOf", "network_options.type=int32"],
+            "logits of the type int32; they must be",
+        ),
+        (
+            "tau_norm",
+            ["network=my_networks:HeadWithoutLinear"],
+            "parameters bias, kernel; .* linear/kernel and linear/b",
+        ),
+        (
+            "tau_norm",
+            ["method.head=scaled"],
+            "parameters linear/bias, linear/kernel, scale; tau_norm of method 'tau_norm' nee",
+        ),
+        ("erm", [*SMALL_VIT, "network_options.heads=5"], "the 5 heads of the attention do not divide .* width, 16"),
+        (
+            "erm",
+            [*SMALL_VIT, "network_options.dropout=1.5"],
+            "dropout of network 'vit_s16' is 1.5; it must be a number",
+        ),
+        ("erm", [*SMALL_VIT, "network_options.dropout=true"], "dropout of network 'vit_s16' is True; it must be"),
+        ("erm", [*SMALL_VIT, "network_options.drop_path=-.5"], "drop_path of network 'vit_s16' is -0.5; it must be"),
+        (
+            "erm",
+            [*SMALL_VIT, "network_options.mlp_ratio=2.5"],
+            "mlp_ratio of network 'vit_s16' is 2.5; .* whole number",
+        ),
+        ("erm", ["network_options.blocks=0"], "blocks of network 'resnet8' is 0; it must be a whole number"),
         ("manifold_mixup", ["network=my_networks:ConvNeXt"], "mixes at level 1 of the network, which has no level but"),
-        ("erm", ["optim.name=adamww"], "unknown optimizer 'adamww' .did you mean 'adamw'"),
+        ("manifold_mixup", SMALL_VIT, "mixes at level 1 of the network, which has no level but its input, 0"),
+        ("manifold_mixup", ["network=my_vit:ViT"], "my_vit:ViT draws random numbers, so stage .* cannot mix inside"),
+        ("erm", ["optim.name=adamww"], "unknown optimiser 'adamww' .did you mean 'adamw'"),
         ("erm", ["optim.name=adamw", "optim.options.b3=.9"], "takes no option 'b3'"),
         ("erm", ["optim.name=adam", "optim.decay_biases_and_norms=false"], "adam takes no mask of its decay"),
         ("erm", ["optim.schedule=cosin"], "unknown schedule 'cosin' .did you mean 'cosine'"),
         ("erm", ["optim.schedule=my_networks:negative"], "the schedule of config.optim is -0.2 at step 0"),
         ("erm", ["data.augment=crop,crop"], "names crop twice"),
-        ("erm", ["data.augment=my_networks:halved"], "the augmentation halved returns .*; it must return float32"),
+        ("erm", ["data.augment=my_networks:halved"], "the augmentation halved returns .*; it must return .*float32"),
         ("erm", ["data.augment_options.cutout.size=3"], "unknown augmentation of config.data.augment_options 'cutout'"),
         ("erm", ["data.source=my_networks:nothing"], "returns NoneType; it must return unimix_jax.data.types.Splits"),
-        ("erm", ["measures=my_networks:nothing"], "the measure my_networks:nothing fails"),
+        ("erm", ["measures=my_networks:nothing"], "the measure my_networks:nothing returns None"),
         ("erm", ["method.head=cosin"], "unknown head 'cosin' .did you mean 'cosine'"),
     ],
 )
-def test_parts_that_cannot_be_used_get_a_sentence_before_the_first_step(method, argv, message):
+def test_parts_that_cannot_be_used_get_a_sentence_before_the_first_step(mine, method, argv, message):
+    (mine / "my_exit.py").write_text("raise SystemExit(3)")
     with pytest.raises(UserError, match=message):
         prepare(
             parse(["main", f"--config=digits_lt.py:method={method}", *(f"--config.{a}" for a in argv)]).config,
@@ -260,31 +442,60 @@ def nothing(*arguments):
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("method", "network"),
-    [("crt", "my_vit:ViT"), *((method, "my_networks:Patches") for method in ("mislas", "tau_norm", "ldam"))],
+    [
+        ("crt", ["network=my_vit:ViT"]),
+        *((method, [*SMALL_VIT, "network_options.dropout=.1"]) for method in ("mislas", "tau_norm", "ldam")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_methods_with_stages_and_other_heads_train_networks_without_batch_statistics(mine, method, network):
-    argv = [f"--config.network={network}", "--config.epochs=1", "--config.eval_every=0", "--report=no"]
-    argv += ["--config.batch_size=128"] + (["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else [])
+    argv = [f"--config.{a}" for a in (*network, "epochs=1", "eval_every=0", "batch_size=128")] + ["--report=no"]
+    argv += ["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else []
     assert main.main(["main", f"--config=digits_lt.py:method={method}", *argv, f"--workdir={method}"]) == 0
     assert storage.read_json(mine / method / "metrics.json")["test"]["images"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
+def test_logits_of_few_bits_are_measured_and_written_as_float32(mine):
+    argv = [*DIGITS, "--config.network=my_networks:LogitsOf", "--config.eval_every=0", "--report=no", "--workdir=run"]
+    assert main.main(argv) == 0
+    assert metrics.predictions.read_predictions(mine / "run" / "predictions.npz").logits.dtype == np.float32
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation", "stem")
 def test_a_run_that_goes_on_with_a_changed_module_says_so(mine):
-    argv = [*DIGITS, "--config.network=my_networks:ConvNeXt", "--config.measures=my_measures:confident_mistakes"]
-    argv += ["--report=no", "--workdir=run", "--config.eval_every=0"]
-    assert main.main(argv) == 0
-    shutil.rmtree(mine / "run" / "checkpoints")
-    (mine / "run" / "predictions.npz").unlink()
-    about = storage.read_json(mine / "run" / "run.json")
-    about["code"]["my_measures"] = "0" * 16
-    storage.write_json(mine / "run" / "run.json", about)
-    assert main.main(argv) == 0
-    assert (
-        "the module my_measures, which the config names, was changed since the last start"
-        in (mine / "run" / "log.txt").read_text()
-    )
+    argv = [*DIGITS, "--config.network=stem", "--config.measures=my_measures:confident_mistakes"]
+    argv += ["--report=no", "--workdir=run", "--config.eval_every=0", "--config.parallel.devices=1"]
+
+    def told():
+        """What the log says of a start."""
+        (mine / "run" / "log.txt").unlink(missing_ok=True)
+        assert main.main(argv) == 0
+        return (mine / "run" / "log.txt").read_text()
+
+    def lost():
+        shutil.rmtree(mine / "run" / "checkpoints")
+        (mine / "run" / "predictions.npz").unlink()
+
+    def change():
+        with (mine / "my_measures.py").open("a") as file:
+            file.write("# changed\n")
+        sys.modules.pop("my_measures", None)
+
+    assert "my_measures" not in told()
+    assert "my_measures" not in told()  # complete, and nothing was changed
+    change()
+    changed = "the module my_measures, on which parts of the config depend, was changed"
+    log = told()
+    assert f"{changed} or is gone since this run was started; the results are those of the module as it was" in log
+    lost()
+    log = told()
+    assert f"{changed} since the last start, and is used as it is now" in log
+    assert "predictions.npz is gone; there is no checkpoint, so that it is trained again from its first step" in log
+    digests = [s["code"]["my_measures"] for s in storage.read_json(mine / "run" / "run.json")["starts"]]
+    assert len(set(digests)) == 2
 
 
 def test_restarts_are_those_of_sgdr():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import unimix_jax
-from unimix_jax import library, losses, main, metrics, mixing, priors, storage
+from unimix_jax import library, losses, main, metrics, mixing, names, priors, storage
 from unimix_jax.config import default, use_method, use_source
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing as exact
@@ -65,6 +65,38 @@ def test_an_unknown_name_says_where_it_is(name, words):
     with pytest.raises(AttributeError, match=f"module 'unimix_jax' has no attribute {name!r}") as error:
         getattr(unimix_jax, name)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "words"),
+    [
+        ("calibration", "temperature", "did you mean 'unimix_jax.calibration.fit_temperature'?"),
+        ("calibration", "TemperatureScaling", "it is unimix_jax.calibration.fit_temperature"),
+        ("losses", "bayias_loss", "did you mean 'unimix_jax.losses.bayias'?"),
+        ("losses", "BalancedSoftmax", "did you mean 'unimix_jax.losses.balanced_softmax'?"),
+        ("losses", "unimix", "it is unimix_jax.mixing.unimix"),
+        ("metrics", "expected_calibration_error", "it is unimix_jax.metrics.ece"),
+        ("metrics", "reliability_diagram", "it is unimix_jax.plots.reliability"),
+        ("priors", "inverse", "did you mean 'unimix_jax.priors.inverse_weights'?"),
+        ("mixing", "mix_up", "did you mean 'unimix_jax.mixing.mixup'?"),
+        ("plots", "reliabilty", "did you mean 'unimix_jax.plots.reliability'?"),
+        ("label_shift", "shift", "did you mean 'unimix_jax.label_shift.shift_prior'?"),
+    ],
+)
+def test_a_public_module_says_where_an_unknown_name_is(module, name, words):
+    contents = getattr(unimix_jax, module)
+    with pytest.raises(AttributeError, match=f"module 'unimix_jax.{module}' has no attribute {name!r}") as error:
+        getattr(contents, name)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("module", [name for name in names.MODULES if name != "config"])
+def test_a_public_module_shows_its_public_names_alone(module):
+    contents = getattr(unimix_jax, module)
+    shown = [name for name in dir(contents) if not name.startswith("_")]
+    assert shown == sorted(contents.__all__)
+    assert all(hasattr(contents, name) for name in shown)
+    assert not {"np", "jax", "annotations", "UserError", "registry"} & set(shown)
 
 
 def test_short_names_are_the_modules_themselves():
@@ -151,13 +183,15 @@ def test_train_takes_a_config_dict_and_leaves_it_as_it_is():
     [
         ("digits_lt", {"epoch": 3}, "unknown config field 'epoch' .did you mean 'epochs'"),
         ("digits_lt", {"optim__lr": 3}, "unknown config field 'optim.lr' .did you mean 'optim.learning_rate'"),
+        ("digits_lt", {"workdir": 5}, "workdir is 5; it must be the path"),
+        ("digits_lt", {"seed_everything": 5}, "the seed of a run is seed$"),
         ("digits_lt", {"epochs": "many"}, "config.epochs is 'many'; it must be a whole number"),
         ("digits_lt", {"optim__momentum": 2}, "config.optim.momentum is 2.0; it must be at least 0"),
         ("digits_lt", {"epochs": None}, "epochs is None; it must be a number"),
-        ("digits_lt", {"method": "erm"}, "after the colon, as in --config=digits_lt:method=erm"),
+        ("digits_lt", {"method": "erm"}, "after the colon, as in config=digits_lt:method=erm"),
         ("digits_lt", {"optim__learning_rate": 1, "optim.learning_rate": 2}, "a field is given twice"),
-        ("digit_lt", {}, "--config names digit_lt, which is not there"),
-        (3, {}, "config is a int; it must be the name"),
+        ("digit_lt", {}, "^config names digit_lt, which is not there"),
+        (3, {}, r"config is 3; it must be the name of .* unimix_jax\.load_config"),
         ("config", {"epoch": 3}, "unknown config field 'epoch'"),
         ("config", {"epochs": -1}, "config.epochs is -1; it must be"),
         ("config", {"method": "erm"}, "holds the method; change it there"),
@@ -254,12 +288,50 @@ def test_evaluate_has_the_numbers_of_the_command_s_report(tmp_path, monkeypatch)
     assert "ECE" in str(result)
 
 
+def own_measure(probabilities, labels):
+    return float((probabilities[np.arange(len(labels)), labels] > 0.5).mean())
+
+
+LOGITS, LABELS = predicted()
+WITH_VALIDATION = {"logits": LOGITS, "labels": LABELS, "validation": predicted(seed=1), "samples": 0}
+
+
+@pytest.mark.slow
+def test_shares_of_a_test_prior_may_be_an_array_with_classes_that_do_not_occur():
+    shares = np.array([0.4, 0.3, 0.2, 0.1, 0, 0])
+    result = unimix_jax.evaluate(**WITH_VALIDATION, test_prior=shares, measures=own_measure)
+    listed = unimix_jax.evaluate(**WITH_VALIDATION, test_prior=shares.tolist(), measures=(f"{__name__}:own_measure",))
+    assert result.corrected == listed.corrected
+    fitted = unimix_jax.calibration.fit_bias_corrected(*predicted(seed=1))
+    calibrated = unimix_jax.calibration.calibrated(LOGITS, fitted)
+    posterior = metrics.softmax(calibrated) * shares / fitted.prior
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    assert result.corrected["accuracy"] == metrics.accuracy(posterior, LABELS)
+    assert result.corrected["brier"] == pytest.approx(metrics.brier(posterior, LABELS), rel=1e-9)
+    assert result.corrected["prior"] == pytest.approx(shares.tolist())
+    name = f"{__name__}:own_measure"
+    assert result.summary[name] == listed.summary[name] == own_measure(metrics.softmax(LOGITS), LABELS)
+    cooled = metrics.summary(Predictions(LOGITS / result.temperature, LABELS))
+    assert result.calibrated["ece"] == cooled["ece"]
+    assert unimix_jax.evaluate(logits=LOGITS, labels=LABELS, samples=0).calibrated is None
+
+
+def test_a_config_is_loaded_changed_and_checked():
+    config = unimix_jax.load_config("digits_lt:method=unimix_bayias", epochs=3)
+    assert (config.epochs, config.method.name) == (3, "unimix_bayias")
+    config.epochs = -1
+    with pytest.raises(UserError, match="config.epochs is -1"):
+        unimix_jax.train(config)
+    with pytest.raises(UserError, match="^config names digit_lt, which is not there"):
+        unimix_jax.load_config("digit_lt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({}, "nothing given to evaluate; give one of"),
         ({"logits": np.eye(3), "probabilities": np.eye(3)}, "logits and probabilities given to evaluate"),
-        ({"predictions": np.eye(3)}, "predictions are a ndarray; give an array as logits="),
+        ({"predictions": np.eye(3)}, "predictions are of the type ndarray; give an array as logits="),
         ({"logits": np.eye(3) + 1}, "model has no labels, which measures need"),
         ({"logits": np.eye(3), "labels": [0, 1, 2]}, "look like probabilities"),
         ({"logits": [[1.0, 2.0], [3.0]], "labels": [0, 1]}, "logits is no array of numbers"),
@@ -267,10 +339,17 @@ def test_evaluate_has_the_numbers_of_the_command_s_report(tmp_path, monkeypatch)
             {"logits": np.eye(3) + 1, "labels": [0, 1]},
             r"labels of model \(test\) are int64\[2\]; they must be integers",
         ),
-        ({"logits": np.eye(3) + 1, "labels": [0, 1, 2], "bins": 0}, "there must be at least 1"),
+        ({"logits": np.eye(3) + 1, "labels": [0, 1, 2], "bins": 0}, "bins is 0; it must be at least 1"),
         ({"logits": np.eye(3) + 1, "labels": [0, 1, 2], "samples": 1}, "give at least 2"),
-        ({"logits": np.eye(3) + 1, "labels": [0, 1, 2], "validation": np.eye(3)}, "validation is a ndarray"),
+        ({"logits": np.eye(3) + 1, "labels": [0, 1, 2], "validation": np.eye(3)}, "validation is of the type ndarray"),
         ({"predictions": "nowhere.npz"}, "nowhere.npz"),
+        (WITH_VALIDATION | {"test_prior": [0.5, 0.5]}, "test_prior .* for each of the 6 classes"),
+        (WITH_VALIDATION | {"test_prior": [0.5, 0.5, np.nan, 0, 0, 0]}, "test_prior is nan for class 2"),
+        (WITH_VALIDATION | {"test_prior": 5}, "test_prior has the shape"),
+        (WITH_VALIDATION | {"groups": "foo"}, "unknown grouping of classes 'foo'; known: auto, shots, thirds"),
+        (WITH_VALIDATION | {"measures": "foo"}, "unknown measure 'foo'"),
+        (WITH_VALIDATION | {"measures": lambda p, y: 0}, "is no function at the top of a module"),
+        (WITH_VALIDATION | {"test_prior": "train"}, "test_prior=train needs .* give counts$"),
     ],
 )
 def test_a_mistake_in_a_call_of_evaluate_is_one_sentence(arguments, words):
@@ -381,12 +460,28 @@ def test_partners_in_a_batch_follow_the_law_among_the_classes_that_are_there(exp
     [
         ({"images": np.zeros((4, 2, 2, 1), np.uint8)}, r"images are uint8\[4, 2, 2, 1\]; they must be floating-point"),
         ({"images": np.zeros((2, 2, 1), np.float32)}, r"with 4 labels they must be \[4, \.\.\.\]"),
-        ({"labels": np.eye(4)}, "labels are float32.4, 4.; they must be integers"),
-        ({"counts": 3}, r"counts are int32\[\]; they must be \[K\]"),
+        ({"labels": np.eye(4)}, "labels are float64.4, 4.; they must be integers"),
+        ({"counts": 3}, r"counts has the shape \[\] and the type int64; it must be \[K\]"),
+        ({"counts": [90, 27, 9]}, r"labels hold 3; with 3 classes they must lie in 0\.\.2"),
+        ({"counts": [90, 27, 9, -1]}, "counts is -1 for class 3; it must be 0 or above"),
+        ({"counts": [90, np.nan, 9, 1]}, "counts is nan for class 1"),
+        ({"counts": [90, 0, 9, 1]}, "labels hold class 1, which has no training image"),
+        ({"labels": [0, 1, 2, -1]}, r"labels hold -1; with 4 classes they must lie in 0\.\.3"),
+        ({"labels": jnp.array([0, 1, 2, 4])}, r"labels hold 4; with 4 classes they must lie in 0\.\.3"),
+        ({"partners": (np.zeros((4, 2, 2, 1), np.float32), np.arange(4) + 1)}, "labels of the partners hold 4"),
+        ({"key": jax.random.split(jax.random.key(0), 2)}, r"the key has the shape \[2\]: these are several keys"),
+        ({"key": np.zeros((2, 2), np.uint32)}, r"the key has the shape \[2, 2\]: these are several keys"),
+        ({"alpha": -1}, r"alpha is -1; it must be in \.01\.\.100"),
+        ({"alpha": 0}, r"alpha is 0; it must be in \.01\.\.100"),
+        ({"alpha": "half"}, r"alpha is 'half'; it must be in \.01\.\.100"),
+        ({"alpha": np.array([1.0, 2.0])}, r"it must be in \.01\.\.100"),
+        ({"class_exponent": np.nan}, "class_exponent is nan; it must be finite"),
+        ({"class_exponent": -11}, r"class_exponent is -11; it must be in -10\.\.10"),
+        ({"wrap": 3}, "wrap is 3; it must be True or False"),
         ({"key": 0}, "the key is 0; it must be a JAX key"),
         ({"partners": np.zeros((4, 2, 2, 1))}, "partners must be a pair"),
         ({"partners": (np.zeros((4, 3, 2, 1), np.float32), np.arange(4))}, "images of the partners have the shape"),
-        ({"partners": (np.zeros((4, 2, 2, 1), np.float32), np.zeros(4))}, "labels of the partners are float32"),
+        ({"partners": (np.zeros((4, 2, 2, 1), np.float32), np.zeros(4))}, "labels of the partners are float64"),
     ],
 )
 def test_arrays_that_are_no_batch_are_refused_in_one_sentence(changes, words):
@@ -398,11 +493,78 @@ def test_arrays_that_are_no_batch_are_refused_in_one_sentence(changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labels": np.array([0, -1])}, "they must be integers .N., a class from 0"),
+        ({"labels": np.array([0, -1])}, "labels hold -1; they must be classes from 0"),
         ({"labels": np.array([0.5])}, "labels are float64"),
+        ({"labels": []}, r"labels are float64\[0\]"),
         ({"step": -1}, "step is -1; it must be at least 0"),
+        ({"step": 1.5}, "step is 1.5; it must be a whole number"),
+        ({"size": "two"}, "size is 'two'; it must be a whole number"),
+        ({"class_exponent": np.nan}, "class_exponent is nan"),
     ],
 )
 def test_labels_and_numbers_that_draw_no_partners_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
         mixing.partner_indices(**{"labels": np.array([0, 1]), "size": 2, "seed": 0, "step": 0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mixup", {"alpha": 0}, r"alpha is 0; it must be in"),
+        ("mixup", {"labels": np.arange(4) - 1}, "labels hold -1; they must be classes from 0"),
+        ("cutmix", {"probability": 1.5}, r"probability is 1\.5; it must be in 0\.\.1"),
+        ("cutmix", {"images": np.zeros((4, 4), np.float32)}, r"a box is cut out of \[B, height, width, channels\]"),
+        ("remix", {"counts": COUNTS, "kappa": 0}, "kappa is 0; it must be above 1"),
+        ("remix", {"counts": COUNTS, "threshold": 3}, r"threshold is 3; it must be in 0\.\.1"),
+        ("remix", {"counts": [90, 27]}, r"labels hold 2; with 2 classes"),
+        ("partner_slots", {"counts": [90, 27]}, r"labels hold 2; with 2 classes"),
+        ("partner_slots", {"counts": COUNTS, "class_exponent": np.inf}, "class_exponent is inf"),
+    ],
+)
+def test_options_and_labels_out_of_bounds_are_refused(name, options, words):
+    arguments = {"key": jax.random.key(0), "labels": np.arange(4)}
+    if name != "partner_slots":
+        arguments["images"] = np.zeros((4, 2, 2, 1), np.float32)
+    with pytest.raises(UserError, match=words):
+        getattr(mixing, name)(**{**arguments, **options})
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda x: mixing.mixup(jax.random.key(0), np.zeros((4, 4), np.float32), np.arange(4), alpha=x),
+            "alpha is traced",
+        ),
+        (lambda x: mixing.unimix(jax.random.key(0), x, np.arange(3), counts=COUNTS), "images are float32"),
+        (lambda x: mixing.partner_slots(jax.random.key(0), x, COUNTS), "labels are float32"),
+    ],
+)
+def test_what_is_known_under_jit_is_checked_there(function, words):
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(function, jnp.float32(0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_example", [False, True])
+def test_cutmix_weighs_labels_by_the_pixels_that_come_from_each_image(per_example):
+    random = np.random.default_rng(0)
+    images, others = random.uniform(size=(2, 8, 6, 6, 1)).astype(np.float32)
+    labels, other_labels = np.arange(8) % 4, np.arange(8)[::-1] % 4
+    cut = functools.partial(mixing.cutmix, per_example=per_example)
+    mixed = quick.jit(lambda key: cut(key, images, labels, partners=(others, other_labels)))(jax.random.key(3))
+    for n, image in enumerate(np.asarray(mixed.image)[..., 0]):
+        own = 0
+        rows, columns = [], []
+        for row in range(6):
+            for column in range(6):
+                if image[row, column] == images[n, row, column, 0]:
+                    own += 1
+                else:
+                    assert image[row, column] == others[n, row, column, 0]
+                    rows.append(row)
+                    columns.append(column)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1) if rows else own == 36  # one box
+        assert mixed.weight[n] == pytest.approx(own / 36, abs=1e-6)
+    assert len(set(np.asarray(mixed.weight).tolist())) == 1 or per_example
+    np.testing.assert_array_equal(mixed.label_b, other_labels)

@@ -17,7 +17,7 @@ DIGITS = "--config=configs/digits_lt.py"
 
 
 @pytest.fixture
-def door(tmp_path, capsys, monkeypatch):
+def command(tmp_path, capsys, monkeypatch):
     """Return run(*argv) -> (exit code, standard output, standard error); nothing goes to the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -124,12 +124,12 @@ def given(tmp_path):
     ],
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2_before_anything_is_compiled(
-    door, given, tmp_path, compilations, argv, message
+    command, given, tmp_path, compilations, argv, message
 ):
     argv = [argument.replace("{given}", str(given)) for argument in argv]
     if not any(argument.startswith("--workdir") for argument in argv):
         argv.append(f"--workdir={tmp_path / 'run'}")
-    code, out, err = door(*argv)
+    code, out, err = command(*argv)
     assert code == 2
     assert out == ""
     lines = [line for line in err.splitlines() if line]
@@ -145,8 +145,8 @@ def test_compilations_are_counted(compilations):
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_is_help(door, flag):
-    code, out, err = door(flag)
+def test_help_is_help(command, flag):
+    code, out, err = command(flag)
     assert (code, err) == (0, "")
     assert "--config=FILE" in out
     assert "digits_lt.py" in out
@@ -181,27 +181,27 @@ def trained(monkeypatch):
         (["--report=no"], "report: none"),
     ],
 )
-def test_the_report_is_written_when_it_is_wanted(door, trained, monkeypatch, tmp_path, flag, said):
+def test_the_report_is_written_when_it_is_wanted(command, trained, monkeypatch, tmp_path, flag, said):
     made = []
     monkeypatch.setattr(build, "write_run_report", lambda directory: made.append(directory) or "written")
-    code, out, err = door(DIGITS, f"--workdir={tmp_path}/a run", *flag)
+    code, out, err = command(DIGITS, f"--workdir={tmp_path}/a run", *flag)
     assert (code, err) == (0, "")
     assert out.endswith(said.replace("{tmp}", str(tmp_path)) + "\n")
     assert len(made) == (said == "report: written")
 
 
-def test_another_time_for_the_report_is_refused(door):
-    code, _, err = door(DIGITS, "--report=soon")
+def test_another_time_for_the_report_is_refused(command):
+    code, _, err = command(DIGITS, "--report=soon")
     assert code == 2
     assert "now|later|no" in err
 
 
-def test_a_report_that_cannot_be_written_is_no_success(door, trained, monkeypatch, tmp_path):
+def test_a_report_that_cannot_be_written_is_no_success(command, trained, monkeypatch, tmp_path):
     def refused(_):
         raise errors.UserError("figures is there already")
 
     monkeypatch.setattr(build, "write_run_report", refused)
-    code, out, err = door(DIGITS, f"--workdir={tmp_path}/run")
+    code, out, err = command(DIGITS, f"--workdir={tmp_path}/run")
     assert code == 74
     assert "accuracy" in out  # what the run found is said all the same
     assert err == "error: the run is complete, but its report is not written: figures is there already\n"
@@ -220,7 +220,7 @@ def test_a_signal_that_was_ignored_stays_so(number):
         signal.signal(number, before)
 
 
-def test_a_run_called_as_a_library_leaves_the_process_as_it_was(door, trained, monkeypatch, tmp_path):
+def test_a_run_called_as_a_library_leaves_the_process_as_it_was(command, trained, monkeypatch, tmp_path):
     monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -231,7 +231,7 @@ def test_a_run_called_as_a_library_leaves_the_process_as_it_was(door, trained, m
 
     before, inside = state(), []
     monkeypatch.setattr(run_module, "run", lambda *_, run=run_module.run: inside.append(state()) or run())
-    assert door(DIGITS, "--report=no", f"--workdir={tmp_path}/run")[0] == 0
+    assert command(DIGITS, "--report=no", f"--workdir={tmp_path}/run")[0] == 0
     assert state() == before
     assert all(now != then for now, then in zip(inside[0][1:3], before[1:3], strict=True))
 

@@ -94,3 +94,30 @@ def test_wrong_test_priors_are_refused(tmp_path, text, message):
         text = str(tmp_path / "prior.txt")
     with pytest.raises(UserError, match=message):
         priors.test_prior(text, np.array([3, 2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: priors.prior(np.zeros(3)), "counts is 0 for all classes"),
+        (lambda: priors.prior([]), r"counts has the shape \[0\]"),
+        (lambda: priors.prior(5), r"counts has the shape \[\]"),
+        (lambda: priors.prior(np.ones((2, 2))), r"counts has the shape \[2, 2\] .*it must be \[K\]"),
+        (lambda: priors.prior([1, -1]), "counts is -1 for class 1"),
+        (lambda: priors.prior([1, np.nan]), "counts is nan for class 1"),
+        (lambda: priors.inverse_weights([3, 0]), "counts is 0 for class 1; it must be above 0"),
+        (lambda: priors.effective_number_weights([3, 0]), "counts is 0 for class 1; it must be above 0"),
+        (lambda: priors.effective_number_weights([3, 1], beta=1), "beta is 1; it must be at least 0 and below 1"),
+        (lambda: priors.groups([50, np.nan, 3]), "counts is nan for class 1"),
+        (lambda: priors.class_counts([0.0, 1.0], 2), "labels are float64"),
+        (lambda: priors.class_counts([[0, 1]], 2), r"labels are int64\[1, 2\]"),
+        (lambda: priors.class_counts([0, 1], 4.0), "num_classes is 4.0; it must be a whole number"),
+    ],
+)
+def test_counts_and_labels_that_are_none_are_refused(function, words):
+    with pytest.raises(UserError, match=words):
+        function()
+
+
+def test_no_labels_count_0_for_each_class():
+    np.testing.assert_array_equal(priors.class_counts([], 3), [0, 0, 0])

@@ -19,9 +19,9 @@ COUNTS = np.array([60, 30, 10])
 ALL = [(kind, name) for kind in registry.KINDS for name in registry.entries(kind)]
 # Kinds whose entries recipes name, and kinds of functions with options.
 IN_RECIPES = ("loss", "mixer", "pair_sampler", "sampler", "class_weight", "posthoc")
-FUNCTIONS = (*IN_RECIPES, "optimizer", "schedule", "augmentation")
+FUNCTIONS = (*IN_RECIPES, "optimiser", "schedule", "augmentation")
 CONTEXT = {
-    "optimizer": {"momentum", "weight_decay", "mask"},
+    "optimiser": {"momentum", "weight_decay", "mask"},
     "schedule": {"total_steps", "steps_per_epoch"},
     "augmentation": {"pad", "flip", "jitter", "mean"},
 } | {kind: {"counts", "train_prior", "test_prior"} for kind in IN_RECIPES}
@@ -202,20 +202,14 @@ def test_a_user_s_pair_sampler_may_keep_the_class_and_ask_for_neighbours(monkeyp
         built({**mixup, "pair_sampler": {"name": "mine:without_number"}})
 
 
-def test_a_user_s_change_of_trained_logits_may_state_its_prior_and_its_head(monkeypatch):
+def test_a_user_s_change_of_trained_logits_may_state_its_prior(monkeypatch):
     @registry.Posthoc(turns_prior=("train", "test"))
     def to_test(logits, head, *, validation=None):
         return logits, {}
 
-    @registry.Posthoc(head="cosine")
-    def of_cosines(logits, head, *, validation=None):
-        return logits, {}
-
-    of_user(monkeypatch, to_test=to_test, of_cosines=of_cosines)
+    of_user(monkeypatch, to_test=to_test)
     np.testing.assert_allclose(built({}, {"name": "mine:to_test"}).logits_prior, np.full(3, 1 / 3))
     assert built({"loss": {"name": "focal"}}, {"name": "mine:to_test"}).logits_prior is None
-    with pytest.raises(UserError, match="posthoc mine:of_cosines of method 'own' needs the cosine head, not 'linear'"):
-        built({}, {"name": "mine:of_cosines"})
 
 
 @pytest.mark.parametrize("mixer", ["remix", "unimix"])
@@ -272,3 +266,43 @@ def test_the_document_s_loss_states_its_traits():
     assert {getattr(registry, name) for name in decorators} == {
         registry.KINDS[kind].traits for kind in (*IN_RECIPES, "logger") if kind != "loss"
     }
+
+
+def _loss_with_default(logits, labels, strength=1.0):
+    return logits[:, 0] * strength
+
+
+def test_a_parameter_with_a_default_is_an_option_without_a_star(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(loss=_loss_with_default))
+    bound = registry.bind("loss", {"name": "mine:loss", "strength": 2.0}, {"counts": np.array([1, 1])})
+    assert bound.keywords == {"strength": 2.0}
+    with pytest.raises(UserError, match="takes no option 'labels'; it takes strength"):
+        registry.bind("loss", {"name": "mine:loss", "labels": 2.0}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("failing:loss", "ModuleNotFoundError: No module named 'notthere', in line 2 of {}/failing.py"),
+        ("outer:loss", "ModuleNotFoundError: No module named 'notthere', in line 2 of {}/failing.py"),
+        ("dividing:loss", "ZeroDivisionError: division by zero, in line 2 of {}/dividing.py"),
+        ("no_such_module:loss", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("math:loss", "AttributeError: module 'math' has no attribute 'loss'"),
+        (":loss", 'it must be "module:object", such as my_losses:rare_first'),
+        ("math:", 'it must be "module:object", such as my_losses:rare_first'),
+        (".math:loss", 'it must be "module:object", such as my_losses:rare_first'),
+    ],
+)
+def test_a_user_s_module_that_cannot_be_imported_gets_a_sentence_with_its_line(tmp_path, monkeypatch, name, sentence):
+    (tmp_path / "failing.py").write_text("import math\nimport notthere\n")
+    (tmp_path / "outer.py").write_text("import failing\n")
+    (tmp_path / "dividing.py").write_text("def loss(): ...\nloss.share = 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as caught:
+        registry.resolve("loss", name)
+    assert str(caught.value) == f"cannot import {name!r}: {sentence.format(tmp_path)}"
+
+
+def test_an_unknown_name_says_how_one_s_own_is_named():
+    with pytest.raises(UserError, match="unknown schedule 'zzz'; known: .*, or your own as \"module:object\"$"):
+        registry.resolve("schedule", "zzz")

@@ -21,7 +21,7 @@ LAYERS = (
     {"settings"},
     {"config"},
     {"priors", "npz"},
-    {"registry", "storage", "cli"},
+    {"registry", "storage", "cli", "names"},
     {"errors"},
 )
 # Imports inside of one layer, or upwards, and why.
@@ -34,11 +34,11 @@ LATE = {
     "sklearn", "mlflow", "tensorboardX", "tensorflow_datasets", "tqdm", "wandb", "yaml",
 }  # fmt: skip
 WITHOUT_JAX = {
-    "calibration", "cli", "config", "data", "errors", "label_shift", "library", "metrics", "npz", "plots", "priors",
-    "registry", "storage", "theory",
+    "calibration", "cli", "config", "data", "errors", "label_shift", "library", "metrics", "names", "npz", "plots",
+    "priors", "registry", "storage", "theory",
 }  # fmt: skip
 # What --help imports: no numpy either.
-INSTANT = {"__init__", "cli", "config", "errors", "main", "evaluate", "library", "registry"}
+INSTANT = {"__init__", "cli", "config", "errors", "main", "evaluate", "library", "names", "registry"}
 TOUCH_FILES = {
     "cli", "config/load", "data/download", "data/readers", "data/sources/cifar", "data/sources/digits",
     "data/sources/folder_layout", "data/sources/folder_scan", "data/sources/inaturalist", "data/sources/list_file",

@@ -3,6 +3,7 @@
 The doors, and `docs/library.md` has a short program for each:
 
   train(config, ...)      a whole run, as `python -m unimix_jax.main` does it: metrics and predictions
+  load_config(name)       a config, to look at and change before `train`
   evaluate(...)           every measure of anyone's predictions, with intervals and an HTML report
   losses, mixing          functions for a training loop of your own
   metrics, calibration, label_shift, priors, plots, theory
@@ -31,6 +32,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+from unimix_jax import names as _names
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "evaluate",
     "fit_temperature",
     "label_shift",
+    "load_config",
     "losses",
     "mce",
     "metrics",
@@ -78,7 +82,7 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "errors": ("Failure", "Interrupted", "NonFiniteError", "UserError"),
-        "library": ("Evaluation", "Run", "train"),
+        "library": ("Evaluation", "Run", "load_config", "train"),
         "losses": ("bayias",),
         "mixing": ("Mixed", "unimix"),
         "metrics": (
@@ -90,13 +94,11 @@ _MODULE_OF = {
     }.items()
     for name in names
 }  # fmt: skip
-# Where a name is looked for that is not at the top, to say where it is.
-_LOOKED_THROUGH = ("losses", "mixing", "metrics", "calibration", "label_shift", "priors", "plots", "config")
 
 if TYPE_CHECKING:
     from unimix_jax import calibration, label_shift, losses, metrics, mixing, plots, priors, theory
     from unimix_jax.errors import Failure, Interrupted, NonFiniteError, UserError
-    from unimix_jax.library import Evaluation, Run, evaluate, train
+    from unimix_jax.library import Evaluation, Run, evaluate, load_config, train
     from unimix_jax.methods.losses import bayias
     from unimix_jax.metrics import (
         Predictions,
@@ -128,29 +130,9 @@ def __getattr__(name: str):
     if name.isidentifier() and not name.startswith("_"):
         if importlib.util.find_spec(f"{__name__}.{name}") is not None:
             return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_names.hint(name, names=__all__)}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__doc__", "__name__"]
-
-
-def _hint(name: str) -> str:
-    """Return where a name that is not at the top is, or the name that is nearest to it; "" if none is near."""
-    from unimix_jax.errors import did_you_mean
-
-    below = {}
-    for module in _LOOKED_THROUGH:
-        contents = importlib.import_module(f"{__name__}.{module}")
-        public = getattr(contents, "__all__", None) or [
-            key for key, value in vars(contents).items() if getattr(value, "__module__", None) == contents.__name__
-        ]
-        below |= {key.lower(): f"{module}.{key}" for key in public if not key.startswith("_")}
-    known = below | {key.lower(): key for key in __all__}
-    if name.lower() in known:
-        return f"; it is {__name__}.{known[name.lower()]}"
-    nearest = did_you_mean(name.lower(), known)
-    for key, path in known.items():
-        nearest = nearest.replace(f"{key!r}", f"'{__name__}.{path}'")
-    return nearest

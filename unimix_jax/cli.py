@@ -37,7 +37,7 @@ def run_command(work: Callable[[], str]) -> int:
     """
     global _unwritten
     _unwritten = None
-    with _standard_streams():
+    with _standard_streams(), _modules_of_current_folder():
         code = _code(work)
         fault = _unwritten or _flush(sys.stdout)
         if fault is not None and code == errors.COMPLETE:
@@ -45,6 +45,24 @@ def run_command(work: Callable[[], str]) -> int:
             code = _fail(f"error: the work is done, but standard output cannot be written ({why})", errors.FAILED)
         _flush(sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _modules_of_current_folder() -> Iterator[None]:
+    """Let "module:object" name a file of the current folder, as under `python -m`; an installed command does not."""
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was deleted
+        folder = None
+    if folder is None or {"", folder} & {*sys.path}:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _code(work: Callable[[], str]) -> int:

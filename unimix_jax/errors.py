@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import re
+import traceback
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -28,6 +29,28 @@ class Failure(Exception):
 
 class Interrupted(Exception):
     """A run was stopped by a signal and has saved its state."""
+
+
+# Packages that stand between a user's function and the project: no place of a user's mistake.
+_NOT_OF_USER = {"contextlib", "flax", "functools", "importlib", "jax", "jaxlib", "numpy", "optax", "unimix_jax"}
+
+
+def described(error: BaseException) -> str:
+    """Return what a user's code raised, in one line: the type, the text, and its last line in the user's files.
+
+    Args:
+      error: that was caught.
+
+    Returns:
+      A text such as "TypeError: f() takes 1 argument, in line 7 of mine.py".
+    """
+    text = " ".join(str(error).split())[:300]
+    places = [
+        f", in line {line} of {frame.f_code.co_filename}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_OF_USER
+    ]
+    return f"{type(error).__name__}: {text}{places[-1] if places else ''}"
 
 
 # A disk that is full, broken or read-only, or a limit of a file's size or of a user's space.
@@ -62,13 +85,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def one_of(what: str, name: str, known: Iterable[str]) -> str:
+def one_of(what: str, name: str, known: Iterable[str], others: str = "") -> str:
     """Return `name` if it is known.
 
     Args:
       what: the kind of thing that `name` stands for, as the sentence should call it ("method").
       name: what the user wrote.
       known: the names that exist.
+      others: words for other names that are right, too, which the sentence ends with.
 
     Returns:
       `name`.
@@ -79,7 +103,7 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if name in known:
         return name
-    raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}{others}")
 
 
 # Control characters, among them those that begin a terminal's escape sequences; marks that turn the direction of text

@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from unimix_jax import cli
@@ -24,18 +26,37 @@ if TYPE_CHECKING:
     from unimix_jax.report.evaluation import ModelOutputs
 
 _CONFIG_DICT = "this ConfigDict (of unimix_jax.config)"  # its name in sentences that otherwise name a file
+_HELP = re.compile(r"[;,] (?:see|add) --help\b[^;]*|; --help lists the options")  # of a command line only
+_OPTION = re.compile(r"(?<![\w/.-])--(?:config\.)?(?=[a-z])")  # the dashes before the name of an option or field
 _VALUES = "a number, a text, True or False, or a list of numbers"
+
+
+@contextlib.contextmanager
+def _worded_for_a_call() -> Iterator[None]:
+    """Let the sentence of a mistake speak of arguments, as workdir, where the command has options, as --workdir."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_OPTION.sub("", _HELP.sub("", str(error)))) from error.__cause__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run; `print` shows its closing table."""
+    """A finished run; `print` shows its closing table.
+
+    Attributes:
+      workdir: the run directory.
+      metrics: what metrics.json of the run directory holds: under "test", and "validation" if there are such images,
+        what `metrics.summary` returns of the network's last state ("accuracy", "ece", "many", "class_accuracy", ...);
+        under "best" the evaluation during training with the highest accuracy ("split", "epoch", "accuracy", ...);
+        under "posthoc" what a correction of the trained logits chose, if the method has one.
+      predictions: of the same splits by name: `run.predictions["test"].logits`, and beside them labels, counts of the
+        training images, the prior that the logits stand for, and the names of the classes.
+    """
 
     workdir: pathlib.Path
-    metrics: dict = dataclasses.field(repr=False)  # what metrics.json holds: the measures by split
-    predictions: "dict[str, Predictions]" = dataclasses.field(
-        repr=False
-    )  # by split: test, and validation if there is one
+    metrics: dict = dataclasses.field(repr=False)
+    predictions: "dict[str, Predictions]" = dataclasses.field(repr=False)
 
     def report(self) -> pathlib.Path:
         """Write the report of the run into its directory, if it is not there.
@@ -53,6 +74,7 @@ class Run:
         return f"{tables.closing_table(self.metrics)}\n\nrun directory: {self.workdir}"
 
 
+@_worded_for_a_call()
 def train(
     config: "str | os.PathLike | ConfigDict" = "digits_lt",
     workdir: str | os.PathLike | None = None,
@@ -80,6 +102,8 @@ def train(
       NonFiniteError: the loss is not finite; the last sound checkpoint stays.
       Failure: a worker or the disk failed.
     """
+    if workdir is not None and not isinstance(workdir, str | os.PathLike):
+        raise UserError(f"workdir is {workdir!r}; it must be the path of the run directory, or None for a new one")
     command = _command(config, workdir, overrides)
 
     from unimix_jax.metrics.predictions import read_predictions
@@ -90,6 +114,26 @@ def train(
         metrics = run(command.config, directory)
     paths = {split: directory / rundir.predictions_file(split) for split in ("test", "validation")}
     return Run(directory, metrics, {split: read_predictions(path) for split, path in paths.items() if path.exists()})
+
+
+@_worded_for_a_call()
+def load_config(name: str | os.PathLike, **overrides: Any) -> "ConfigDict":
+    """Load a config, to look at its fields and change them before `train`.
+
+    Args:
+      name: of a shipped config, with arguments after a colon if there are any ("digits_lt:method=erm"), or the path of
+        a config file.
+      **overrides: values of fields, as `train` takes them.
+
+    Returns:
+      A `ConfigDict`: config.epochs, config.optim.learning_rate, config.method.stages.plain.loss.name, ...
+
+    Raises:
+      UserError: a mistake in the config, in one sentence.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"config is {name!r}; it must be the name of a shipped config, or the path of a file")
+    return _command(name, None, overrides).config
 
 
 @contextlib.contextmanager
@@ -134,8 +178,8 @@ def _command(config: "str | os.PathLike | ConfigDict", workdir, overrides: dict[
         return parse(argv)._replace(workdir=workdir)
     if not (hasattr(config, "to_dict") and hasattr(config, "unlocked")):
         raise UserError(
-            f"config is a {type(config).__name__}; it must be the name of a shipped config, the path of a file, or a "
-            "ConfigDict made by unimix_jax.config.default()"
+            f"config is {config!r}; it must be the name of a shipped config, the path of a file, or a ConfigDict, such "
+            "as unimix_jax.load_config('digits_lt') returns"
         )
     check(config)
     config = apply(copy.deepcopy(config), [Override(*pair) for pair in texts.items()], _CONFIG_DICT)
@@ -160,7 +204,27 @@ def _text(name: str, value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The measures of a model's predictions; `print` shows them as a table."""
+    """The measures of a model's predictions; `print` shows them as a table.
+
+    The measures stand for the predictions as they are; `calibrated` and `corrected` hold those of changed ones.
+
+    Attributes:
+      top5: None for five classes or fewer.
+      groups: accuracy of many, medium and few; {} where they are not known, None for a group without images.
+      grouped_by: "shots" (more than 100 training images, fewer than 20) or "thirds" (of the classes); None without.
+      temperature: fitted on the validation predictions; None without them.
+      intervals: of 95 %, by measure: {"ece": (low, high), ...}.
+      class_accuracy: float64[K], nan for a class without images.
+      class_ece: float64[K].
+      warnings: sentences that a reader should know before trusting the numbers.
+      missing: a sentence for each thing that the inputs do not allow, and what would.
+      summary: what `metrics.summary` returns, and beside it `intervals`, and `by_chance`: the errors that a perfectly
+        calibrated model with the same confidences shows.
+      results: everything, as report.json holds it of this model: `test` (the summary), `validation`,
+        `test_at_temperature`, `corrected`, `estimates` of the test prior by method, `cut_tests`, `test_share`,
+        `counts`, `options`, each where it can be had.
+      outputs: the predictions that were measured: outputs.test, outputs.validation.
+    """
 
     name: str
     images: int
@@ -175,21 +239,30 @@ class Evaluation:
     tace: float
     brier: float
     nll: float
-    top5: float | None  # None for five classes or fewer
-    groups: dict[
-        str, float | None
-    ]  # accuracy of many, medium and few; {} where they are not known, None without images
-    grouped_by: str | None  # "shots" or "thirds"
-    temperature: float | None  # fitted on the validation predictions; None without them
-    intervals: dict[str, tuple[float, float]] = dataclasses.field(repr=False)  # of 95 %, by measure
-    class_accuracy: "np.ndarray" = dataclasses.field(repr=False)  # float64[K], nan for a class without images
-    class_ece: "np.ndarray" = dataclasses.field(repr=False)  # float64[K]
-    warnings: tuple[str, ...] = dataclasses.field(repr=False)  # what a reader should know before trusting the numbers
-    missing: tuple[str, ...] = dataclasses.field(repr=False)  # what the inputs do not allow, and what would
-    summary: dict = dataclasses.field(repr=False)  # of `metrics.summary`, with intervals and what chance would give
-    results: dict = dataclasses.field(repr=False)  # everything: what report.json holds of this model
-    outputs: "ModelOutputs" = dataclasses.field(repr=False)  # of the model, which were measured
+    top5: float | None
+    groups: dict[str, float | None]
+    grouped_by: str | None
+    temperature: float | None
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(repr=False)
+    class_accuracy: "np.ndarray" = dataclasses.field(repr=False)
+    class_ece: "np.ndarray" = dataclasses.field(repr=False)
+    warnings: tuple[str, ...] = dataclasses.field(repr=False)
+    missing: tuple[str, ...] = dataclasses.field(repr=False)
+    summary: dict = dataclasses.field(repr=False)
+    results: dict = dataclasses.field(repr=False)
+    outputs: "ModelOutputs" = dataclasses.field(repr=False)
 
+    @property
+    def calibrated(self) -> dict | None:
+        """The measures of the logits divided by the temperature, as `metrics.summary`; None without validation."""
+        return self.results.get("test_at_temperature")
+
+    @property
+    def corrected(self) -> dict | None:
+        """The measures of the logits corrected for `test_prior`, and that prior; None where none was asked for."""
+        return self.results.get("corrected")
+
+    @_worded_for_a_call()
     def report(self, path: str | os.PathLike) -> pathlib.Path:
         """Write the report: HTML, Markdown, CSV, JSON and pictures.
 
@@ -214,6 +287,7 @@ class Evaluation:
         return tables.table(tables.measures_table(self.results).rows)
 
 
+@_worded_for_a_call()
 def evaluate(
     predictions: "Predictions | Run | str | os.PathLike | None" = None,
     labels: "ArrayLike | None" = None,
@@ -223,14 +297,14 @@ def evaluate(
     probabilities: "ArrayLike | None" = None,
     logits_prior: "ArrayLike | None" = None,
     class_names: "tuple[str, ...] | list[str] | None" = None,
-    validation: "Predictions | str | os.PathLike | None" = None,
+    validation: "Predictions | tuple[ArrayLike, ArrayLike] | str | os.PathLike | None" = None,
     name: str | None = None,
     bins: int = 15,
     groups: str = "auto",
     samples: int = 1000,
     classwise_intervals: bool = False,
-    test_prior: str = "",
-    measures: tuple[str, ...] = (),
+    test_prior: "ArrayLike | str | os.PathLike" = "",
+    measures: "tuple[str | Callable, ...] | str | Callable" = (),
     seed: int = 0,
 ) -> Evaluation:
     """Measure predictions of any framework: accuracy, calibration, groups of classes, intervals, test priors.
@@ -245,15 +319,16 @@ def evaluate(
       probabilities: float[N, K], rows that sum to 1.
       logits_prior: float[K], the prior that softmax(logits) stands for.
       class_names: of the K classes.
-      validation: labelled predictions of validation images, or their .npz file: for the temperature, and for the
-        estimate of the test prior. A run has its own.
+      validation: labelled predictions of validation images, the pair (logits, labels), or their .npz file: for the
+        temperature, and for the estimate of the test prior. A run has its own.
       name: of the model in the report.
       bins: of the calibration errors.
       groups: "shots", "thirds", or "auto": by shots if each group has a class.
       samples: of the bootstrap; 0 for no intervals.
       classwise_intervals: intervals of SCE, ACE and TACE too, which takes longer.
-      test_prior: measure a correction, too, for "uniform", "train", "imbalance:R", a file of shares, or "estimate".
-      measures: more measures, "module:function", (probabilities, labels) -> number.
+      test_prior: measure a correction, too, for the shares of the classes, float[K], a file of them, "uniform",
+        "train", "imbalance:R", or "estimate" (by EM); the result is `corrected`.
+      measures: more measures, (probabilities, labels) -> number: functions of a module, or "module:function".
       seed: of the bootstrap.
 
     Returns:
@@ -262,7 +337,7 @@ def evaluate(
     Raises:
       UserError: arrays or files that are not predictions, none or several of them, or no labels.
     """
-    from unimix_jax.metrics.predictions import read_predictions
+    from unimix_jax.metrics.predictions import labelled_predictions
     from unimix_jax.report import evaluation, files
 
     outputs = _outputs(predictions, logits, probabilities)
@@ -282,24 +357,48 @@ def evaluate(
         )
     outputs = outputs._replace(test=test, name=name or outputs.name)
     if validation is not None:
-        if isinstance(validation, str | os.PathLike):
-            validation = read_predictions(validation)
-        elif not hasattr(validation, "logits"):
-            raise UserError(
-                f"validation is a {type(validation).__name__}; it must be metrics.Predictions(logits, labels), or the "
-                "path of an .npz file"
-            )
-        outputs = outputs._replace(validation=validation)
+        validation = labelled_predictions(validation, "validation")
+        pair = {name: _array(getattr(validation, name), f"{name} of validation") for name in ("logits", "labels")}
+        outputs = outputs._replace(validation=validation._replace(**pair))
     options = evaluation.Options(
         bins=bins,
         by=groups,
         samples=samples,
         classwise=classwise_intervals,
-        test_prior=test_prior,
-        measures=tuple(measures),
+        test_prior=_test_prior(test_prior),
+        measures=_measures(measures),
         seed=seed,
     )
     return _evaluation(evaluation.evaluate(outputs, options), outputs)
+
+
+def _test_prior(shares: "ArrayLike | str | os.PathLike") -> str | tuple[float, ...]:
+    """Return a test prior as `report.evaluation` takes it."""
+    if isinstance(shares, str | os.PathLike):
+        return os.fspath(shares)
+    from unimix_jax import priors
+
+    return tuple(priors.checked_counts(_array(shares, "test_prior"), "test_prior").tolist())
+
+
+def _measures(measures: "tuple[str | Callable, ...] | str | Callable") -> tuple[str, ...]:
+    """Return the names of measures; that of a function is its module and its own name, as a report shows it."""
+    if isinstance(measures, str) or callable(measures):
+        measures = (measures,)
+    return tuple(_measure_name(measure) for measure in measures)
+
+
+def _measure_name(measure: "str | Callable") -> str:
+    if isinstance(measure, str):
+        return measure
+    name = getattr(measure, "__name__", "")
+    module = sys.modules.get(getattr(measure, "__module__", None) or "")
+    if not callable(measure) or getattr(module, name, None) is not measure:
+        raise UserError(
+            f"the measure {measure!r} is no function at the top of a module, by whose name a report could call it; "
+            "give such a function, or 'module:function'"
+        )
+    return f"{module.__name__}:{name}"
 
 
 def _outputs(predictions, logits, probabilities) -> "ModelOutputs":
@@ -324,8 +423,8 @@ def _outputs(predictions, logits, probabilities) -> "ModelOutputs":
         return files.read_run(predictions.workdir)
     if not isinstance(predictions, str | os.PathLike):
         raise UserError(
-            f"predictions are a {type(predictions).__name__}; give an array as logits=... or probabilities=..., or "
-            "metrics.Predictions, a run directory, or the path of an .npz file"
+            f"predictions are of the type {type(predictions).__name__}; give an array as logits=... or "
+            "probabilities=..., or metrics.Predictions, a run directory, or the path of an .npz file"
         )
     path = pathlib.Path(predictions)
     return files.read_run(path) if path.is_dir() else ModelOutputs(path.stem, read_predictions(path))

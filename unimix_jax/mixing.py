@@ -1,8 +1,11 @@
-"""Mixing for a training loop of your own: UniMix, mixup and Remix of a batch in one call, inside of `jit` or `vmap`.
+"""Mixing for a training loop of your own: UniMix, mixup, Remix and CutMix of a batch in one call, also under `jit`.
 
 A call takes a JAX key, images and labels, and returns `Mixed`: the mixed images, both labels and their weights. Its
 loss is `objective(loss, logits, mixed)`, one value per example. The partners come from the same batch, unless
 `partners` gives others, such as images at the positions of `partner_indices`.
+
+Shapes, types and options are checked always, and so are labels and counts whose values can be read. Under `jit` or
+`vmap` labels are traced and cannot be checked: one that is no class is then mixed by the count of another class.
 
 These are thin forms of `methods.mixing` and `data.pairs`, where the exact functions are. A mixer of `methods.mixing`
 that has no form here yet gets one by a function that calls `_mix`.
@@ -16,16 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from unimix_jax import names, priors
 from unimix_jax.data import pairs
 from unimix_jax.data.sampling import ClassIndex, sorted_by_class
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing as exact
+from unimix_jax.methods.checks import check_options, checked_labels, class_array, is_known
 from unimix_jax.methods.mixing import Keys, Mixed, dominant_label, example_weight, objective, unimix_factor
+from unimix_jax.methods.shares import remix_weight
 
 __all__ = [
     "ClassIndex",
     "Keys",
     "Mixed",
+    "cutmix",
     "dominant_label",
     "example_weight",
     "mixup",
@@ -33,11 +40,13 @@ __all__ = [
     "partner_indices",
     "partner_slots",
     "remix",
+    "remix_weight",
     "sorted_by_class",
     "split_key",
     "unimix",
     "unimix_factor",
 ]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 
 def unimix(
@@ -67,7 +76,8 @@ def unimix(
       The mixed images in the type of `images`, both labels, and the weights of the batch's own labels, float32[B].
 
     Raises:
-      UserError: an array has another shape or type.
+      UserError: an array has another shape or type, an option is out of its bounds, or a label or count that is not
+        traced is none.
 
     Source: Xu, Chai, Yuan, NeurIPS 2021; the draw from the batch alone is ours, see `partner_slots`.
 
@@ -77,10 +87,11 @@ def unimix(
       >>> mixed.image.shape, round(float(mixed.label_b.mean()), 1)
       ((1000, 2, 2, 1), 0.8)
     """
-    counts = _checked_counts(counts)
-    mixer = functools.partial(exact.unimix, counts=counts, alpha=alpha, wrap=wrap)
+    check_options(exact.unimix, alpha=alpha, wrap=wrap)
+    check_options(pairs.by_class, class_exponent=class_exponent)
+    mixer = functools.partial(exact.unimix, counts=_counts(counts), alpha=alpha, wrap=wrap)
     draw = functools.partial(partner_slots, counts=counts, class_exponent=class_exponent)
-    return _mix(mixer, draw, key, images, labels, partners)
+    return _mix(mixer, draw, key, images, labels, partners, counts)
 
 
 def mixup(
@@ -106,18 +117,64 @@ def mixup(
       The mixed images in the type of `images`, both labels, and the weights of the batch's own labels, float32[B].
 
     Raises:
-      UserError: an array has another shape or type.
+      UserError: an array has another shape or type, an option is out of its bounds, or a label or count that is not
+        traced is none.
 
-    Source: see `methods.mixing.mixup`.
+    Source: facebookresearch/mixup-cifar10, train.py.
 
     Example: every label is a partner's once.
       >>> mixed = jax.jit(mixup)(jax.random.key(0), np.zeros((4, 2, 2, 1), np.float32), np.arange(4))
       >>> sorted(mixed.label_b.tolist()), len(set(mixed.weight.tolist())) == 1
       ([0, 1, 2, 3], True)
     """
-    return _mix(
-        functools.partial(exact.mixup, alpha=alpha, per_example=per_example), _permuted, key, images, labels, partners
-    )
+    check_options(exact.mixup, alpha=alpha, per_example=per_example)
+    mixer = functools.partial(exact.mixup, alpha=alpha, per_example=per_example)
+    return _mix(mixer, _permuted, key, images, labels, partners)
+
+
+def cutmix(
+    key: jax.Array,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 1.0,
+    probability: float = 1.0,
+    per_example: bool = False,
+    partners: tuple[ArrayLike, ArrayLike] | None = None,
+) -> Mixed:
+    """Mix a batch by CutMix: put a box of a partner into each image; labels weigh by the pixels that each one has.
+
+    Args:
+      key: a JAX key, another one for each step.
+      images: float[B, H, W, C], normalised.
+      labels: int[B].
+      alpha: of the Beta distribution of the share that the box leaves, above 0, a Python float.
+      probability: of mixing at all, in 0..1.
+      per_example: whether to draw a box for each pair, instead of one for the batch (not in the original).
+      partners: images and labels of the partners, shaped as those of the batch; None for a permutation of the batch.
+
+    Returns:
+      The mixed images in the type of `images`, both labels, and the weights of the batch's own labels, float32[B].
+
+    Raises:
+      UserError: an array has another shape or type, or an option is out of its bounds.
+
+    Source: Yun et al., ICCV 2019; clovaai/CutMix-PyTorch, train.py.
+
+    Example: the weight of a label is the share of its image's pixels.
+      >>> black, white = np.zeros((2, 8, 8, 1), np.float32), np.ones((2, 8, 8, 1), np.float32)
+      >>> cut = jax.jit(lambda key: cutmix(key, white, np.array([0, 1]), partners=(black, np.array([1, 0]))))
+      >>> mixed = cut(jax.random.key(0))
+      >>> bool((mixed.image.mean(axis=(1, 2, 3)) == mixed.weight).all())
+      True
+    """
+    check_options(exact.cutmix, alpha=alpha, probability=probability, per_example=per_example)
+    if np.ndim(images) != 4:
+        raise UserError(
+            f"images have the shape {list(np.shape(images))}; a box is cut out of [B, height, width, channels]"
+        )
+    mixer = functools.partial(exact.cutmix, alpha=alpha, probability=probability, per_example=per_example)
+    return _mix(mixer, _permuted, key, images, labels, partners)
 
 
 def remix(
@@ -139,17 +196,18 @@ def remix(
       labels: int[B], 0 <= label < K.
       counts: [K], training images per class.
       alpha: of the Beta distribution of the share, above 0, a Python float.
-      kappa: above 1, see `methods.mixing.remix_weight`.
-      threshold: in 0..1, see `methods.mixing.remix_weight`.
+      kappa: above 1, see `remix_weight`.
+      threshold: in 0..1, see `remix_weight`.
       partners: images and labels of the partners, shaped as those of the batch; None for a permutation of the batch.
 
     Returns:
       The mixed images in the type of `images`, both labels, and the weights of the batch's own labels, float32[B].
 
     Raises:
-      UserError: an array has another shape or type.
+      UserError: an array has another shape or type, an option is out of its bounds, or a label or count that is not
+        traced is none.
 
-    Source: see `methods.mixing.remix`.
+    Source: Chou et al. 2020; ntucllab/imbalanced-DL, strategy/_remix_drw.py.
 
     Example: equal counts leave mixup's weights.
       >>> batch = jax.random.key(0), np.zeros((4, 2, 2, 1), np.float32), np.array([0, 1, 0, 1])
@@ -157,9 +215,9 @@ def remix(
       >>> mixed.weight.tolist() == jax.jit(mixup)(*batch).weight.tolist()
       True
     """
-    counts = _checked_counts(counts)
-    mixer = functools.partial(exact.remix, counts=counts, alpha=alpha, kappa=kappa, threshold=threshold)
-    return _mix(mixer, _permuted, key, images, labels, partners)
+    check_options(exact.remix, alpha=alpha, kappa=kappa, threshold=threshold)
+    mixer = functools.partial(exact.remix, counts=_counts(counts), alpha=alpha, kappa=kappa, threshold=threshold)
+    return _mix(mixer, _permuted, key, images, labels, partners, counts)
 
 
 def partner_slots(key: jax.Array, labels: ArrayLike, counts: ArrayLike, class_exponent: float = -1.0) -> jax.Array:
@@ -181,7 +239,8 @@ def partner_slots(key: jax.Array, labels: ArrayLike, counts: ArrayLike, class_ex
       int32[B], positions in the batch.
 
     Raises:
-      UserError: an array has another shape or type.
+      UserError: an array has another shape or type, an option is out of its bounds, or a label or count that is not
+        traced is none.
 
     Example: both classes are there, so a tenth of the images comes nine times as often.
       >>> labels = np.arange(10_000) % 2
@@ -189,7 +248,8 @@ def partner_slots(key: jax.Array, labels: ArrayLike, counts: ArrayLike, class_ex
       >>> print(labels[slots].mean().round(2))
       0.9
     """
-    labels, counts = _checked_labels(labels, "labels"), _checked_counts(counts)
+    check_options(pairs.by_class, class_exponent=class_exponent)
+    labels, counts = _checked_classes(labels, "labels", counts), _counts(counts)
     in_batch = jnp.zeros(counts.shape, jnp.float32).at[labels].add(1)
     # In logarithms, because 1e6**-10 is no float32; a class that is not there has the weight 0.
     logs = jnp.where(in_batch > 0, class_exponent * jnp.log(counts.astype(jnp.float32)), -jnp.inf)
@@ -215,7 +275,7 @@ def partner_indices(
       int64[size], positions in the data set.
 
     Raises:
-      UserError: labels that are no classes, or a number below 0.
+      UserError: labels that are no classes, a number that is not whole or below 0, or an exponent out of its bounds.
 
     Source: Xu, Chai, Yuan, NeurIPS 2021, Eq. A.13 and A.14.
 
@@ -225,16 +285,12 @@ def partner_indices(
       >>> (labels[partners] == 1).mean().round(2)
       np.float64(0.9)
     """
+    check_options(pairs.by_class, class_exponent=class_exponent)
     if not isinstance(labels, ClassIndex):
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
-            raise UserError(
-                f"labels are {labels.dtype}{list(labels.shape)}; they must be integers [N], a class from 0 for each "
-                "training image"
-            )
-    for name, number in (("size", size), ("seed", seed), ("step", step)):
-        if number < 0:
-            raise UserError(f"{name} is {number}; it must be at least 0")
+        labels = sorted_by_class(labels)
+    size, seed, step = (
+        priors.whole_number(number, name, least=0) for name, number in (("size", size), ("seed", seed), ("step", step))
+    )
     return pairs.partners_by_class(labels, class_exponent=class_exponent, seed=seed, step=step, size=size)
 
 
@@ -249,15 +305,21 @@ def split_key(key: jax.Array, size: int) -> tuple[Keys, jax.Array]:
       The keys of the mixer, and the key of the draw of partners.
 
     Raises:
-      UserError: it is no key.
+      UserError: it is no key, or several ones.
 
     Example:
       >>> keys, _ = split_key(jax.random.key(0), 4)
       >>> keys.view.shape
       (4,)
     """
-    if not hasattr(key, "dtype"):
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and not (hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim):
         raise UserError(f"the key is {key!r}; it must be a JAX key, such as jax.random.key(0)")
+    if key.ndim != (0 if typed else 1):
+        raise UserError(
+            f"the key has the shape {list(key.shape)}: these are several keys, as of jax.random.split; give one of "
+            "them, and another one at the next step"
+        )
     step, view, partners = jax.random.split(key, 3)
     return Keys(step, jax.random.split(view, size)), partners
 
@@ -269,9 +331,10 @@ def _mix(
     images: ArrayLike,
     labels: ArrayLike,
     partners: tuple[ArrayLike, ArrayLike] | None,
+    counts: ArrayLike | None = None,
 ) -> Mixed:
     """Check a batch, choose its partners by draw(key, labels) if none are given, and mix by the exact mixer."""
-    images, labels = _checked_batch(images, labels, "images", "labels")
+    images, labels = _checked_batch(images, labels, "images", "labels", counts)
     keys, of_partners = split_key(key, len(labels))
     if partners is None:
         slots = draw(of_partners, labels)
@@ -279,7 +342,7 @@ def _mix(
     else:
         if not isinstance(partners, tuple | list) or len(partners) != 2:
             raise UserError("partners must be a pair: images and labels, shaped as those of the batch")
-        others = _checked_batch(*partners, "images of the partners", "labels of the partners")
+        others = _checked_batch(*partners, "images of the partners", "labels of the partners", counts)
         if others[0].shape != images.shape:
             raise UserError(
                 f"images of the partners have the shape {list(others[0].shape)}; it must be that of the images, "
@@ -293,8 +356,10 @@ def _permuted(key: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.random.permutation(key, len(labels))
 
 
-def _checked_batch(images: ArrayLike, labels: ArrayLike, of_images: str, of_labels: str) -> tuple[jax.Array, jax.Array]:
-    images, labels = jnp.asarray(images), _checked_labels(labels, of_labels)
+def _checked_batch(
+    images: ArrayLike, labels: ArrayLike, of_images: str, of_labels: str, counts: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+    images, labels = jnp.asarray(images), _checked_classes(labels, of_labels, counts)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(
             f"{of_images} are {images.dtype}{list(images.shape)}; they must be floating-point numbers, mixed after "
@@ -308,19 +373,20 @@ def _checked_batch(images: ArrayLike, labels: ArrayLike, of_images: str, of_labe
     return images, labels
 
 
-def _checked_labels(labels: ArrayLike, name: str) -> jax.Array:
-    labels = jnp.asarray(labels)
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer) or not len(labels):
-        raise UserError(
-            f"{name} are {labels.dtype}{list(labels.shape)}; they must be integers [B], a class for each image"
-        )
-    return labels
+def _checked_classes(labels: ArrayLike, name: str, counts: ArrayLike | None) -> jax.Array:
+    """Return labels after a check that they are classes, of which each has training images."""
+    if counts is None:
+        return checked_labels(labels, name)
+    checked = checked_labels(labels, name, classes=len(_counts(counts)))
+    if is_known(labels) and is_known(counts):
+        images = np.asarray(counts)[np.asarray(labels)]
+        if not images.all():
+            raise UserError(
+                f"{name} hold class {np.asarray(labels)[images.argmin()]}, which has no training image by counts; "
+                "counts are those of the training labels"
+            )
+    return checked
 
 
-def _checked_counts(counts: ArrayLike) -> jax.Array:
-    counts = jnp.asarray(counts)
-    if counts.ndim != 1 or len(counts) < 2:
-        raise UserError(
-            f"counts are {counts.dtype}{list(counts.shape)}; they must be [K], the training images of each class"
-        )
-    return counts
+def _counts(counts: ArrayLike) -> jax.Array:
+    return class_array(counts, "counts")

@@ -5,14 +5,31 @@ smallest.
 """
 
 import math
+import operator
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from unimix_jax import registry, storage
+from unimix_jax import names, registry, storage
 from unimix_jax.errors import UserError, one_of
+
+__all__ = [
+    "GROUPINGS",
+    "GROUPS",
+    "class_counts",
+    "effective_number_weights",
+    "groups",
+    "inverse_weights",
+    "prior",
+    "test_prior",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 GROUPINGS = ("shots", "thirds")
 GROUPS = ("many", "medium", "few")  # of classes
+_INTEGERS = "iu"  # kinds of numpy's types
+_REAL = "iuf"
+LABELS_ARE = "they must be integers [N], a class from 0 for each example"
 _LARGEST_PRIOR = 4 * storage.MIB  # bytes of a file of a test prior
 
 
@@ -27,18 +44,16 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
       int64[K].
 
     Raises:
-      UserError: a label lies outside of 0..K-1.
+      UserError: a label is no integer, or lies outside of 0..K-1.
 
     Example:
       >>> class_counts(np.array([0, 0, 2]), 3)
       array([2, 0, 1])
     """
-    labels = np.asarray(labels)
-    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
-        wrong = labels[(labels < 0) | (labels >= num_classes)]
-        raise UserError(
-            f"label {wrong[0]} occurs, but with {num_classes} classes labels must lie in 0..{num_classes - 1}"
-        )
+    num_classes = whole_number(num_classes, "num_classes", least=1)
+    if not np.size(labels):
+        return np.zeros(num_classes, np.int64)
+    labels = checked_labels(labels, classes=num_classes)
     return np.bincount(labels, minlength=num_classes).astype(np.int64)
 
 
@@ -52,11 +67,14 @@ def prior(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
     Returns:
       float64[K], sums to 1.
 
+    Raises:
+      UserError: counts of another shape, negative or not finite, or all 0.
+
     Example: 90 and 10 images, and the inverse.
       >>> prior([90, 10]), prior([90, 10], -1)
       (array([0.9, 0.1]), array([0.1, 0.9]))
     """
-    counts = np.asarray(counts, np.float64)
+    counts = checked_counts(counts)
     powers = np.zeros_like(counts)
     np.power(counts, power, out=powers, where=counts > 0)
     return powers / powers.sum()
@@ -73,13 +91,17 @@ def effective_number_weights(counts: np.ndarray, *, beta: float = 0.9999) -> np.
     Returns:
       float64[K], sums to K.
 
+    Raises:
+      UserError: counts of another shape, or not all above 0; beta out of its bounds.
+
     Source: Eq. B.13 of the paper's supplement, normalised as in kaidic/LDAM-DRW, cifar_train.py.
 
     Example: between ones and the inverse of the counts.
       >>> effective_number_weights([90, 10], beta=0.9).round(3)
       array([0.789, 1.211])
     """
-    counts = np.asarray(counts, np.float64)
+    counts = checked_counts(counts, zeros=False)
+    registry.check_options(effective_number_weights, beta=beta)
     weights = (1 - beta) / -np.expm1(counts * np.log(beta)) if beta > 0 else np.ones_like(counts)
     return weights * (len(counts) / weights.sum())
 
@@ -94,10 +116,14 @@ def inverse_weights(counts: np.ndarray) -> np.ndarray:
     Returns:
       float64[K], sums to K.
 
+    Raises:
+      UserError: counts of another shape, or not all above 0.
+
     Example:
       >>> inverse_weights([90, 10])
       array([0.2, 1.8])
     """
+    counts = checked_counts(counts, zeros=False)
     return prior(counts, -1) * len(counts)
 
 
@@ -114,6 +140,9 @@ def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
     Returns:
       {"many": bool[K], "medium": bool[K], "few": bool[K]}.
 
+    Raises:
+      UserError: an unknown rule, or counts of another shape, negative, or all 0.
+
     Source: facebookresearch/classifier-balancing, utils.py (shots); XuZhengzhuo/Prior-LT, config/ (thirds).
 
     Example: 500, 60 and 5 images.
@@ -121,7 +150,7 @@ def groups(counts: np.ndarray, by: str = "shots") -> dict[str, np.ndarray]:
       {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
     """
     one_of("grouping of classes", by, GROUPINGS)
-    counts = np.asarray(counts)
+    counts = checked_counts(counts)
     if by == "shots":
         many, few = counts > 100, counts < 20
     else:
@@ -186,3 +215,116 @@ def _exponential_prior(text: str, counts: np.ndarray) -> np.ndarray:
     ranked = np.argsort(-counts, kind="stable")
     weights[ranked] = imbalance ** (-np.arange(len(counts)) / max(len(counts) - 1, 1))
     return prior(weights)
+
+
+def checked_labels(labels: ArrayLike, what: str = "labels", *, classes: int | None = None) -> np.ndarray:
+    """Return labels after a check that they are classes.
+
+    Args:
+      labels: int[N].
+      what: their name in the sentence of an error.
+      classes: K, above all labels; None if it is not known.
+
+    Returns:
+      int[N], in the type of `labels`.
+
+    Raises:
+      UserError: another shape, no integers, none at all, or a label outside of 0..K-1.
+
+    Example:
+      >>> checked_labels([0, 2], classes=3)
+      array([0, 2])
+    """
+    labels = array_of(labels, what)
+    if labels.dtype.kind not in _INTEGERS or labels.ndim != 1 or not len(labels):
+        raise UserError(f"{what} are {labels.dtype}{list(labels.shape)}; {LABELS_ARE}")
+    if labels.min() < 0 or (classes is not None and labels.max() >= classes):
+        wrong = labels[(labels < 0) | (labels >= (np.inf if classes is None else classes))][0]
+        raise UserError(
+            f"{what} hold {wrong}; they must be classes from 0"
+            if classes is None
+            else f"{what} hold {wrong}; with {classes} classes they must lie in 0..{classes - 1}"
+        )
+    return labels
+
+
+def checked_counts(
+    counts: ArrayLike, what: str = "counts", *, classes: int | None = None, zeros: bool = True
+) -> np.ndarray:
+    """Return a number for each class, such as counts, a prior or weights, after a check of shape and values.
+
+    Args:
+      counts: int[K] or float[K].
+      what: their name in the sentence of an error.
+      classes: K; None if it is not known.
+      zeros: whether some of them, but not all, may be 0.
+
+    Returns:
+      float64[K].
+
+    Raises:
+      UserError: another shape, a number that is negative or not finite, or a 0.
+
+    Example:
+      >>> checked_counts([90, 10], classes=2)
+      array([90., 10.])
+    """
+    values = array_of(counts, what)
+    if values.dtype.kind not in _REAL or values.ndim != 1 or not len(values) or len(values) != (classes or len(values)):
+        each = f"[{classes or 'K'}], a number for each {f'of the {classes} classes' if classes else 'class'}"
+        raise UserError(f"{what} has the shape {list(values.shape)} and the type {values.dtype}; it must be {each}")
+    values = values.astype(np.float64)
+    right = np.isfinite(values) & (values >= 0 if zeros else values > 0)
+    if not right.all():
+        at = int(right.argmin())
+        must = "0 or above" if zeros else "above 0"
+        raise UserError(f"{what} is {values[at]:g} for class {at}; it must be {must} for each class, and finite")
+    if not values.any():
+        raise UserError(f"{what} is 0 for all classes; one of them must be above 0")
+    return values
+
+
+def array_of(values: ArrayLike, what: str) -> np.ndarray:
+    """Return an array; the floating-point types that numpy does not know, such as bfloat16, as float32.
+
+    Args:
+      values: an array, or nested lists of numbers.
+      what: their name in the sentence of an error.
+
+    Raises:
+      UserError: lists of unequal lengths, or what numpy cannot read.
+
+    Example:
+      >>> array_of([1.0, 2.0], "counts")
+      array([1., 2.])
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} is no array of numbers: {' '.join(str(error).split())}") from None
+    foreign = array.dtype.kind == "V" and array.dtype.type is not np.void  # of ml_dtypes
+    return array.astype(np.float32) if foreign else array
+
+
+def whole_number(number: int, what: str, *, least: int) -> int:
+    """Return a whole number after a check.
+
+    Args:
+      number: an int, of Python or numpy.
+      what: its name in the sentence of an error.
+      least: the smallest that is allowed.
+
+    Raises:
+      UserError: another type, or too small.
+
+    Example:
+      >>> whole_number(np.int64(3), "bins", least=1)
+      3
+    """
+    try:
+        number = operator.index(number)
+    except TypeError:
+        raise UserError(f"{what} is {number!r}; it must be a whole number") from None
+    if number < least:
+        raise UserError(f"{what} is {number}; it must be at least {least}")
+    return number

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from unimix_jax.errors import UserError, did_you_mean, one_of
+from unimix_jax.errors import UserError, described, did_you_mean, one_of
 
 PRIORS = ("train", "test", "uniform", "none")  # that softmax(logits) can stand for
 
@@ -77,6 +77,9 @@ def choice(*values: Any) -> Bound:
 NUMBER = Bound(lambda v: abs(v) < math.inf, "a number")
 FLAG = choice(True, False)
 ANYTHING = Bound(lambda v: True, "anything")
+RATE = Bound(lambda v: not isinstance(v, bool) and 0 <= v < 1, "a number of at least 0 and below 1")
+SIZE = Bound(lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a whole number of at least 1")
+SIZES = Bound(lambda v: len(v) > 0 and all(map(SIZE.allows, v)), "whole numbers of at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,19 @@ class Traits:
             raise ValueError(f"{entry.__name__} takes no option {min(unknown)!r}, but its traits bound it")
         entry.traits = self
         return entry
+
+    def check(self, entry: str, options: Mapping[str, Any]) -> None:
+        """Refuse options whose values are out of bounds.
+
+        Args:
+          entry: its kind and name, for the sentence of an error.
+          options: of the entry, by name.
+
+        Raises:
+          UserError: a value, and what it must be.
+        """
+        for key, value in options.items():
+            check_value(f"{key} of {entry}", value, self.options.get(key, ANYTHING))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,12 +211,13 @@ class Posthoc(Traits):
       turns_prior: (before, after): logits that stand for the first prior stand for the second one afterwards; None if
         they stand for no prior.
       prior_holds_at: options, and the values at which this holds.
-      head: the only head whose logits it can change; "" for any.
+      head_parameters: that it reads: paths such as "linear/kernel". It can change the logits of a head that has these
+        parameters and no others; of any head if it names none.
     """
 
     turns_prior: tuple[str, str] | None = None
     prior_holds_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    head: str = ""
+    head_parameters: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,9 +255,10 @@ class Measure(Traits):
 
     Attributes:
       title: of its row in a table; the first words are its short title, up to a bracket or a comma.
-      unit: in which a table shows it.
+      unit: in which a table shows it; "" for a plain number.
       factor: from the value to that unit.
       decimals: that a table shows.
+      lowest: the smallest possible value; intervals end there.
       highest: the largest possible value.
       bins: whether it takes a number of bins, as `bins`.
       classwise: whether it looks at the probability of every class; these are measured together, and slowly.
@@ -250,10 +268,11 @@ class Measure(Traits):
     """
 
     title: str = ""
-    unit: str = "%"
-    factor: float = 100
-    decimals: int = 1
-    highest: float = 1.0
+    unit: str = ""
+    factor: float = 1
+    decimals: int = 4
+    lowest: float = -math.inf
+    highest: float = math.inf
     bins: bool = False
     classwise: bool = False
     raised_by_chance: bool = False
@@ -268,6 +287,10 @@ class Measure(Traits):
     def shown(self, value: float | None) -> str:
         """Return a value as a table shows it; "-" for None."""
         return "-" if value is None else f"{self.factor * value:.{self.decimals}f}"
+
+
+# Traits of a measure in 0..1 that is shown in per cent.
+percent = functools.partial(Measure, unit="%", factor=100, decimals=1, lowest=0.0, highest=1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,7 +315,7 @@ class Kind(NamedTuple):
     module: str
     optional: bool = False  # "none" is a name too, and no function
     later: tuple[str, ...] = ()  # arguments that the run passes at each call
-    library: tuple[str, str] | None = None  # a package, all of whose functions with this parameter are entries, too
+    library: tuple[str, str] | None = None  # a package, whose functions with this parameter are entries, too
     table: str = ""  # name of the dict of all entries in the module; "" where entries are found by their traits
 
 
@@ -303,7 +326,7 @@ KINDS = {
     "sampler": Kind(Sampler, "unimix_jax.data.sampling", later=("seed", "step", "batch_size")),
     "class_weight": Kind(ClassWeight, "unimix_jax.priors", optional=True),
     "posthoc": Kind(Posthoc, "unimix_jax.methods.posthoc", optional=True, later=("validation",)),
-    "optimizer": Kind(Optimizer, "unimix_jax.training.optim", library=("optax", "learning_rate")),
+    "optimiser": Kind(Optimizer, "unimix_jax.training.optim", library=("optax", "learning_rate")),
     "schedule": Kind(Schedule, "unimix_jax.training.schedules"),
     "augmentation": Kind(Augmentation, "unimix_jax.training.augmentations"),
     "head": Kind(Traits, "unimix_jax.models.heads", table="HEADS"),
@@ -351,26 +374,36 @@ def resolve(kind: str, name: str) -> Callable | None:
     if ":" in name:
         return _imported(name)
     known = {**_of_library(kind), **entries(kind)}
-    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known)
+    others = ', or your own as "module:object"'
+    one_of(kind, name, [*known, "none"] if KINDS[kind].optional else known, others)
     return known.get(name)
 
 
 @functools.cache
 def _of_library(kind: str) -> dict[str, Callable]:
-    """Return the functions of another package that are entries of a kind, by their names."""
+    """Return the functions of another package that are entries of a kind, by their names.
+
+    Private ones and those named `scale_by_...`, which are parts of others, are none.
+    """
     if KINDS[kind].library is None:
         return {}
     package, parameter = KINDS[kind].library
     functions = {n: f for n, f in vars(importlib.import_module(package)).items() if inspect.isfunction(f)}
-    return {name: f for name, f in functions.items() if parameter in inspect.signature(f).parameters}
+    return {
+        name: f
+        for name, f in functions.items()
+        if parameter in inspect.signature(f).parameters and not name.startswith(("_", "scale_by_"))
+    }
 
 
 def _imported(name: str) -> Callable:
     module, _, function = name.partition(":")
+    if not module or not function or module.startswith("."):
+        raise UserError(f'cannot import {name!r}: it must be "module:object", such as my_losses:rare_first')
     try:
         value = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the module is the user's program and may raise anything
-        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # the module is the user's program and may raise anything
+        raise UserError(f"cannot import {name!r}: {described(error)}") from None
     if not callable(value):
         raise UserError(f"{name!r} is {value!r} and no function")
     return value
@@ -448,24 +481,49 @@ def bind(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> f
     if not getattr(stated, "head_scale", False):
         context = {key: value for key, value in context.items() if key != "scale"}
     parameters = inspect.signature(function).parameters
-    by_name = {inspect.Parameter.KEYWORD_ONLY}
-    if function in _of_library(kind).values():  # other packages seldom say what must be named
-        by_name.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given_by_run = (*context, *KINDS[kind].later)
-    own = [p for p in parameters if parameters[p].kind in by_name and p not in given_by_run]
+    own = [name for name, p in parameters.items() if _is_option(kind, function, p) and name not in given_by_run]
     for key, value in options.items():
         if key not in own:
             why = ", for the run passes it" if key in parameters and key in given_by_run else did_you_mean(key, own)
             raise UserError(f"{kind} {name!r} takes no option {key!r}{why}; it takes {', '.join(own) or 'none'}")
-        _check(f"{key} of {kind} {name!r}", value, stated.options.get(key, ANYTHING))
+        check_value(f"{key} of {kind} {name!r}", value, stated.options.get(key, ANYTHING))
     for key in own:
         if key not in options and parameters[key].default is inspect.Parameter.empty:
             raise UserError(f"{kind} {name!r} needs the option {key!r}")
     return functools.partial(function, **{k: v for k, v in context.items() if k in parameters}, **options)
 
 
-def _check(what: str, value: Any, bound: Bound) -> None:
+def _is_option(kind: str, function: Callable, parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter is set by name: behind a `*`, with a default, or of another package's function."""
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        return True
+    has_default = parameter.default is not inspect.Parameter.empty
+    named = has_default or function in _of_library(kind).values()  # other packages seldom write a `*`
+    return parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and named
+
+
+def check_options(function: Callable, **options: Any) -> None:
+    """Refuse values of options that the traits of an entry do not allow, where it is called without a config.
+
+    Args:
+      function: an entry.
+      **options: some of its options, by name.
+
+    Raises:
+      UserError: the value, and what it must be.
+    """
+    for key, value in options.items():
+        check_value(key, value, function.traits.options[key])
+
+
+def check_value(what: str, value: Any, bound: Bound) -> None:
     """Refuse a value of an option that its bound does not allow.
+
+    Args:
+      what: its name in the sentence of an error.
+      value: of the option.
+      bound: of the option.
 
     Raises:
       UserError: the value, and what it must be.
@@ -474,7 +532,7 @@ def _check(what: str, value: Any, bound: Bound) -> None:
         raise UserError(f"{what} is {value}; it must be finite")
     try:
         allowed = bound.allows(value)
-    except TypeError:  # of another type than the bound's
+    except (TypeError, ValueError):  # of another type than the bound's
         allowed = False
     if not allowed:
         raise UserError(f"{what} is {value!r}; it must be {bound.words}")

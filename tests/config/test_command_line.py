@@ -73,6 +73,13 @@ def test_there_is_no_room_for_what_is_no_option(field):
         parse(DIGITS + ":method=erm", f"--config.method.stages.{field}=x")
 
 
+def test_an_override_of_a_stage_that_is_not_there_gets_the_names_of_the_stages():
+    with pytest.raises(UserError, match="method 'erm' has no stage 'mixed'; its stages: plain$"):
+        parse(DIGITS + ":method=erm", "--config.method.stages.mixed.loss.name=focal")
+    with pytest.raises(UserError, match=r"has no stage 'mixd' .did you mean 'mixed'.*; its stages: mixed, plain$"):
+        parse(DIGITS + ":method=unimix", "--config.method.stages.mixd.loss.name=focal")
+
+
 def test_naming_another_function_drops_the_options_of_the_one_before():
     config = parse(
         DIGITS, "--config.method.stages.mixed.mixer.name=none", "--config.method.stages.mixed.pair_sampler.name=none"

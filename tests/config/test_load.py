@@ -4,9 +4,13 @@ import json
 import logging
 
 import pytest
+import yaml
 
-from unimix_jax.config import parse, shipped_configs
+from unimix_jax import registry
+from unimix_jax.config import default, parse, shipped_configs, use_source
+from unimix_jax.config.compare import flat
 from unimix_jax.errors import UserError
+from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.storage import write_json
 
 DIGITS = "--config=digits_lt.py"
@@ -76,6 +80,10 @@ def test_a_folder_of_a_run_names_its_config(tmp_path):
         parse(["main", f"--config={tmp_path}"])
 
 
+FUNCTIONS = (  # of a method of one's own
+    "{loss: {name: focal, gamma: 2}, mixer: {name: none}, pair_sampler: {name: none}, "
+    "sampler: {name: class_balanced}, class_weight: {name: none}}"
+)
 YAML = """\
 network: resnet8
 epochs: 3
@@ -109,13 +117,106 @@ def test_yaml_may_change_fields_of_a_method(tmp_path):
     path.write_text(YAML)
     expected = parse(["main", f"--config={path}"]).config.method.to_dict()
     assert config.method.to_dict() == {**expected, "head": "cosine"}
-    path.write_text(
-        YAML.replace("method: mixup", "method: {name: mine, stages: {only: {loss: {name: cross_entropy}}}}")
-    )
+    path.write_text(YAML.replace("method: mixup", f"method: {{name: mine, stages: {{only: {FUNCTIONS}}}}}"))
     method = parse(["main", f"--config={path}"]).config.method
-    assert (method.head, method.posthoc.name) == ("linear", "none")
+    assert (method.name, method.head, method.posthoc.name) == ("mine", "linear", "none")
+    assert method.stages.to_dict() == {"only": yaml.safe_load(FUNCTIONS)}
     with pytest.raises(UserError, match=r"mine\.yaml holds the method; change it there"):
         parse(["main", f"--config={path}", "--config.method=erm"])
+
+
+def config_of(path, text):
+    path.write_text(text)
+    return parse(["main", f"--config={path}"]).config
+
+
+def method_of(path, text):
+    return config_of(path, YAML.replace("method: mixup", text)).method.to_dict()
+
+
+LAID = [
+    (
+        "method: {name: unimix, stages: {mixed: {loss: {name: 'poly_loss:poly1'}}}}",
+        {"loss": {"name": "poly_loss:poly1"}},
+    ),
+    ("method: unimix\nmethod.stages.mixed.loss.name: focal", {"loss": {"name": "focal"}}),
+    ("method: {name: unimix, stages: {mixed: {mixer: {alpha: 1}}}}", {"mixer": {"alpha": 1.0}}),
+    ("method: {name: unimix, stages.mixed.mixer.alpha: 8e-1}", {"mixer": {"alpha": 0.8}}),
+    ("method: {name: unimix, stages: {mixed: {mixer: {name: mixup}}}}", {"mixer": {"name": "mixup"}}),
+    ("method: {name: unimix, stages: {}}", {}),
+]
+
+
+@pytest.mark.parametrize(("text", "changes"), LAID)
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_method_in_a_file_is_laid_over_the_recipe_of_its_name(tmp_path, suffix, text, changes):
+    recipe = method_of(tmp_path / "recipe.yaml", "method: unimix")
+    whole = YAML.replace("method: mixup", text)
+    laid = config_of(tmp_path / f"mine.{suffix}", whole if suffix == "yaml" else json.dumps(yaml.safe_load(whole)))
+    mixed = registry.inherit(recipe["stages"]["mixed"], changes)
+    expected = {**recipe, "stages": {**recipe["stages"], "mixed": mixed}}
+    assert typed(laid.method.to_dict()) == typed(expected)
+
+
+def test_a_stage_that_is_new_on_purpose_says_when_it_begins(tmp_path):
+    path = tmp_path / "mine.yaml"
+    stages = method_of(path, "method: {name: unimix, stages: {late: {begin: 9e-1, sampler: {name: class_balanced}}}}")
+    assert stages["stages"]["late"] == {"begin": 0.9, "sampler": {"name": "class_balanced"}}
+    assert stages["stages"].keys() == {"mixed", "plain", "late"}
+    text = "method: {name: unimix, stages: {warm: {begin: 0, loss: {name: focal}}, mixed: {begin: .1}}}"
+    stages = method_of(path, text)["stages"]
+    assert stages["warm"] == {**RECIPES["erm"]["stages"]["plain"], "loss": {"name": "focal"}}
+    assert stages["mixed"] == {**RECIPES["unimix"]["stages"]["mixed"], "begin": 0.1}  # it goes on with the loss of warm
+
+
+def test_what_a_file_says_goes_before_what_the_recipe_says(tmp_path):
+    text = YAML.replace("method: mixup", "method: mislas")
+    assert config_of(tmp_path / "mine.yaml", text).optim.decay_factor == 0.1
+    assert config_of(tmp_path / "mine.yaml", text + "optim.decay_factor: 0.5\n").optim.decay_factor == 0.5
+
+
+@pytest.mark.parametrize("argv", [["plain.begin=0", "mixed.begin=.4"], ["mixed.mixer.name=none"], ["plain.begin=.7"]])
+def test_config_json_of_a_run_is_taken_as_it_is_whatever_its_recipe_has_become(tmp_path, monkeypatch, argv):
+    argv = [f"--config.method.stages.{override}" for override in argv]
+    config = saved(tmp_path / "config.json", "--config=digits_lt.py:method=unimix", *argv)
+    changed = {**RECIPES["unimix"], "head": "cosine", "config": {"epochs": 3}, "stages": {"other": {}}}
+    monkeypatch.setitem(RECIPES, "unimix", changed)
+    assert typed(parse(["main", f"--config={tmp_path}/config.json"]).config) == typed(config)
+    monkeypatch.delitem(RECIPES, "unimix")
+    assert typed(parse(["main", f"--config={tmp_path}/config.json"]).config) == typed(config)
+
+
+def test_config_json_of_a_run_whose_stages_its_file_made_anew_is_taken_as_it_is(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from configs.digits_lt import get_config as digits\n"
+        "def get_config():\n    config = digits()\n"
+        "    config.method.stages = {'plain': {'loss': {'name': 'focal', 'gamma': 1}}}\n    return config\n"
+    )
+    config = saved(tmp_path / "config.json", f"--config={tmp_path}/mine.py")
+    again = parse(["main", f"--config={tmp_path}/config.json"]).config
+    assert typed(again) == typed(config)
+    assert again.method.stages.to_dict() == {"plain": {"loss": {"name": "focal", "gamma": 1}}}
+
+
+def test_dotted_keys_are_nested_ones(tmp_path):
+    nested = config_of(tmp_path / "nested.yaml", YAML)
+    values = flat(yaml.safe_load(YAML))
+    dotted = config_of(tmp_path / "dotted.yaml", "\n".join(f"{name}: {value}" for name, value in values.items()))
+    assert typed(dotted) == typed(nested)
+    assert typed(config_of(tmp_path / "dotted.json", json.dumps(values))) == typed(nested)
+    mixed = config_of(tmp_path / "mixed.yaml", YAML + "data.flip: false\noptim.options: {b2: .99}\n")
+    assert (mixed.data.flip, mixed.data.imbalance, mixed.optim.options.b2) == (False, 20.0, 0.99)
+
+
+def test_a_source_of_one_s_own_takes_its_images_as_they_are(tmp_path):
+    text = YAML.replace("{source: digits, imbalance: 20, jitter: [0, 0.1, 0]}", "{source: 'mine:images'}")
+    data = config_of(tmp_path / "mine.yaml", text).data
+    assert (data.imbalance, data.pad, data.flip, data.jitter) == (1.0, 0, False, (0.0, 0.0, 0.0))
+    data = config_of(tmp_path / "mine.yaml", text + "data.flip: true\n").data
+    assert (data.pad, data.flip) == (0, True)
+    config = default()
+    use_source(config, "mine:images")
+    assert (config.data.imbalance, config.data.pad, config.data.flip) == (1.0, 0, False)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +236,27 @@ def test_yaml_may_change_fields_of_a_method(tmp_path):
         (("network: resnet8", "network: 8"), "network is 8; it must be a text"),
         (("method: mixup", ""), "has no method"),
         (("method: mixup", "method: mixip"), "unknown method 'mixip'"),
+        (
+            ("method: mixup", "method: {name: mixip, stages: {mixed: {loss: {name: focal}}}}"),
+            "unknown method 'mixip' .did you mean 'mixup'.*own has a first stage with loss, mixer, pair_sampler",
+        ),
+        (
+            ("method: mixup", "method: {name: mixup, stages: {mixd: {loss: {name: focal}}}}"),
+            "method 'mixup' has no stage 'mixd' .did you mean 'mixed'.*; its stages: mixed, plain; a new one must say",
+        ),
+        (("method: mixup", "method: {name: mixup, stage: {}}"), "unknown entry .* 'stage' .did you mean 'stages'"),
+        (("method: mixup", f"method: {{name: m, stage: 1, stages: {{a: {FUNCTIONS}}}}}"), "unknown entry .* 'stage'"),
+        (("method: mixup", "method: {name: mixup, mixer: {alpha: 1}}"), "write method.stages.mixed.mixer"),
+        (
+            ("method: mixup", "method: {name: mixup, stages: {mixed: {begin: soon}}}"),
+            "config.method.stages.mixed.begin is 'soon'; it must be a number",
+        ),
+        (("method: mixup", "method: {name: mixup, stages: {plain: {begin: {a: 1}}}}"), "plain.begin is .* be a number"),
+        (("method: mixup", "method: mixup\ndata.source: digits"), "sets data.source twice, nested and by a dotted key"),
+        (("method: mixup", "method: mixup\nmethod.name: erm"), "sets method.name twice"),
+        (("imbalance: 20", "method: 20"), "unknown config field 'data.method'"),
+        (("method: mixup", "method: mixup\nepochs.many: 1"), "sets epochs twice"),
+        (("method: mixup", f"method: mixup\n{'a.' * 40}b: 1"), "has a key of 41 parts"),
         (("method: mixup", "method: {stages: {}}"), "has no method; it must have the field method with a name"),
         (("method: mixup", "method: {name: mine, stages: {plain: 3}}"), "method.stages.plain is 3; it must be a group"),
         (("method: mixup", "method: {name: mine, stages: 3}"), "method.stages is 3; it must be a group of fields"),

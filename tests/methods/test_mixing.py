@@ -329,7 +329,7 @@ def test_without_mixing_the_objective_is_the_loss():
 
 def test_class_weights_multiply_the_loss_of_each_label():
     loss = lambda logits, labels: logits[:, 0] + labels  # noqa: E731
-    logits, weights = np.float32([[1.0], [2.0]]), np.float32([10.0, 1.0])
+    logits, weights = np.float32([[1.0, 0.0], [2.0, 0.0]]), np.float32([10.0, 1.0])
     mixed = mixing.Mixed(None, np.array([0, 1]), np.array([1, 1]), np.float32([0.25, 0.5]))
     objective, mixed_weight, weight = quick.jit(
         lambda logits, mixed, weights: (

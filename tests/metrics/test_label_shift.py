@@ -1,5 +1,7 @@
 """Shifting, temperature and estimates on a world whose posteriors are known: Gaussian classes of equal spread."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from unimix_jax import metrics, priors
 from unimix_jax.data import longtail
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import calibration, label_shift, per_example
-from unimix_jax.metrics.predictions import Predictions
+from unimix_jax.metrics.predictions import Predictions, write_predictions
 from unimix_jax.report import evaluation
 
 CLASSES = 8
@@ -45,12 +47,90 @@ def test_shifted_logits_are_those_of_a_model_of_the_other_prior():
     assert metrics.accuracy(shifted, labels) > metrics.accuracy(per_example.softmax(logits), labels) + 0.05
 
 
-@pytest.mark.parametrize("prior", [np.array([0.5, 0.5, 0]), np.array([1.0]), np.array([np.nan, 0.5, 0.5])])
-def test_priors_that_are_none_are_refused(prior):
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ([0.5, -0.5, 1], "is -0.5 for class 1"),
+        ([1.0], "a number for each of the 3 classes"),
+        ([np.nan, 0.5, 0.5], "is nan for class 0"),
+        (np.zeros(3), "is 0 for all classes"),
+        ("uniform", "has the shape"),
+    ],
+)
+def test_priors_that_are_none_are_refused(prior, words):
     uniform = np.full(3, 1 / 3)
-    for arguments in ((prior, uniform), (uniform, prior)):
-        with pytest.raises(UserError, match="3 positive numbers"):
+    for name, arguments in {"from_prior": (prior, uniform), "to_prior": (uniform, prior)}.items():
+        with pytest.raises(UserError, match=f"{name} {words}|{name}.*{words}"):
             label_shift.shift_prior(np.zeros((2, 3)), *arguments)
+
+
+def test_a_class_that_does_not_occur_gets_the_probability_0_and_none_can_be_corrected_from_a_share_of_0():
+    logits, prior = np.array([[1.0, 2.0, 0.5]]), np.array([0.5, 0.5, 0.0])
+    shifted = label_shift.shift_prior(logits, np.ones(3), prior)
+    expected = np.exp(logits[0]) * prior
+    np.testing.assert_allclose(per_example.softmax(shifted)[0], expected / expected.sum(), rtol=1e-12)
+    assert metrics.nll_of_logits(shifted, np.array([2])) > 700  # as a probability of 0 counts elsewhere
+    with pytest.raises(UserError, match="from_prior is 0 for class 2.* leave the class out"):
+        label_shift.shift_prior(logits, prior, np.ones(3))
+    with pytest.raises(UserError, match="logits_prior is 0 for class 2"):
+        label_shift.estimate_prior(logits, logits_prior=prior, samples=0)
+
+
+def test_validation_may_be_a_pair_predictions_or_a_file(tmp_path):
+    logits, labels = drawn(TRAIN, 300, 4)
+    write_predictions(tmp_path / "validation.npz", Predictions(logits, labels))
+    pair, *others = (
+        label_shift.estimate_prior(logits, validation=validation, samples=0).prior
+        for validation in ((logits, labels), Predictions(logits, labels), tmp_path / "validation.npz")
+    )
+    for prior in others:
+        np.testing.assert_allclose(prior, pair, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        (np.eye(3), "validation is of the type ndarray; it must be metrics.Predictions"),
+        (5, "validation is of the type int; it must be"),
+        (Predictions(np.zeros((2, 3)) - 1), "the validation predictions have no labels"),
+        ((np.zeros((2, 2)) - 1, np.array([0, 1])), "the validation predictions have 2 classes, those to predict 3"),
+    ],
+)
+def test_validation_of_another_kind_is_refused(validation, words):
+    with pytest.raises(UserError, match=words):
+        label_shift.estimate_prior(np.zeros((2, 3)) - 1, validation=validation)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda logits, labels: calibration.calibrated(logits, 2.0), "calibration is 2.0; it must be a Calibration"),
+        (lambda logits, labels: calibration.fit_bias_corrected(logits, labels, start=2.0), "start is 2.0"),
+        (
+            lambda logits, labels: calibration.calibrated(
+                logits, calibration.Calibration(1.0, np.zeros(2), np.ones(2))
+            ),
+            r"calibration has biases \[2\], but the logits have 3 classes",
+        ),
+        (
+            lambda logits, labels: label_shift.estimate_prior(logits, logits_prior=np.ones(3), samples=1.5),
+            "samples is 1.5",
+        ),
+    ],
+)
+def test_calibrations_that_are_none_are_refused(function, words):
+    with pytest.raises(UserError, match=words):
+        function(np.array([[1.0, -2, 0], [0, 0, -1]]), np.array([0, 1]))
+
+
+def test_a_temperature_at_the_end_of_its_range_is_said():
+    wrong, labels = np.array([[5.0, 0], [0, 5.0]]), np.array([1, 0])
+    with pytest.warns(UserWarning, match="the temperature 100 is at the end of where one is looked for"):
+        temperature = calibration.fit_temperature(wrong, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calibration.search_temperature(wrong, labels) == temperature
+        calibration.fit_temperature(*drawn(TRAIN, 200, 3))
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 1.7, 6.0])
@@ -76,7 +156,7 @@ def test_temperatures_of_one_sided_data_stay_in_their_bracket():
     temperature = calibration.fit_temperature(right, np.array([0, 1]))
     assert 0.01 <= temperature < 0.2
     assert metrics.nll_of_logits(right / temperature, np.array([0, 1])) < 1e-15
-    assert calibration.fit_temperature(right, np.array([1, 0])) == pytest.approx(100, rel=1e-6)
+    assert calibration.search_temperature(right, np.array([1, 0])) == pytest.approx(100, rel=1e-6)
     assert calibration.fit_temperature(np.zeros((2, 2)), np.array([0, 1])) == 1.0
 
 

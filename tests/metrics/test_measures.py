@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unimix_jax import metrics
+from unimix_jax import metrics, registry
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import bootstrap, calibration, label_shift, per_example
 from unimix_jax.metrics.predictions import Predictions, checked_logits, checked_predictions
@@ -477,7 +477,7 @@ def test_predictions_of_probabilities_are_measured_as_these():
     with np.errstate(divide="ignore"):
         logits = np.add(np.log(ROWS), [[5.0], [0], [-3]])
     assert metrics.summary(Predictions(logits.astype(np.float32), labels))["nll"] == pytest.approx(values["nll"])
-    assert np.isfinite(calibration.fit_temperature(logits, labels))
+    assert np.isfinite(calibration.search_temperature(logits, labels))
     with pytest.raises(UserError, match="-inf in all of row 1"):
         checked_logits(np.array([[0, 1.0], [-np.inf, -np.inf]]), "logits")
 
@@ -588,3 +588,95 @@ def test_a_confusion_matrix():
     np.testing.assert_array_equal(per_example.confusion_matrix(labels, predicted, 3), [[1, 0, 0], [1, 1, 0], [0, 1, 0]])
     many = np.arange(200, dtype=np.uint8) % 40  # cells are counted beyond what the labels' type holds
     assert per_example.confusion_matrix(many, many, 40).trace() == 200
+
+
+def _sorts(probabilities, labels):
+    probabilities.sort(axis=1)
+    return probabilities[:, -1].mean()
+
+
+def _vector(probabilities, labels):
+    return probabilities.mean(axis=1)
+
+
+def _none(probabilities, labels):
+    return None
+
+
+@registry.Measure(unit="nats")
+def _entropy(probabilities, labels):
+    return -(probabilities * np.log(probabilities)).sum(axis=1).mean()
+
+
+def _rarest_recall(probabilities, labels):
+    if not (labels == 5).any():
+        raise ValueError("no image of class 5")
+    return (probabilities.argmax(axis=1) == labels)[labels == 5].mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("_sorts", "the measure .*:_sorts fails: ValueError: .*read-only"),
+        ("_vector", r"returns shape \(3,\); it must return one number"),
+        ("_none", "returns None; it must return one number"),
+    ],
+)
+def test_measures_of_a_user_that_return_no_number_or_write_are_refused(name, message):
+    probabilities, labels = np.full((3, 2), 0.5), np.array([0, 1, 1])
+    with pytest.raises(UserError, match=message):
+        metrics.measured((f"{__name__}:{name}",), probabilities, labels)
+
+
+def test_the_interval_of_a_measure_of_a_user_has_no_bounds_unless_it_states_some(caplog):
+    random = np.random.default_rng(0)
+    predictions = Predictions(random.normal(0, 0.1, (60, 6)), np.arange(60) % 6)
+    name = f"{__name__}:_entropy"
+    low, high = bootstrap.bootstrap(predictions, names=(name,), samples=50)[name]
+    assert 1 < low < metrics.summary(predictions, names=(name,))[name] < high
+    predictions = predictions._replace(labels=np.array([5, *[0] * 59]))
+    name = f"{__name__}:_rarest_recall"
+    bootstrap.bootstrap(predictions, names=(name,), samples=50)
+    assert "has no value on" in caplog.text
+    assert "of 50 samples of the bootstrap" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda p, y: metrics.group_accuracy(p, y, np.array([50, 20, 10])),
+            r"members are int64\[3\]; they must be bool\[3\]",
+        ),
+        (lambda p, y: metrics.group_accuracy(p, y, "few"), r"members are <U3\[\]; they must be bool"),
+        (lambda p, y: metrics.group_accuracy(p, y, np.array([True, False])), r"members are bool\[2\]"),
+        (lambda p, y: metrics.ece(p, y, bins=15.5), "bins is 15.5; it must be a whole number"),
+        (lambda p, y: metrics.top_accuracy(p, y, k="two"), "k is 'two'; it must be a whole number"),
+        (
+            lambda p, y: metrics.softmax(np.zeros((2, 3, 4))),
+            r"logits are float64\[2, 3, 4\]; they must be numbers \[N, K\]",
+        ),
+        (lambda p, y: metrics.softmax(np.zeros(3)), r"logits are float64\[3\]"),
+        (lambda p, y: metrics.softmax("text"), "logits are <U4"),
+        (
+            lambda p, y: metrics.summary(Predictions(np.log(p + 0.01), y), by="foo"),
+            "unknown grouping .*: auto, shots, thirds",
+        ),
+        (lambda p, y: metrics.accuracy([[0.5, 0.5], [1.0]], y), "probabilities is no array of numbers"),
+    ],
+)
+def test_arguments_that_would_give_a_wrong_number_are_refused(function, words):
+    with pytest.raises(UserError, match=words):
+        function(ROWS, np.array([0, 1, 2]))
+
+
+def test_logits_in_bfloat16_are_those_in_float32():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(200, 3)).astype(ml_dtypes.bfloat16), random.integers(0, 3, 200)
+    exact = logits.astype(np.float32)
+    assert metrics.summary(Predictions(logits, labels)) == metrics.summary(Predictions(exact, labels))
+    np.testing.assert_array_equal(metrics.softmax(logits), metrics.softmax(exact))
+    assert calibration.search_temperature(logits, labels) == calibration.search_temperature(exact, labels)
+    one_hot = np.eye(3)[labels].astype(ml_dtypes.bfloat16)
+    assert metrics.accuracy(one_hot, labels) == 1

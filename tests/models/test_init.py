@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimix_jax.models import heads, init, layers, networks
+from unimix_jax.models import heads, init, layers, networks, resnet
 
 
 def test_first_values_of_photographs_networks_follow_torchvisions_laws():
@@ -52,6 +52,21 @@ def test_first_values_depend_on_the_seed_and_the_name_only():
     )
     other = init.initialise(networks.build("resnet20", 10), (32, 32, 3), seed=1)["params"]
     assert (small["conv1"]["conv"]["kernel"] != other["conv1"]["conv"]["kernel"]).any()
+
+
+class OfPhotographs(resnet.CifarResNet):
+    """A network of another class that wants to be drawn as those of photographs."""
+
+    drawn_as_torchvision = True
+
+
+def test_a_network_says_by_an_attribute_that_it_is_drawn_as_by_torchvision():
+    kernels = [
+        init.initialise(network(3, blocks=0), (8, 8, 3), 0)["params"]["conv1"]["conv"]["kernel"]
+        for network in (OfPhotographs, resnet.CifarResNet)
+    ]
+    ratio = np.sqrt((9 * 3) / (9 * 16))  # the square root of fan-in over fan-out
+    np.testing.assert_allclose(kernels[0], kernels[1] * ratio, rtol=1e-6)
 
 
 class Theirs(nn.Module):

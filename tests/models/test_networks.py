@@ -57,6 +57,7 @@ def load(tmp_path, golden):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "convnext", "torchvision_vit", "torchvision_convnext"])
 def test_logits_are_those_of_timm_and_torchvision(load, golden, name):
+    """Small networks; `benchmarks/torch_networks.py` compares those at full size, within 2.4e-6 of logits up to 3.2."""
     network, images = network_of(name), images_of(name)
     variables = load(name, network, images)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, first_variables(network, images))
@@ -292,11 +293,31 @@ def test_a_network_that_cannot_read_weights_says_so():
     [
         (VIT, (18, 16, 3), "images of 18 x 16 pixels do not consist of this network's patches of 4 x 4"),
         (CONVNEXT, (31, 64, 3), "images of 31 x 64 pixels are too small .* at least 32 pixels"),
+        (VIT.clone(heads=5), (16, 16, 3), "the 5 heads of the attention do not divide the network's width, 32"),
+        (CONVNEXT.clone(blocks=(1, 1)), (32, 32, 3), r"blocks \(1, 1\) and widths \(8, 16, 24, 32\); each stage needs"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(network, shape, message):
+def test_images_and_attributes_that_do_not_fit_are_refused(network, shape, message):
     with pytest.raises(UserError, match=message):
         init.initialise(network, shape, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("resnet50", "blocks", (1, 0, 1, 1)),
+        ("resnet50", "blocks", 3),
+        ("resnet50", "block", "Bottleneck"),
+        ("convnext_tiny", "widths", ()),
+        ("convnext_tiny", "drop_path", 1),
+        ("convnext_tiny", "drop_path", float("nan")),
+        ("vit_b16", "dropout", "high"),
+        ("vit_b16", "depth", True),
+    ],
+)
+def test_options_out_of_bounds_are_refused(name, option, value):
+    with pytest.raises(UserError, match=f"{option} of network '{name}' is .*; it must be "):
+        networks.build(name, 3, options={option: value})
 
 
 def test_unknown_names_are_refused():

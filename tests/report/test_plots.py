@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from unimix_jax import metrics
+from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.report import plots
 
@@ -211,3 +212,11 @@ def test_files_are_whole_the_same_each_time_and_the_users_settings_stay(predicte
     assert first == again == plots.image(plots.reliability({"test": bins}), "png")
     assert first.startswith(b"\x89PNG")
     assert document.startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    "panels", [{}, None, "bins", {"model": 3}, metrics.reliability(np.full((2, 2), 0.5), np.array([0, 1]))]
+)
+def test_panels_that_are_none_are_refused(panels):
+    with pytest.raises(UserError, match="they must be a dict with the title and the bins of each panel"):
+        plots.reliability(panels)

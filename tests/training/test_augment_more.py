@@ -1,10 +1,13 @@
 import functools
+import logging
 
 import jax
 import numpy as np
 import pytest
 
-from unimix_jax.training import augmentations
+from unimix_jax.config import default
+from unimix_jax.errors import UserError
+from unimix_jax.training import augment, augmentations
 
 from .. import quick
 
@@ -185,3 +188,45 @@ def test_erasing_is_the_same_for_one_key_whatever_stands_beside_it():
     whole = np.asarray(erase(keys(), IMAGES))
     np.testing.assert_array_equal(whole[::-1], erase(keys()[::-1], IMAGES[::-1]))
     assert (whole != np.asarray(erase(keys(seed=1), IMAGES))).any(axis=(1, 2, 3)).mean() > 0.3
+
+
+def built(channels=3, **changes):
+    """The augmentations of a config, checked on images of some channels."""
+    data = default().data
+    data.update({key: value for key, value in changes.items() if key != "options"})
+    with data.augment_options.unlocked():
+        data.augment_options.update(changes.get("options", {}))
+    augmentations = augment.build(data, np.zeros(channels, np.float32))
+    augment.check(augmentations, (8, 8, channels))
+    return augmentations
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"rand_augment": {"magnitude": 40}}}, "magnitude of rand_augment is 40; of 31 bins .* at most 30"),
+        ({"options": {"random_erasing": {"min_area": 0.9}}}, "min_area of random_erasing is 0.9; .* max_area, 0.333"),
+        ({"options": {"random_erasing": 5}}, "random_erasing is 5; it holds options by their names: write .*.OPTION"),
+        ({"channels": 4}, "rand_augment takes images of 1 or 3 channels, not of 4: leave it out of config.data.augm"),
+        ({"channels": 4, "jitter": (0.1, 0.0, 0.0), "augment": ("jitter",)}, "jitter takes .* of 4: set config.data.j"),
+    ],
+)
+def test_options_and_images_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        built(**{"augment": ("crop", "flip", "jitter", "rand_augment", "random_erasing")} | changes)
+
+
+def test_the_default_augmentations_take_any_number_of_channels():
+    assert len(built(channels=4)) == 3
+
+
+def shifted(keys, images, *, pad):
+    return images
+
+
+def test_a_field_is_told_unless_an_augmentation_takes_it(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    built(augment=(f"{__name__}:shifted",), flip=False)
+    assert not caplog.text
+    built(augment=("flip",), pad=2)
+    assert "config.data.pad is 2, but no augmentation of config.data.augment takes it" in caplog.text

@@ -1,13 +1,17 @@
 """What a start compares with the run that it goes on with, and which images it leaves out."""
 
+import importlib
 import logging
+import sys
 import threading
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from unimix_jax import storage
+from unimix_jax.config import default
 from unimix_jax.data import thumbnails
 from unimix_jax.data.types import Source, Splits
 from unimix_jax.data.views import Reading
@@ -142,8 +146,6 @@ def test_before_a_step_is_saved_unreadable_images_may_be_left_out(caplog):
 
 
 def test_a_run_keeps_its_identity_and_one_of_before_has_none(photographs):
-    from ml_collections import ConfigDict
-
     def begun(earlier):
         return manifest.new_manifest(earlier, ConfigDict({"seed": 0}), photographs, np.ones(2), {})
 
@@ -152,3 +154,77 @@ def test_a_run_keeps_its_identity_and_one_of_before_has_none(photographs):
     assert begun(first)["id"] == first["id"]
     old = {key: value for key, value in first.items() if key != "id"}
     assert begun(old)["id"] == begun(begun(old))["id"] == "unnamed"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package `theirs` whose object is defined in one module, imported from another, and uses a third one."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .impl import mine\n")
+    (folder / "impl.py").write_text("from .helper import one\nfrom optax import adam\ndef mine():\n    return one\n")
+    (folder / "helper.py").write_text("one = 1\n")
+    (tmp_path / "alone.py").write_text("import beside\nmine = beside.mine\n")
+    (tmp_path / "beside.py").write_text("def mine():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in ("theirs", "theirs.impl", "theirs.helper", "alone", "beside"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("theirs:mine", ["theirs", "theirs.helper", "theirs.impl"]),
+        ("alone:mine", ["alone", "beside"]),
+        ("optax:adam", ["optax", "optax._src.alias"]),
+    ],
+)
+def test_the_code_of_a_run_is_all_that_its_parts_depend_on(package, name, modules):
+    importlib.import_module(name.partition(":")[0])
+    digests = manifest._digests_of_user_code(ConfigDict({"measures": (name,)}))
+    assert sorted(digests) == modules
+    if name == "theirs:mine":
+        (package / "theirs" / "helper.py").write_text("one = 2\n")
+        changed = manifest._digests_of_user_code(ConfigDict({"measures": (name,)}))
+        assert [key for key in digests if changed[key] != digests[key]] == ["theirs.helper"]
+
+
+def test_code_of_a_run_of_before_is_that_of_its_last_start():
+    assert manifest._code_of_starts({"starts": [{}, {}], "code": {"a": "1"}}) == [{"a": "1"}]
+    assert manifest._code_of_starts({"starts": [{"code": {"a": "2"}}, {"code": {"a": "3"}}]}) == [
+        {"a": "2"},
+        {"a": "3"},
+    ]
+    assert manifest._code_of_starts({"starts": [{}], "code": 5}) == []
+
+
+def test_code_that_is_gone_or_changed_is_told_of_a_finished_run(package, caplog):
+    digests = {name: manifest._digest_of_module(name) for name in ("alone", "beside")}
+    manifest.warn_of_changed_code({"starts": [{"code": digests}]})
+    assert not caplog.text
+    (package / "beside.py").unlink()
+    manifest.warn_of_changed_code({"starts": [{"code": digests}]})
+    assert "the module beside, on which parts of the config depend, was changed or is gone" in caplog.text
+    assert "alone" not in caplog.text
+
+
+def test_another_config_is_told_without_what_is_equal(tmp_path):
+    old = default()
+    old.epochs = 60
+    storage.write_json(tmp_path / rundir.CONFIG, manifest.plain(old))
+    new = default()
+    new.epochs = 30
+    with pytest.raises(UserError, match=r"differing in epochs \(60 there, 30 here\); give another --workdir"):
+        manifest.previous_manifest(new, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "said"),
+    [(["1"], ""), (["0"], "since the last start"), (["0", "1"], "since an earlier start"), ([], "")],
+)
+def test_code_of_a_run_that_goes_on_is_compared_with_every_start(caplog, earlier, said):
+    manifest._compare_code({"starts": [{"code": {"a": digest}} for digest in earlier]}, {"a": "1"})
+    assert bool(caplog.text) == bool(said)
+    assert said in caplog.text

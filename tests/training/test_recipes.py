@@ -20,7 +20,7 @@ from unimix_jax.methods import mixing
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import init, networks
 from unimix_jax.training import input as training_input
-from unimix_jax.training import loop, optim, rundir
+from unimix_jax.training import loop, optim, rundir, stages
 from unimix_jax.training.devices import replicate
 from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
@@ -242,7 +242,7 @@ def test_partners_that_leave_the_batch_later_are_refused_then(mine):
     ("mixer", "message"),
     [
         ("mine:pair", "the mixer pair of stage 'mixed' returns tuple; it must return Mixed"),
-        ("mine:fails", "the mixer fails of stage 'mixed' fails on a batch of images: TypeError"),
+        ("mine:fails", "the mixer fails of stage 'mixed' fails on a batch of images and labels: TypeError"),
     ],
 )
 def test_a_mixer_that_cannot_work_is_refused_before_training(mine, mixer, message):
@@ -274,3 +274,58 @@ def test_a_network_without_running_statistics_trains_and_one_with_other_collecti
     monkeypatch.setitem(networks.NETWORKS, "stem", lambda num_classes, **_: Bare(num_classes, counts=True))
     with pytest.raises(UserError, match="keeps variables in the collection 'calls'"):
         mixed_by("none", "none")
+
+
+def _loss_of_logits_alone(logits):
+    return logits.mean(axis=1)
+
+
+def _scalar(logits, labels):
+    return logits.mean()
+
+
+def _nothing(logits, labels):
+    return None
+
+
+def _integers(logits, labels):
+    return logits.argmax(axis=1)
+
+
+class _NoFunction:
+    pass
+
+
+def _smaller(keys, image_a, image_b, label_a, label_b):
+    return mixing.Mixed(image_a[:, :4], label_a)
+
+
+def _without_weight(keys, image_a, image_b, label_a, label_b):
+    return mixing.Mixed(image_a, label_a, label_b)
+
+
+def _one_weight(keys, image_a, image_b, label_a, label_b):
+    return mixing.Mixed(image_a, label_a, label_b, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "message"),
+    [
+        ("loss", _loss_of_logits_alone, r"fails on a batch of logits \[4, 10\] and labels: TypeError"),
+        ("loss", _NoFunction, r"the loss _NoFunction of stage 'mixed' fails .* TypeError"),
+        (
+            "loss",
+            _scalar,
+            r"loss _scalar of stage .mixed. returns float32\[\]; it must return one value per example",
+        ),
+        ("loss", _nothing, r"returns NoneType; it must return one value per example, float32\[4\]"),
+        ("loss", _integers, r"returns int32\[4\]; it must return one value per example"),
+        ("mixer", _smaller, r"returns Mixed with image float32\[4, 4, 8, 1\]; it must be \[4, 8, 8, 1\]"),
+        ("mixer", _without_weight, "with only one of label_b and weight"),
+        ("mixer", _one_weight, r"returns Mixed with weight float32\[\]; it must be \[4\]"),
+    ],
+)
+def test_functions_of_a_stage_that_cannot_work_are_refused(kind, function, message):
+    stage = prepared("unimix", 1).method.stages[0]._replace(**{kind: function})
+    with pytest.raises(UserError, match=message):
+        stages.check_functions(stage, (8, 8, 1), 4)

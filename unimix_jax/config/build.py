@@ -1,19 +1,24 @@
 """Make configs: the default fields, those of a data source, and the recipe of a method. For config files.
 
 A config file is a few lines on top of `default()`. The last one wins: config file, recipe of the method, arguments
-after the colon of --config, overrides.
+after the colon of --config, overrides. What a YAML or JSON file sets goes before the recipe (`load`).
 """
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unimix_jax import registry
-from unimix_jax.config import fields
+from unimix_jax.config import fields, hints
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods.recipes import RECIPES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+METHOD = ("name", "head", "posthoc", "stages")  # the entries of config.method
+_OF_ALL = {entry: RECIPES["erm"][entry] for entry in ("head", "posthoc")}  # of a recipe that does not say them
 
 
 def default() -> "ConfigDict":
@@ -38,11 +43,12 @@ def use_source(config: "ConfigDict", source: str) -> None:
 
     Args:
       config: of `default`.
-      source: the name of a data source, such as "digits".
+      source: the name of a data source, such as "digits"; "module:function" for a user's, see `fields.OF_OWN_SOURCE`.
     """
     config.data.source = source
     for field in fields.of_source(source):
-        if source in field.sources or source in field.by_source:
+        own = ":" in source and field.name in fields.OF_OWN_SOURCE
+        if own or source in field.sources or source in field.by_source:
             _set(config, field, source)
 
 
@@ -82,7 +88,9 @@ def use_usual_schedule(config: "ConfigDict", epochs: int, weight_decay: float) -
     config.optim.weight_decay = weight_decay
 
 
-def use_method(config: "ConfigDict", name: str, data: str = "", recipe: str = "") -> None:
+def use_method(
+    config: "ConfigDict", name: str, data: str = "", recipe: str = "", changes: dict[str, Any] | None = None
+) -> None:
     """Put the recipe of a method into a config: its stages, and the fields of the run that it changes.
 
     A config file calls it last, because a recipe may differ between data sets.
@@ -92,9 +100,11 @@ def use_method(config: "ConfigDict", name: str, data: str = "", recipe: str = ""
       name: a key of `RECIPES`.
       data: the data set's key in `by_data`; "" for the name of the source.
       recipe: of the config file, where it has several; the method's recipe may differ between them.
+      changes: what differs from the recipe, nested as it is: {"stages": {"mixed": {"mixer": {"alpha": 0.8}}}}. A stage
+        that the recipe does not have must say when it begins.
 
     Raises:
-      UserError: no method has that name.
+      UserError: no method has that name, or the changes are of what the recipe does not have.
     """
     from ml_collections import ConfigDict
 
@@ -103,14 +113,53 @@ def use_method(config: "ConfigDict", name: str, data: str = "", recipe: str = ""
     data = data or config.data.source
     for key in (data, f"{data}_{config.data.imbalance:g}", f"{data}_{recipe}"):
         changed = registry.inherit(changed, by_data.get(key, {}))
-    erm, stages = RECIPES["erm"], changed["stages"]
-    method = {"name": name, "head": changed.get("head", erm["head"]), "posthoc": changed.get("posthoc", erm["posthoc"])}
+    check_groups(changes or {})
+    check_entries(changes or {}, changed["stages"])
+    for stage, entries in (changes or {}).get("stages", {}).items():
+        if stage not in changed["stages"] and "begin" not in entries:
+            sentence = hints.unknown_stage(name, stage, changed["stages"])
+            raise UserError(f"{sentence}; a new one must say when it begins, as a fraction of the run: begin")
+    changed = registry.inherit({**_OF_ALL, **changed, "name": name}, {**(changes or {}), "name": name})
+    stages = changed["stages"]
     # The first stage is displayed with all that it takes from erm, so that every option can be overridden there; the
     # other stages go on from it.
     first = min(stages, key=lambda stage: stages[stage].get("begin", 0.0))
-    method["stages"] = {**stages, first: registry.inherit(erm["stages"]["plain"], stages[first])}
-    config.method = ConfigDict(copy.deepcopy(method))
+    stages = {**stages, first: registry.inherit(RECIPES["erm"]["stages"]["plain"], stages[first])}
+    config.method = ConfigDict(copy.deepcopy({**{entry: changed[entry] for entry in METHOD}, "stages": stages}))
     config.update(copy.deepcopy(changed.get("config", {})))
+
+
+def check_groups(method: Mapping[str, Any]) -> None:
+    """Refuse a method whose groups of fields, those that are there, are something else.
+
+    Args:
+      method: of a config, or what differs from a recipe.
+
+    Raises:
+      UserError: the group, and what it is.
+    """
+    groups = {f"method.{name}": method[name] for name in ("posthoc", "stages") if name in method}
+    if hasattr(groups.get("method.stages"), "keys"):
+        groups |= {f"method.stages.{name}": stage for name, stage in groups["method.stages"].items()}
+    for name, group in groups.items():
+        if not hasattr(group, "keys"):
+            raise UserError(f"config.{name} is {group!r}; it must be a group of fields")
+
+
+def check_entries(method: Mapping[str, Any], stages: Iterable[str]) -> None:
+    """Refuse entries that no method has.
+
+    Args:
+      method: of a config, or what differs from a recipe.
+      stages: the names of its stages, or of those of the recipe.
+
+    Raises:
+      UserError: the entry, and where it belongs.
+    """
+    for entry in method:
+        if entry in RECIPES["erm"]["stages"]["plain"]:
+            raise UserError(f"{entry} is an entry of a stage: write method.stages.{next(iter(stages))}.{entry}")
+        one_of("entry of config.method", entry, METHOD)
 
 
 def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:

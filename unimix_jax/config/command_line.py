@@ -17,7 +17,7 @@ Train a model on long-tailed images and measure its calibration.
   python -m unimix_jax.main --config=configs/digits_lt.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
   --config=FILE[:NAME=VALUE,...]  a config of configs/ or your own Python file; RUN/config.json repeats a run; a YAML
-                                  file names fields and a method. Shipped:
+                                  file names fields and a method (docs/configs.md). Shipped:
                                   {configs}
   --config.FIELD=VALUE            another value for a field, such as --config.epochs=3
   --config=FILE --help            every field of that config, with its value and what it is

@@ -17,6 +17,9 @@ FIXED = "fixed"  # no: the field changes the numbers of a run
 FREE = "free"  # yes: it changes records, speed, or the last bits of sums
 SEEN_IN_DATA = "seen in data"  # yes, as long as the data is the same: the digests in run.json say so
 
+# Other defaults of a user's own source, "module:function": its images are taken as they are, for nothing is known of
+# them. A crop with a border, a mirror, or a long-tailed cut is asked for.
+OF_OWN_SOURCE = {"data.imbalance": 1.0, "data.pad": 0, "data.flip": False}
 _PHOTOGRAPHS = ("photographs",)
 _CIFAR = ("cifar10", "cifar100")
 
@@ -51,6 +54,8 @@ class Field:
 
     def default_for(self, source: str) -> Any:
         """Return the default of this field for a data source."""
+        if ":" in source and self.name in OF_OWN_SOURCE:
+            return OF_OWN_SOURCE[self.name]
         return self.by_source.get(source, self.default)
 
 
@@ -223,10 +228,11 @@ _OPTIM = (
     Field("optim.momentum", 0.9, "Momentum of SGD and of other optimisers that take one.",
           Bound(lambda v: 0 <= v < 1, "at least 0 and below 1")),
     Field("optim.weight_decay", 2e-4,
-          "Weight decay: of sgd added to the gradient; of others decoupled, where they take one.", _at_least(0),
+          "Weight decay: of sgd added to the gradient; of others as optax does it, where they take one.", _at_least(0),
           by_source={"photographs": 1e-4}, hints=("wd", "decay", "l2")),
     Field("optim.decay_biases_and_norms", True,
-          "Decay every parameter; False leaves out biases and the parameters of norms (those with one axis).", _SWITCH),
+          "Decay every parameter; False leaves out biases, parameters of norms, position embeddings and class tokens.",
+          _SWITCH),
     Field("optim.warmup_epochs", -1.0,
           "Epochs of a linear warm-up; 0 for none; -1 for 5, or a tenth of a run under 50 epochs.",
           _WARMUP,
@@ -276,7 +282,7 @@ OPTIONS = {
 # Help of the entries that a recipe puts into config.method and its stages.
 METHOD_ENTRIES = {
     "name": "Name of the recipe.",
-    "head": "The network's last layer: linear, scaled or cosine.",
+    "head": 'The network\'s last layer: linear, scaled, cosine, or "module:Class".',
     "posthoc": "Function of methods/posthoc.py that changes the trained model's logits, and its options.",
     "begin": "Start of the stage as a fraction of the run; 1 for a stage after it.",
     "epochs": "Length of a stage after the run.",
@@ -287,9 +293,9 @@ METHOD_ENTRIES = {
     "class_weight": "Function of priors.py that weighs the classes, and its options.",
     "reduction": "Divisor of the sum of weighted losses: weights (their sum) or count.",
     "lr_multipliers": "Factors of the learning rate for backbone, classifier and scale; 0 freezes.",
-    "batch_norm": "train, or frozen: the running statistics stay as they are.",
+    "batch_norm": "train, or frozen: the network runs as in evaluation; running statistics stay, nothing is dropped.",
     "reinitialise": "Draw the classifier anew when the stage begins.",
-    "schedule": "run (that of config.optim), or cosine with its own learning_rate.",
+    "schedule": 'run (that of config.optim), a schedule as optim.schedule, or "module:function", with its options.',
 }
 
 

@@ -1,5 +1,6 @@
 """Sentences for fields and options that do not exist: the name here of what other tools call otherwise."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from unimix_jax.config import fields
@@ -48,6 +49,9 @@ def unknown_field(name: str, config: "ConfigDict") -> str:
         return f"unknown config field {name!r}: {_NO_FIELD[last]}"
     if last in _METHOD and "." not in name:
         return f"unknown config field {name!r}: a method is chosen after the colon, as in --config=FILE:method=unimix"
+    stages, stage = config.get("method", {}).get("stages", {}), name.split(".")[2:3]
+    if name.startswith("method.stages.") and stage[0] not in stages:
+        return f"unknown config field {name!r}: {unknown_stage(config.method.get('name', ''), stage[0], stages)}"
     field = _field_of(name)
     if field is None:
         return f"unknown config field {name!r}{did_you_mean(name, flat(config.to_dict()))}{everywhere}"
@@ -57,6 +61,17 @@ def unknown_field(name: str, config: "ConfigDict") -> str:
         whose = f"{what} is a field of {' and '.join(field.sources)}, not of the data source {source!r}"
         return f"unknown config field {name!r}: {whose}{everywhere}"
     return f"unknown config field {name!r} (did you mean {field.name!r}?){everywhere}"
+
+
+def unknown_stage(method: str, stage: str, stages: Iterable[str]) -> str:
+    """Return the sentence for a stage that a method does not have.
+
+    Args:
+      method: its name.
+      stage: what the user wrote.
+      stages: the names of its stages.
+    """
+    return f"method {method!r} has no stage {stage!r}{did_you_mean(stage, stages)}; its stages: {', '.join(stages)}"
 
 
 def unknown_option(name: str, text: str | None, known: tuple[str, ...]) -> str:

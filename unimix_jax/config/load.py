@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unimix_jax import registry, storage
 from unimix_jax.config import build, fields, hints, old_names
 from unimix_jax.config.compare import flat
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, one_of
 from unimix_jax.methods.recipes import NEW_ENTRIES, RECIPES
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 _YAML = (".yaml", ".yml")
 _LARGEST = 4 * storage.MIB  # of a YAML file
+_DEEPEST = 32  # groups around a field, as `storage` reads JSON
+_STAGE = RECIPES["erm"]["stages"]["plain"]  # every entry of a stage
+_FUNCTIONS = tuple(entry for entry in _STAGE if entry in registry.KINDS and entry != "schedule")
 _KINDS = "a Python file (.py), config.json of a run, or a YAML file (.yaml)"
 
 
@@ -85,6 +88,9 @@ def load(path: pathlib.Path, text: str | None) -> "ConfigDict":
     if text is not None:
         raise UserError(f"{path} takes no arguments after a colon, only a Python file does; set its fields instead")
     values = storage.read_json(path) if path.suffix == ".json" else _read_yaml(path)
+    if isinstance(values.get("method"), str):  # the short form of its field `name`, beside which others may stand
+        values["method"] = {"name": values["method"]}
+    values = _without_dots(values, path)
     names = flat(values)
     for old in names:
         if (new := old_names.new_field(old)) != old and new in names:
@@ -170,6 +176,35 @@ def _text_keys(values: dict) -> bool:
     return all(isinstance(k, str) and (not isinstance(v, dict) or _text_keys(v)) for k, v in values.items())
 
 
+def _without_dots(values: dict, path: pathlib.Path) -> dict:
+    """Return nested dicts for names of fields that may be dotted, as on the command line: `data.source: digits`.
+
+    Raises:
+      UserError: a field is there twice.
+    """
+    result = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        if len(groups) > _DEEPEST:
+            raise UserError(f"{path} has a key of {len(groups) + 1} parts, {key[:40]}...; no field has so many")
+        value = _without_dots(value, path) if isinstance(value, dict) else value
+        for name in (last, *reversed(groups)):
+            value = {name: value}
+        _merge(result, value, "", path)
+    return result
+
+
+def _merge(values: dict, others: dict, where: str, path: pathlib.Path) -> None:
+    """Put nested dicts into others, in place; `where` is the dotted name of their group, with a dot."""
+    for name, value in others.items():
+        if name not in values:
+            values[name] = value
+        elif isinstance(values[name], dict) and isinstance(value, dict):
+            _merge(values[name], value, f"{where}{name}.", path)
+        else:
+            raise UserError(f"{path} sets {where}{name} twice, nested and by a dotted key; keep one of them")
+
+
 def _from_values(values: dict, path: pathlib.Path):
     """Make a config of nested dicts: fields that are not there have their defaults."""
     from ml_collections import ConfigDict
@@ -180,8 +215,8 @@ def _from_values(values: dict, path: pathlib.Path):
     if not isinstance(source, str):
         raise UserError(f"{path} names no data source; it must have the field data.source")
     build.use_source(config, source)
-    method = values.get("method")
-    for name, value in flat({k: v for k, v in values.items() if k != "method"}).items():
+    others = flat({k: v for k, v in values.items() if k != "method"})
+    for name, value in others.items():
         if name in fields.FIELDS:
             _set(config, fields.FIELDS[name], value, source, path)
         elif fields.is_option(name):
@@ -189,28 +224,79 @@ def _from_values(values: dict, path: pathlib.Path):
             group[last] = tuple(value) if isinstance(value, list) else value
         else:
             _add(config, name, value, path)
-    method = {"name": method} if isinstance(method, str) else method
+    method = values.get("method")
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError(f"{path} has no method; it must have the field method with a name, such as 'method: erm'")
-    if "stages" not in method:
-        build.use_method(config, method["name"])
-        method = registry.inherit(config.method.to_dict(), method)
-    config.method = ConfigDict({key: RECIPES["erm"][key] for key in ("head", "posthoc")} | method)
+    of_run = _is_of_run(values, path)
+    try:
+        method = method if of_run else _with_types(method)
+        if complete := of_run or _is_complete(method):
+            config.method = ConfigDict({key: RECIPES["erm"][key] for key in ("head", "posthoc")} | method)
+        else:
+            own = f"; a method of your own has a first stage with {', '.join(_FUNCTIONS)}" if "stages" in method else ""
+            one_of("method", method["name"], RECIPES, own)
+            build.use_method(config, method["name"], changes=method)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    for name, value in others.items():
+        if name in fields.FIELDS and not complete:  # again: what the file says goes before what the recipe says
+            _set(config, fields.FIELDS[name], value, source, path)
     return config
+
+
+def _is_of_run(values: dict, path: pathlib.Path) -> bool:
+    """Return whether a file is config.json of a run, whose method is taken as it is: recipes may change."""
+    groups = {name.partition(".")[0] for name in fields.FIELDS if "." in name}
+    return path.suffix == ".json" and groups <= values.keys() and set(build.METHOD) <= values["method"].keys()
+
+
+def _is_complete(method: dict) -> bool:
+    """Return whether a method needs no recipe: a stage has every entry; or it has a new name and all functions."""
+    stages = method.get("stages")
+    if not stages:
+        return False
+    first = min(stages.values(), key=lambda stage: stage.get("begin", 0.0))
+    own = method["name"] not in RECIPES and first.keys() >= {*_FUNCTIONS}
+    if complete := own or any(stage.keys() >= _STAGE.keys() for stage in stages.values()):
+        build.check_entries(method, stages)
+    return complete
+
+
+def _with_types(method: dict) -> dict:
+    """Return a method whose values have the types of those of its recipe, as fields have: 1 is 1.0, 2e-1 is no text.
+
+    Raises:
+      UserError: a group is something else, or a value has another type.
+    """
+    recipe = RECIPES.get(method["name"], {})
+    build.check_groups(method)
+    before = {name: registry.inherit(_STAGE, stage) for name, stage in recipe.get("stages", {}).items()}
+    before = {"stages": {name: before.get(name, _STAGE) for name in method.get("stages", {})}}
+    before = {key: recipe.get(key, RECIPES["erm"][key]) for key in ("head", "posthoc")} | before
+    before["name"] = method["name"]
+    return _typed(before, method, "config.method")
+
+
+def _typed(before: Any, value: Any, what: str) -> Any:
+    """Return a value, or nested dicts of values, as the types of those before; where none was, as it is."""
+    if isinstance(value, dict) and (before is None or isinstance(before, dict)):
+        before = before or {}
+        if "name" in before and value.get("name", before["name"]) != before["name"]:
+            before = {}  # the options are those of another function
+        return {key: _typed(before.get(key), each, f"{what}.{key}") for key, each in value.items()}
+    return value if before is None or isinstance(before, dict) else _as_type_of(before, value, what)
 
 
 def _check_method(config, path: pathlib.Path) -> None:
     """Refuse a method that has not the form of a recipe."""
-    groups = {f"method.{name}": config.method.get(name) for name in ("posthoc", "stages")}
-    if hasattr(groups["method.stages"], "keys"):
-        groups |= {f"method.stages.{name}": stage for name, stage in groups["method.stages"].items()}
-    for name, group in groups.items():
-        if not hasattr(group, "keys"):
-            raise UserError(f"{path}: config.{name} is {group!r}; it must be a group of fields")
+    try:
+        build.check_groups({"posthoc": None, "stages": None} | config.method.to_dict())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     for name in ("name", "head"):
         if not isinstance(config.method.get(name), str):
             raise UserError(f"{path}: config.method.{name} is {config.method.get(name)!r}; it must be a text")
-    if "name" not in groups["method.posthoc"]:
+    if "name" not in config.method.posthoc:
         raise UserError(f"{path}: config.method.posthoc has no name; it must name a function, or be none")
 
 

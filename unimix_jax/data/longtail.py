@@ -38,7 +38,7 @@ def profile(kind: str, n_max: int, num_classes: int, imbalance: float) -> np.nda
     Raises:
       UserError: the kind is unknown, or the imbalance is below 1.
 
-    Source: kaidic/LDAM-DRW, imbalance_cifar.py (exp, and step for even K); the rank-size form of Pareto's law is ours.
+    Source: kaidic/LDAM-DRW, imbalance_cifar.py (exp, and step for even K); the form by ranks of Pareto's is ours.
 
     Example:
       >>> profile("exp", 5000, 3, imbalance=100)

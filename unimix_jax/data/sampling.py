@@ -32,7 +32,11 @@ def sorted_by_class(labels: np.ndarray) -> ClassIndex:
 
     Returns:
       The positions class by class, with K the largest label + 1.
+
+    Raises:
+      UserError: labels that are no integers from 0, or none.
     """
+    labels = priors.checked_labels(labels)
     counts = np.bincount(labels).astype(np.int64)
     return ClassIndex(labels, np.argsort(labels, kind="stable"), np.cumsum(counts) - counts, counts)
 

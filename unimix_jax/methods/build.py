@@ -30,7 +30,7 @@ class Stage(NamedTuple):
     class_weight: np.ndarray  # float32[K]
     reduction: str = "weights"
     lr_multipliers: tuple[tuple[str, float], ...] = ()  # of the learning rate, by parameter group; 1 if absent
-    batch_norm: str = "train"
+    batch_norm: str = "train"  # or "frozen": the network runs as in evaluation
     restart: bool = False  # begin with an optimiser state of zeros
     reinitialise: bool = False  # and with a classifier drawn anew
     schedule: Callable[[int], float] | None = None  # steps of the stage -> learning rate; None for that of the run
@@ -107,8 +107,6 @@ def build(
     posthoc = bind("posthoc", post)
     if posthoc is not None:
         stated = registry.traits("posthoc", posthoc)
-        if stated.head not in ("", head):
-            raise UserError(f"posthoc {post['name']} of method {name!r} needs the {stated.head} head, not {head!r}")
         turned = stated.turns_prior if registry.prior_holds(stated, posthoc) else None
         prior = turned[1] if turned is not None and turned[0] == prior else "none"
     return Method(name, head, tuple(stages), posthoc, test_prior, named.get(prior))

@@ -1,15 +1,35 @@
 """Loss functions: from logits and integer labels to one value per example. No devices, no averaging.
 
 A loss computes in float32, or in float64 for float64 logits, and returns that type. Everything that depends on the
-classes alone is computed in float64 by numpy, once, while the program is traced.
+classes alone is computed in float64 by numpy, once, while the program is traced: counts, priors and options are closed
+over (`functools.partial`) and no arguments of `jit`.
+
+Shapes and types are checked always, labels where their values can be read: under `jit` they are traced, and a label
+that is no class gives a wrong number or nan.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimix_jax import registry
+from unimix_jax import names, priors, registry
 from unimix_jax.errors import one_of
+from unimix_jax.methods.checks import check_options, checked_batch, class_array, class_numbers, is_known, static
+
+__all__ = [
+    "FORMULAS",
+    "SHAPES",
+    "balanced_softmax",
+    "bayias",
+    "cdt",
+    "cross_entropy",
+    "focal",
+    "label_aware_smoothing",
+    "ldam",
+    "logit_adjustment",
+    "smoothing_amounts",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 SHAPES = ("concave", "linear", "convex", "exp")  # of label_aware_smoothing
 FORMULAS = ("code", "paper")
@@ -26,10 +46,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Example: two classes of equal logits cost log 2.
       >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([1]))
       Array([0.6931472], dtype=float32)
     """
+    logits, labels = checked_batch(logits, labels)
     logits = _centred(logits)
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - true
@@ -51,15 +76,21 @@ def focal(
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Source: Eq. B.12 of the paper's supplement; kaidic/LDAM-DRW, losses.py `FocalLoss`.
 
     Example: an example of p = 1/2 keeps a quarter of its cost at gamma 2.
       >>> print(np.asarray(focal(jnp.zeros((1, 2)), jnp.array([1]), gamma=2.0)).round(4))
       [0.1733]
     """
+    logits, labels = checked_batch(logits, labels)
+    check_options(focal, gamma=static(gamma, "gamma"))
     loss = cross_entropy(logits, labels)
     if inner_weight is not None:
-        loss = loss * jnp.asarray(inner_weight, loss.dtype)[labels]
+        loss = loss * class_array(inner_weight, "inner_weight", logits.shape[1], loss.dtype)[labels]
     if gamma == 0:
         return loss
     # Bounded below, because at p = 1 the slope of a power below 1 is infinite.
@@ -80,6 +111,10 @@ def cdt(logits: jax.Array, labels: jax.Array, *, counts: np.ndarray, gamma: floa
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Source: Eq. B.14 of the paper's supplement; zhangyongshun/BagofTricks-LT,
     class_dependent_temperatures_loss.py.
 
@@ -90,7 +125,9 @@ def cdt(logits: jax.Array, labels: jax.Array, *, counts: np.ndarray, gamma: floa
       >>> print(np.asarray(cross_entropy(logits / 10, rare)).round(4))
       [0.5544]
     """
-    counts = np.asarray(counts, np.float64)
+    logits, labels = checked_batch(logits, labels)
+    check_options(cdt, gamma=gamma)
+    counts = class_numbers(counts, "counts", logits.shape[1])
     logits = _at_least_float32(logits)
     return cross_entropy(logits / jnp.asarray((counts.max() / counts) ** gamma, logits.dtype), labels)
 
@@ -114,6 +151,10 @@ def ldam(
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Source: Eq. B.15 of the paper's supplement; kaidic/LDAM-DRW, losses.py `LDAMLoss`.
 
     Example: a 16th of the images is twice the margin.
@@ -123,7 +164,11 @@ def ldam(
       >>> print(np.log1p(np.exp([0.25, 0.5])).round(4))
       [0.8259 0.9741]
     """
-    counts = np.asarray(counts, np.float64)
+    logits, labels = checked_batch(logits, labels)
+    check_options(ldam, max_margin=max_margin)
+    if is_known(scale):
+        registry.check_value("scale", scale, registry.above(0))
+    counts = class_numbers(counts, "counts", logits.shape[1])
     margins = scale * max_margin * (counts.min() / counts) ** 0.25
     logits = _at_least_float32(logits)
     true = jnp.arange(logits.shape[1]) == labels[:, None]
@@ -147,6 +192,10 @@ def logit_adjustment(
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Source: Eq. B.16 of the paper's supplement; google-research, logit_adjustment (there 1e-12 is added
     inside of the logarithm).
 
@@ -154,7 +203,10 @@ def logit_adjustment(
       >>> print(np.asarray(logit_adjustment(jnp.zeros((1, 2)), jnp.array([1]), train_prior=[0.9, 0.1])).round(4))
       [2.3026]
     """
-    return _shifted_cross_entropy(logits, labels, strength * np.log(np.asarray(train_prior, np.float64)))
+    logits, labels = checked_batch(logits, labels)
+    check_options(logit_adjustment, strength=strength)
+    train_prior = class_numbers(train_prior, "train_prior", logits.shape[1])
+    return _shifted_cross_entropy(logits, labels, strength * np.log(train_prior))
 
 
 @registry.Loss(natural_prior="uniform")
@@ -169,13 +221,18 @@ def balanced_softmax(logits: jax.Array, labels: jax.Array, *, counts: np.ndarray
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Source: jiawei-ren/BalancedMetaSoftmax-Classification, loss/BalancedSoftmaxLoss.py.
 
     Example: equal to logit adjustment, because softmax does not see a constant in all logits.
       >>> print(np.asarray(balanced_softmax(jnp.zeros((1, 2)), jnp.array([1]), counts=[90, 10])).round(4))
       [2.3026]
     """
-    return _shifted_cross_entropy(logits, labels, np.log(np.asarray(counts, np.float64)))
+    logits, labels = checked_batch(logits, labels)
+    return _shifted_cross_entropy(logits, labels, np.log(class_numbers(counts, "counts", logits.shape[1])))
 
 
 # It has no prior of its own on images as they come; its published use is on balanced classes, whose prior it keeps.
@@ -217,7 +274,8 @@ def label_aware_smoothing(
       float32[B], in nats.
 
     Raises:
-      UserError: an unknown shape or formula.
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, an unknown shape or formula, or an option out of its bounds.
 
     Source: dvlab-research/MiSLAS, methods.py `LabelAwareSmoothing`.
 
@@ -226,8 +284,9 @@ def label_aware_smoothing(
       >>> print(np.asarray(label_aware_smoothing(certain, jnp.array([0, 1]), counts=[100, 1], head=0.3)).round(4))
       [3. 0.]
     """
-    amounts = smoothing_amounts(counts, head, tail, shape, power)
-    classes = len(amounts)
+    logits, labels = checked_batch(logits, labels)
+    classes = logits.shape[1]
+    amounts = smoothing_amounts(class_numbers(counts, "counts", classes, zeros=True), head, tail, shape, power)
     if one_of("formula of label_aware_smoothing", formula, FORMULAS) == "paper":
         # The same target as an amount that is spread over all classes, the label among them.
         amounts = amounts * classes / (classes - 1)
@@ -256,7 +315,7 @@ def smoothing_amounts(counts: np.ndarray, head: float, tail: float, shape: str, 
       float64[K].
 
     Raises:
-      UserError: an unknown shape.
+      UserError: an unknown shape, an amount out of its bounds, or counts of another shape, negative, or all 0.
 
     Source: dvlab-research/MiSLAS, methods.py `LabelAwareSmoothing`.
 
@@ -264,7 +323,9 @@ def smoothing_amounts(counts: np.ndarray, head: float, tail: float, shape: str, 
       >>> smoothing_amounts([101, 51, 1], head=0.4, tail=0.0, shape="linear")
       array([0.4, 0.2, 0. ])
     """
-    counts = np.asarray(counts, np.float64)
+    one_of("shape of label_aware_smoothing", shape, SHAPES)
+    check_options(label_aware_smoothing, head=head, tail=tail, shape=shape, power=power)
+    counts = priors.checked_counts(counts)
     spread = counts.max() - counts.min()
     u = (counts - counts.min()) / spread if spread else np.ones_like(counts)
     shapes = {
@@ -273,7 +334,7 @@ def smoothing_amounts(counts: np.ndarray, head: float, tail: float, shape: str, 
         "convex": head + (head - tail) * np.sin(1.5 * np.pi + np.pi * u / 2),
         "exp": tail + (head - tail) * u**power,
     }
-    return shapes[one_of("shape of label_aware_smoothing", shape, shapes)]
+    return shapes[shape]
 
 
 @registry.Loss(natural_prior="test")
@@ -295,15 +356,20 @@ def bayias(
     Returns:
       float32[B], in nats.
 
+    Raises:
+      UserError: arrays that do not fit together, a label that is no class (of labels that are not traced), a count or
+        share that is not above 0, or an option out of its bounds.
+
     Source: Xu, Chai, Yuan, NeurIPS 2021, Eq. B.8 and B.17.
 
     Example: 90 and 10 images, equal logits: the shifted softmax is the prior.
       >>> bayias(jnp.zeros((1, 2)), jnp.array([1]), train_prior=[0.9, 0.1])
       Array([2.3025851], dtype=float32)
     """
-    shift = np.log(np.asarray(train_prior, np.float64))
+    logits, labels = checked_batch(logits, labels)
+    shift = np.log(class_numbers(train_prior, "train_prior", logits.shape[1]))
     if test_prior is not None:
-        shift = shift - np.log(np.asarray(test_prior, np.float64))
+        shift = shift - np.log(class_numbers(test_prior, "test_prior", logits.shape[1]))
     return _shifted_cross_entropy(logits, labels, shift)
 
 

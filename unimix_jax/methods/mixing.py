@@ -13,6 +13,7 @@ import numpy as np
 
 from unimix_jax import registry
 from unimix_jax.errors import UserError
+from unimix_jax.methods.checks import class_array
 from unimix_jax.methods.shares import beta, cut_box, remix_weight
 
 
@@ -377,7 +378,8 @@ def objective(loss: Callable, logits: jax.Array, mixed: Mixed, class_weight: jax
       float32[B].
 
     Raises:
-      UserError: the loss returns another shape than that of the labels.
+      UserError: the loss returns another shape than that of the labels; the parts of the batch have other lengths; or
+        class_weight has another length than the logits have classes.
 
     Example: a quarter of the cost of label 0, three quarters of that of label 1.
       >>> cost = lambda logits, labels: jnp.array([10.0, 2.0])[labels]
@@ -385,6 +387,17 @@ def objective(loss: Callable, logits: jax.Array, mixed: Mixed, class_weight: jax
       >>> print(objective(cost, None, mixed))
       [4.]
     """
+    if not isinstance(mixed, Mixed):
+        raise UserError(
+            f"mixed is of the type {type(mixed).__name__}; it must be Mixed: the result of a mixer such as unimix, or "
+            "Mixed(images, labels) without mixing"
+        )
+    parts = {"logits": logits, "label_a": mixed.label_a, "label_b": mixed.label_b, "weight": mixed.weight}
+    shapes = {name: list(np.shape(part)) for name, part in parts.items() if part is not None}
+    if len({tuple(shape[:1]) for shape in shapes.values() if shape}) > 1:
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UserError(f"the batch has the shapes {described}; each row of logits needs one label of each kind")
+    classes = None if logits is None else np.shape(logits)[1]
 
     def weighted(labels):
         values = loss(logits, labels)
@@ -392,7 +405,9 @@ def objective(loss: Callable, logits: jax.Array, mixed: Mixed, class_weight: jax
             raise UserError(
                 f"the loss returns shape {values.shape}; it must return one value per example, {labels.shape}"
             )
-        return values if class_weight is None else values * jnp.asarray(class_weight, values.dtype)[labels]
+        if class_weight is None:
+            return values
+        return values * class_array(class_weight, "class_weight", classes, values.dtype)[labels]
 
     return _mean_of_labels(weighted, mixed)
 

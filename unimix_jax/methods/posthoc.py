@@ -35,7 +35,10 @@ def logit_adjustment(
     return (logits - strength * np.log(train_prior)).astype(np.float32), {}
 
 
-@registry.Posthoc(head="linear", options={"norm_exponent": registry.NUMBER, "scan": registry.FLAG})
+@registry.Posthoc(
+    head_parameters=("linear/kernel", "linear/bias"),
+    options={"norm_exponent": registry.NUMBER, "scan": registry.FLAG},
+)
 def tau_norm(
     logits: np.ndarray, head: Any, *, validation: Any = None, norm_exponent: float = 0.7, scan: bool = True
 ) -> tuple[np.ndarray, dict[str, float]]:

@@ -4,7 +4,7 @@ A recipe is a nested dict without lists, so that every leaf can be overridden on
 `--config.method.stages.mixed.mixer.alpha=.8`.
 
     about           one line for people
-    head            the network's last layer: linear, scaled, cosine
+    head            the network's last layer: linear, scaled, cosine (or "module:Class")
     posthoc         name of a function in methods/posthoc.py, or "none", and its options
     config          fields of the whole run
     by_data         the same grammar again, by data set ("cifar10"), data set and imbalance ("cifar10_50"), or
@@ -19,9 +19,11 @@ A recipe is a nested dict without lists, so that every leaf can be overridden on
       class_weight    name of a function in priors.py, or "none", and its options
       reduction       the divisor of a sum of weighted losses: weights (their sum) or count
       lr_multipliers  factors of the learning rate for backbone, classifier, scale; 0 freezes
-      batch_norm      train, or frozen: the running statistics, left as they are
+      batch_norm      train, or frozen: the network runs as in evaluation, with the running statistics as they are, and
+                      without dropout and drop path
       reinitialise    draw the classifier anew when the stage begins
-      schedule        run (config.optim), or cosine with its own learning_rate
+      schedule        run (config.optim; its last rate for a stage after the run), or name of a function in
+                      training/schedules.py (or "module:function") and its options, such as learning_rate
 
 A stage takes everything else from the stage before it, the first one from `erm`. Naming another function drops the
 options of the one before: `registry.inherit`.

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax.methods.checks import static
+
 _TABLE = 4096  # intervals of the quantile table; linear between them it is exact to 1e-7
 
 
@@ -30,11 +32,15 @@ def beta(key: jax.Array, alpha: float) -> jax.Array:
     Returns:
       float32[] in [0, 1]; for small alpha exactly 0 and 1 occur.
 
+    Raises:
+      UserError: alpha is traced.
+
     Example: for a small alpha most draws are near 0 or near 1.
       >>> draws = jax.vmap(lambda key: beta(key, 0.1))(jax.random.split(jax.random.key(0), 1000))
       >>> bool(((draws < 0.1) | (draws > 0.9)).mean() > 0.8)
       True
     """
+    alpha = static(alpha, "alpha")
     u = jax.random.uniform(key)
     position = (2 * jnp.minimum(u, 1 - u)) ** (1 / alpha) * _TABLE
     left = jnp.clip(position.astype(jnp.int32), 0, _TABLE - 1)

@@ -4,6 +4,7 @@ A metric is called as metric(probabilities, labels, ...) and returns a float, su
 returns all of them for `Predictions`.
 """
 
+from unimix_jax import names
 from unimix_jax.metrics.classwise import THRESHOLD, WEIGHTINGS, ace, class_ece, classwise_errors, sce, tace
 from unimix_jax.metrics.measures import (
     Bins,
@@ -56,3 +57,4 @@ __all__ = [
     "top_accuracy",
     "traits_of",
 ]
+__getattr__, __dir__ = names.of_module(__name__, __all__)

@@ -1,5 +1,6 @@
 """Intervals of measures, mostly by the bootstrap: how much a value depends on the sample of test images."""
 
+import logging
 import statistics
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
 from unimix_jax.metrics.predictions import Predictions, checked_predictions
 from unimix_jax.metrics.summaries import MEASURES, choose_groups, measured, traits_of
+
+_log = logging.getLogger(__name__)
 
 SAMPLES = 1000
 LEVEL = 0.95
@@ -91,11 +94,14 @@ def bootstrap(
         result = _calibration_intervals(*top, errors, samples, level, random, bins)
     for (name, value), column in zip(values.items(), drawn.T, strict=True):
         column = column[~np.isnan(column)]  # a group of rare classes can be missing from a sample
+        if ":" in name and len(column) < samples:
+            missing = f"{samples - len(column)} of {samples}"
+            _log.warning("%s has no value on %s samples of the bootstrap; its interval is of the others", name, missing)
         traits = None if name in priors.GROUPS else traits_of(name)
         if len(column) and not np.isnan(value) and num_classes > (traits.more_classes_than if traits else 1):
             low, high = value + np.percentile(column, [tail, 100 - tail]) - column.mean()
-            highest = traits.highest if traits else 1.0
-            result[name] = (float(max(low, 0.0)), float(min(high, highest)))
+            lowest, highest = (traits.lowest, traits.highest) if traits else (0.0, 1.0)
+            result[name] = (float(max(low, lowest)), float(min(high, highest)))
     return result
 
 
@@ -199,6 +205,15 @@ def _measures(
     def whole(name):
         return lambda index: measured((name,), probabilities[index], labels[index], bins)[name]
 
+    def of_user(name):
+        def value(index):
+            try:
+                return whole(name)(index)
+            except UserError:  # it may need examples of every class, which a sample does not have
+                return np.nan
+
+        return value
+
     def group(members):
         return lambda index: per_example.mean_of(recalls(index), members)
 
@@ -211,7 +226,9 @@ def _measures(
         "balanced_accuracy": lambda: lambda index: np.nanmean(recalls(index)),
         "geometric_mean": lambda: lambda index: per_example.geometric(recalls(index)),
     }
-    measures = {name: known[name]() if name in known else whole(name) for name in names}
+    measures = {
+        name: known[name]() if name in known else of_user(name) if ":" in name else whole(name) for name in names
+    }
     if chosen := choose_groups(predictions.counts, by):
         measures |= {name: group(members) for name, members in chosen[1].items()}
     return measures

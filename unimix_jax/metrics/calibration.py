@@ -1,12 +1,26 @@
 """Calibration of logits on validation data: a temperature, and a bias for each class."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax import names
+from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import mean_shares, normalised
 from unimix_jax.metrics.predictions import checked_labels, checked_logits, checked_prior
+
+__all__ = [
+    "TEMPERATURES",
+    "Calibration",
+    "calibrated",
+    "end_of_search",
+    "fit_bias_corrected",
+    "fit_temperature",
+    "search_temperature",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 TEMPERATURES = 0.01, 100.0  # where a temperature is looked for
 _BIAS = 1.0  # standard deviation of a bias around its expected value, see the table in docs/measures.md
@@ -15,8 +29,8 @@ _BIAS = 1.0  # standard deviation of a bias around its expected value, see the t
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Find the temperature T for which softmax(logits / T) has the least NLL, between .01 and 100.
 
-    In 1 / T the NLL is convex: the zero of its slope is bracketed and found by Newton's steps, or by bisection where
-    these leave the bracket. Fit it on validation data only.
+    Fit it on validation data only. A warning of Python is given where T ends at the end of that range, as it does where
+    all images are right, or the logits say nothing of the labels.
 
     Args:
       logits: float[N, K].
@@ -25,10 +39,51 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
       T > 0; never one whose NLL is above that of T = 1.
 
+    Raises:
+      UserError: arrays that are not logits and labels.
+
     Source: Guo et al., ICML 2017.
 
     >>> logits, labels = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]), np.array([0, 1, 0, 0])
     >>> round(fit_temperature(logits, labels), 3)  # softmax(2 / T) = 3/4
+    1.82
+    """
+    temperature = search_temperature(logits, labels)
+    if sentence := end_of_search(temperature):
+        warnings.warn(sentence, stacklevel=2)
+    return temperature
+
+
+def end_of_search(temperature: float) -> str:
+    """Return a sentence if a temperature lies at the end of where one is looked for; "" if it does not.
+
+    Args:
+      temperature: of `fit_temperature`.
+
+    >>> end_of_search(100.0)
+    'the temperature 100 is at the end of where one is looked for'
+    """
+    lowest, highest = TEMPERATURES
+    if 1.1 * lowest < temperature < 0.9 * highest:
+        return ""
+    return f"the temperature {temperature:.3g} is at the end of where one is looked for"
+
+
+def search_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Find the temperature of `fit_temperature`, for a caller that warns by itself.
+
+    In 1 / T the NLL is convex: the zero of its slope is bracketed and found by Newton's steps, or by bisection where
+    these leave the bracket.
+
+    Args:
+      logits: float[N, K].
+      labels: int[N].
+
+    Returns:
+      T > 0.
+
+    >>> logits, labels = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]), np.array([0, 1, 0, 0])
+    >>> round(search_temperature(logits, labels), 3)  # softmax(2 / T) = 3/4
     1.82
     """
     logits = np.asarray(checked_logits(logits, "logits"), np.float64)
@@ -89,6 +144,9 @@ def fit_bias_corrected(
     Returns:
       The `Calibration`; its NLL with the pull is never above that of `start`.
 
+    Raises:
+      UserError: arrays that are not logits, labels and a prior, or a start that is no `Calibration` of K classes.
+
     Source: Alexandari, Kundaje, Shrikumar, ICML 2020 (bias-corrected temperature scaling); the pull is ours.
 
     >>> logits, labels = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 1.0], [0.0, 2.0]]), np.array([0, 1, 0, 1])
@@ -100,6 +158,8 @@ def fit_bias_corrected(
     logits = np.asarray(checked_logits(logits, "logits"), np.float64)
     labels = checked_labels(labels, logits.shape, "labels")
     size, classes = logits.shape
+    if start is not None:
+        _check_calibration(start, classes, "start")
     rows = np.arange(size)
     # One more image is divided among the classes, so that no share is 0.
     shares = (np.bincount(labels, minlength=classes) + 1 / classes) / (size + 1)
@@ -119,7 +179,7 @@ def fit_bias_corrected(
         gradient[1:] += distance / _BIAS
         return value / size, gradient / size
 
-    temperature, bias = (start.temperature, start.bias) if start else (fit_temperature(logits, labels), expected)
+    temperature, bias = (start.temperature, start.bias) if start else (search_temperature(logits, labels), expected)
     first = np.concatenate([[-np.log(temperature)], bias])
     bounds = [(-np.log(TEMPERATURES[1]), -np.log(TEMPERATURES[0]))] + [(None, None)] * classes
     optimum = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-10})
@@ -140,7 +200,25 @@ def calibrated(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
     Returns:
       float64[N, K].
 
+    Raises:
+      UserError: no logits, or no `Calibration` of as many classes.
+
     >>> calibrated(np.array([[2.0, 0.0]]), Calibration(2.0, np.array([0.5, -0.5]), np.array([0.5, 0.5]))).tolist()
     [[1.5, -0.5]]
     """
-    return np.asarray(checked_logits(logits, "logits"), np.float64) / calibration.temperature + calibration.bias
+    logits = np.asarray(checked_logits(logits, "logits"), np.float64)
+    _check_calibration(calibration, logits.shape[1], "calibration")
+    return logits / calibration.temperature + calibration.bias
+
+
+def _check_calibration(calibration: Calibration, classes: int, what: str) -> None:
+    if not isinstance(calibration, Calibration):
+        raise UserError(
+            f"{what} is {calibration!r}; it must be a Calibration, of fit_bias_corrected (a temperature alone divides "
+            "the logits: logits / temperature)"
+        )
+    if np.shape(calibration.bias) != (classes,):
+        raise UserError(
+            f"{what} has biases {list(np.shape(calibration.bias))}, but the logits have {classes} classes; both must "
+            "come from one model"
+        )

@@ -43,7 +43,7 @@ def class_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -
     return np.array([np.abs(gaps).sum() for ((gaps, _),) in ranges]) / len(labels)
 
 
-@registry.Measure(title="SCE (class-wise ECE)", decimals=3, classwise=True)
+@registry.percent(title="SCE (class-wise ECE)", decimals=3, classwise=True)
 def sce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Return the static calibration error: the mean of `class_ece` over the classes, also called class-wise ECE.
 
@@ -64,7 +64,7 @@ def sce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
     return float(class_ece(probabilities, labels, bins).mean())
 
 
-@registry.Measure(title="ACE", decimals=3, classwise=True)
+@registry.percent(title="ACE", decimals=3, classwise=True)
 def ace(probabilities: np.ndarray, labels: np.ndarray, ranges: int = BINS, weighting: str = "count") -> float:
     """Return the adaptive calibration error: `tace` with threshold 0.
 
@@ -86,7 +86,7 @@ def ace(probabilities: np.ndarray, labels: np.ndarray, ranges: int = BINS, weigh
     return tace(probabilities, labels, ranges, 0.0, weighting)
 
 
-@registry.Measure(title="TACE", decimals=3, classwise=True)
+@registry.percent(title="TACE", decimals=3, classwise=True)
 def tace(
     probabilities: np.ndarray,
     labels: np.ndarray,

@@ -4,17 +4,38 @@
 classes differ between the data on which the model was calibrated and the data to predict, not the images of a class.
 """
 
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimix_jax import priors
+from unimix_jax import names, priors
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.calibration import Calibration, calibrated, fit_bias_corrected
 from unimix_jax.metrics.per_example import LEAST_SHARE, softmax
-from unimix_jax.metrics.predictions import check_probabilities, checked_labels, checked_logits, checked_prior
+from unimix_jax.metrics.predictions import (
+    Predictions,
+    check_probabilities,
+    checked_labels,
+    checked_logits,
+    checked_prior,
+    labelled_predictions,
+)
+
+__all__ = [
+    "IMBALANCES",
+    "METHODS",
+    "Estimate",
+    "bbse",
+    "em",
+    "em_covariance",
+    "estimate_prior",
+    "few_images",
+    "shift_prior",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 METHODS = ("em", "bbse")
 IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the test sets of Table D2
@@ -33,13 +54,14 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
     Args:
       logits: float[N, K]; softmax(logits) estimates the posterior under `from_prior`.
       from_prior: float[K], positive; such as `Predictions.logits_prior`.
-      to_prior: float[K], positive; both are normalised here.
+      to_prior: float[K]; 0 for a class that does not occur, whose logits become -inf and whose probability 0. Both
+        priors are normalised here.
 
     Returns:
       float64[N, K]: logits + log(to) - log(from).
 
     Raises:
-      UserError: a prior has another length, or is not positive.
+      UserError: a prior has another length or a negative number, or `from_prior` a 0.
 
     Source: Bayes' rule; Eq. B.17 of the paper's supplement.
 
@@ -47,7 +69,8 @@ def shift_prior(logits: np.ndarray, from_prior: np.ndarray, to_prior: np.ndarray
     [[-0.916, 2.47]]
     """
     logits = checked_logits(logits, "logits")
-    shift = np.log(checked_prior(to_prior, logits.shape[1], "to_prior"))
+    with np.errstate(divide="ignore"):  # log 0 = -inf is meant
+        shift = np.log(checked_prior(to_prior, logits.shape[1], "to_prior", zeros=True))
     return logits + (shift - np.log(checked_prior(from_prior, logits.shape[1], "from_prior")))
 
 
@@ -236,7 +259,7 @@ def _not_negative(system: np.ndarray, right: np.ndarray) -> np.ndarray:
 def estimate_prior(
     logits: np.ndarray,
     *,
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    validation: tuple[np.ndarray, np.ndarray] | Predictions | str | os.PathLike | None = None,
     logits_prior: np.ndarray | None = None,
     method: str = "em",
     calibration: Calibration | None = None,
@@ -248,8 +271,8 @@ def estimate_prior(
 
     Args:
       logits: float[N, K] of the data to predict.
-      validation: logits float[V, K] and labels int[V] of the same model, for the calibration and BBSE; its prior
-        may be any.
+      validation: logits float[V, K] and labels int[V] of the same model, as a pair, `Predictions`, or the path of
+        their .npz file, for the calibration and BBSE; its prior may be any.
       logits_prior: float[K], the prior that softmax(logits) stands for; EM uses it if there is no validation data.
       method: "em" or "bbse".
       calibration: of `fit_bias_corrected` on the validation data, if it was fitted before.
@@ -270,8 +293,9 @@ def estimate_prior(
     [0.8, 0.2]
     """
     one_of("method", method, METHODS)
-    if samples < 0 or not 0 < level < 1:
-        raise UserError(f"{samples} samples at level {level:g}: give 0 samples or more, and a level in 0..1")
+    samples = priors.whole_number(samples, "samples", least=0)
+    if not 0 < level < 1:
+        raise UserError(f"level is {level:g}; it must lie between 0 and 1")
     logits = checked_logits(logits, "logits")
     classes = logits.shape[1]
     warnings = []
@@ -286,7 +310,7 @@ def estimate_prior(
         source, probabilities = checked_prior(logits_prior, classes, "logits_prior"), softmax(logits)
         warnings.append("the probabilities were not calibrated first, for there are no validation predictions")
     else:
-        validation = _checked_validation(*validation, classes)
+        validation = _checked_validation(validation, classes)
         calibration = calibration or fit_bias_corrected(*validation, logits_prior)
         source, probabilities = calibration.prior, softmax(calibrated(logits, calibration))
         validation_probabilities = softmax(calibrated(validation[0], calibration))
@@ -327,10 +351,11 @@ def estimate_prior(
     return Estimate(prior, low, high, method, tuple(warnings))
 
 
-def _checked_validation(logits: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked_validation(validation: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return validation logits and labels after a check that they fit to logits of so many classes."""
-    logits = checked_logits(logits, "logits of the validation predictions")
-    labels = checked_labels(labels, logits.shape, "labels of the validation predictions")
+    validation = labelled_predictions(validation, "validation")
+    logits = checked_logits(validation.logits, "logits of the validation predictions")
+    labels = checked_labels(validation.labels, logits.shape, "labels of the validation predictions")
     if logits.shape[1] != classes:
         raise UserError(
             f"the validation predictions have {logits.shape[1]} classes, those to predict {classes}; both must come "

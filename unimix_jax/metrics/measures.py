@@ -8,17 +8,17 @@ Top-label measures (accuracy, ECE, MCE, smooth ECE) use the most probable class 
 Class-wise measures (class ECE, SCE, ACE, TACE) use the probability of every class.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from unimix_jax import registry
+from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.per_example import BINS
 
 
-@registry.Measure(title="accuracy")
+@registry.percent(title="accuracy")
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of examples whose most probable class, the first one of ties, is the label.
 
@@ -37,7 +37,7 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(hits.mean())
 
 
-@registry.Measure(name="top5", title="top-5 accuracy", more_classes_than=5)
+@registry.percent(name="top5", title="top-5 accuracy", more_classes_than=5)
 def top_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     """Return the share of examples whose label is among the k most probable classes, the first ones of ties.
 
@@ -74,7 +74,7 @@ def class_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return per_example.class_means(hits, labels, np.shape(probabilities)[1])
 
 
-@registry.Measure(title="balanced accuracy")
+@registry.percent(title="balanced accuracy")
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of the accuracies of the classes that have examples.
 
@@ -92,7 +92,7 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.nanmean(class_accuracy(probabilities, labels)))
 
 
-@registry.Measure(title="geometric mean of class accuracies")
+@registry.percent(title="geometric mean of class accuracies")
 def geometric_mean(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the geometric mean of the accuracies of the classes that have examples.
 
@@ -121,11 +121,20 @@ def group_accuracy(probabilities: np.ndarray, labels: np.ndarray, members: np.nd
     Returns:
       A share in 0..1; nan for a group without examples.
 
+    Raises:
+      UserError: members are no bool[K], or arrays that are not predictions.
+
     >>> probabilities, labels = np.array([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]]), np.array([0, 1, 1, 1])
     >>> group_accuracy(probabilities, labels, np.array([True, False]))
     1.0
     """
-    return per_example.mean_of(class_accuracy(probabilities, labels), members)
+    accuracies, members = class_accuracy(probabilities, labels), np.asarray(members)
+    if members.dtype != bool or members.shape != accuracies.shape:
+        raise UserError(
+            f"members are {members.dtype}{list(members.shape)}; they must be bool[{len(accuracies)}], whether each "
+            "class is of the group, such as priors.groups(counts)['few']"
+        )
+    return per_example.mean_of(accuracies, members)
 
 
 class Bins(NamedTuple):
@@ -162,7 +171,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     return Bins(np.linspace(0, 1, bins + 1), count, *means)
 
 
-@registry.Measure(title="ECE", decimals=2, bins=True, raised_by_chance=True)
+@registry.percent(title="ECE", decimals=2, bins=True, raised_by_chance=True)
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Return the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
 
@@ -185,7 +194,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
     return per_example.ece_of(*per_example.top_label(probabilities, labels), bins)
 
 
-@registry.Measure(title="MCE", bins=True, raised_by_chance=True, interval=False)
+@registry.percent(title="MCE", bins=True, raised_by_chance=True, interval=False)
 def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Return the maximum calibration error: the largest |accuracy - confidence| over the bins of `ece`.
 
@@ -208,7 +217,7 @@ def mce(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> floa
     return per_example.mce_of(*per_example.top_label(probabilities, labels), bins)
 
 
-@registry.Measure(title="smooth ECE", decimals=2, raised_by_chance=True)
+@registry.percent(title="smooth ECE", decimals=2, raised_by_chance=True)
 def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the smooth calibration error of the confidence, which has no bins and no jumps at their edges.
 
@@ -231,7 +240,7 @@ def smooth_ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return per_example.smooth_ece_of(*per_example.top_label(probabilities, labels))
 
 
-@registry.Measure(title="Brier score, sum over classes", unit="x 100", decimals=2, highest=2.0)
+@registry.percent(title="Brier score, sum over classes", unit="x 100", decimals=2, highest=2.0)
 def brier(probabilities: np.ndarray, labels: np.ndarray, normalize: bool = False) -> float:
     """Return the Brier score: the mean squared distance of the probabilities from the one-hot label.
 
@@ -256,7 +265,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray, normalize: bool = False
     return value / np.shape(probabilities)[1] if normalize else value
 
 
-@registry.Measure(title="NLL", unit="nats", factor=1, decimals=4, highest=math.inf)
+@registry.Measure(title="NLL", unit="nats", lowest=0.0)
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean negative log-likelihood in nats; a probability of 0 counts as the smallest positive float.
 

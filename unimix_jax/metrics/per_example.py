@@ -6,6 +6,7 @@ Probabilities and labels are as in `measures`; confidences and hits are those of
 import numpy as np
 from numpy.typing import ArrayLike
 
+from unimix_jax import priors
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import (
     check_probabilities,
@@ -29,9 +30,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     Returns:
       float64[N, K].
 
+    Raises:
+      UserError: another shape, no numbers, or probabilities.
+
     >>> softmax(np.array([[0.0, 0.0, -np.inf]])).tolist()
     [[0.5, 0.5, 0.0]]
     """
+    logits = priors.array_of(logits, "logits")
+    if logits.ndim != 2 or logits.dtype.kind not in "fiu" or not logits.shape[1]:
+        raise UserError(
+            f"logits are {logits.dtype}{list(logits.shape)}; they must be numbers [N, K], a row an example: put other "
+            "axes into the first one by logits.reshape(-1, K)"
+        )
     values = np.array(logits, np.float64)
     refuse_probabilities(values, "logits")
     values -= values.max(axis=1, keepdims=True)
@@ -169,10 +179,8 @@ def of_label(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def at_least_one(number: int, what: str = "bins") -> int:
-    """Return a number of bins; raise a UserError if it is below 1."""
-    if number < 1:
-        raise UserError(f"{what} is {number}; there must be at least 1")
-    return number
+    """Return a number of bins; raise a UserError if it is no whole number, or below 1."""
+    return priors.whole_number(number, what, least=1)
 
 
 def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from unimix_jax import npz, storage
+from unimix_jax import npz, priors, storage
 from unimix_jax.errors import UserError
 
 LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))  # -708.4: the log probability that stands for a probability of 0
@@ -76,15 +76,10 @@ def checked_predictions(predictions: Predictions, name: str = "the predictions")
             raise UserError(f"counts of {name} hold {counts.max()}, which is more images than there are")
         counts = counts.astype(np.int64)
     if predictions.logits_prior is not None:
-        prior = np.asarray(predictions.logits_prior)
-        if (
-            prior.dtype.kind not in "fiu"
-            or prior.shape != (classes,)
-            or not (prior > 0).all()
-            or not abs(prior.sum() - 1) < 1e-5
-        ):
-            raise UserError(f"logits_prior of {name} must be {classes} positive numbers that sum to 1")
-        prior = prior.astype(np.float64)
+        prior = priors.checked_counts(predictions.logits_prior, f"logits_prior of {name}", classes=classes)
+        checked_prior(prior, classes, f"logits_prior of {name}")
+        if not abs(prior.sum() - 1) < 1e-5:
+            raise UserError(f"logits_prior of {name} sums to {prior.sum():.6g}; shares must sum to 1")
     if predictions.class_names is not None:
         # Control characters and halves of characters could be written nowhere.
         names = (str(name).encode(errors="replace").decode() for name in predictions.class_names)
@@ -175,7 +170,7 @@ def checked_scores(scores: ArrayLike, what: str) -> np.ndarray:
     Raises:
       UserError: another shape, or no numbers.
     """
-    scores = np.asarray(scores)
+    scores = priors.array_of(scores, what)
     if scores.ndim != 2 or scores.dtype.kind not in "fiu" or not len(scores) or scores.shape[1] < 2:
         raise UserError(
             f"{what} are {scores.dtype}{list(scores.shape)}; they must be numbers [N, K], a row an example and a "
@@ -190,7 +185,7 @@ def checked_labels(labels: ArrayLike, shape: tuple[int, int], what: str) -> np.n
     Raises:
       UserError: another shape or length, no integers, or a label that is no class.
     """
-    labels = np.asarray(labels)
+    labels = priors.array_of(labels, what)
     if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
         raise UserError(f"{what} are {labels.dtype}{list(labels.shape)}; they must be integers [{shape[0]}]")
     wrong = labels[(labels < 0) | (labels >= shape[1])]
@@ -258,21 +253,52 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     return checked_predictions(Predictions(**arrays), str(path))
 
 
-def checked_prior(prior: ArrayLike, classes: int, name: str) -> np.ndarray:
+def labelled_predictions(predictions: Any, what: str) -> Predictions:
+    """Return labelled predictions, such as those of validation images, in whichever form they are.
+
+    Args:
+      predictions: `Predictions` with labels, the pair (logits, labels), or the path of an .npz file of them.
+      what: their name in the sentence of an error, such as "validation".
+
+    Raises:
+      UserError: something else, or no labels.
+
+    >>> labelled_predictions((np.zeros((1, 2)), [1]), "validation").labels
+    [1]
+    """
+    if isinstance(predictions, str | os.PathLike):
+        predictions = read_predictions(predictions)
+    elif not isinstance(predictions, Predictions):
+        if not isinstance(predictions, tuple | list) or len(predictions) != 2:
+            raise UserError(
+                f"{what} is of the type {type(predictions).__name__}; it must be metrics.Predictions(logits, labels), "
+                "the pair (logits, labels), or the path of an .npz file"
+            )
+        predictions = Predictions(*predictions)
+    if predictions.labels is None:
+        raise UserError(f"the {what} predictions have no labels")
+    return predictions
+
+
+def checked_prior(prior: ArrayLike, classes: int, name: str, *, zeros: bool = False) -> np.ndarray:
     """Return a prior as float64[K] that sums to 1.
 
     Args:
-      prior: K positive numbers.
+      prior: K numbers above 0.
       classes: K.
       name: of the prior, for the sentence of an error.
+      zeros: whether some of them, but not all, may be 0.
 
     Returns:
       float64[K].
 
     Raises:
-      UserError: another length, or a number that is not positive.
+      UserError: another length, a number that is negative or not finite, or a 0.
     """
-    prior = np.asarray(prior, np.float64)
-    if prior.shape != (classes,) or not np.isfinite(prior).all() or not (prior > 0).all():
-        raise UserError(f"{name} has shape {list(prior.shape)}; it must hold {classes} positive numbers, one a class")
-    return prior / prior.sum()
+    shares = priors.checked_counts(prior, name, classes=classes)
+    if not zeros and not shares.all():
+        raise UserError(
+            f"{name} is 0 for class {int(shares.argmin())}, and logits that stand for a share of 0 say nothing of that "
+            "class; give it a share above 0, such as that of half an image, or leave the class out of all arrays"
+        )
+    return shares / shares.sum()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from unimix_jax import priors, registry
-from unimix_jax.errors import UserError
+from unimix_jax.errors import UserError, described, one_of
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.classwise import ace, classwise_errors, sce, tace
 from unimix_jax.metrics.measures import (
@@ -72,10 +72,22 @@ def _value_of(name: str, probabilities: np.ndarray, labels: np.ndarray, bins: in
     options = {"bins": bins} if traits_of(name).bins else {}
     if name in MEASURES:
         return MEASURES[name](probabilities, labels, **options)
+    measure = registry.resolve("measure", name)
     try:
-        return float(registry.resolve("measure", name)(probabilities, labels, **options))
+        value = measure(_read_only(probabilities), _read_only(labels), **options)
     except Exception as error:
-        raise UserError(f"the measure {name} fails: {type(error).__name__}: {error}") from error
+        raise UserError(f"the measure {name} fails: {described(error)}") from error
+    if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
+        returned = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
+        raise UserError(f"the measure {name} returns {returned}; it must return one number")
+    return float(value)
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """Return a view that a user's function cannot write to: other measures read the same array."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def measured(names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict:
@@ -175,7 +187,7 @@ def _other_prior(predictions: Predictions) -> str:
     return (
         f"the logits stand for {which}: {100 * distance:.0f} % of the shares differ, most in class {name}, "
         f"{100 * prior[most]:.1f} % against {100 * share[most]:.1f} %; the measures are those of the logits as they "
-        "are, and --test_prior of evaluate corrects them"
+        "are, and test_prior of evaluate corrects them"
     )
 
 
@@ -189,9 +201,13 @@ def choose_groups(counts: np.ndarray | None, by: str = "auto") -> tuple[str, dic
     Returns:
       ("shots" or "thirds", {group: bool[K]}); None without counts, for fewer than three classes, and for equal counts.
 
+    Raises:
+      UserError: an unknown rule.
+
     >>> choose_groups(np.array([500, 50, 5]))[0]
     'shots'
     """
+    one_of("grouping of classes", by, ("auto", *priors.GROUPINGS))
     if counts is None or len(counts) < 3 or np.min(counts) == np.max(counts):
         return None
     if by != "auto":

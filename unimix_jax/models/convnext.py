@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.errors import UserError
 from unimix_jax.models import heads, torch_names
 
@@ -84,6 +85,7 @@ class Block(nn.Module):
         return x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
 
 
+@registry.Traits(options={"blocks": registry.SIZES, "widths": registry.SIZES, "drop_path": registry.RATE})
 class ConvNeXt(nn.Module):
     """A 4 x 4 stem with stride 4, stages with a 2 x 2 convolution of stride 2 between them, the mean, the head.
 
@@ -130,8 +132,11 @@ class ConvNeXt(nn.Module):
           float32[B, num_classes]; float64 for float64 images.
 
         Raises:
-          UserError: the images are so small that nothing is left of them in the last stage.
+          UserError: the images are so small that nothing is left of them in the last stage, or `blocks` and `widths`
+            differ in length.
         """
+        if len(self.blocks) != len(self.widths):
+            raise UserError(f"the network has blocks {self.blocks} and widths {self.widths}; each stage needs both")
         smallest = 4 * 2 ** (len(self.blocks) - 1)
         if min(x.shape[1:3]) < smallest:
             raise UserError(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax.models import heads, layers, ops
-from unimix_jax.models.resnet import ImageNetResNet
 
 Path = tuple[str, ...]  # of a variable: its collection, the names of its modules, its own name
 
@@ -19,9 +18,9 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
     """Draw the first variables of a network.
 
     The project's own layers are drawn in numpy, each variable by its path and the seed. Values then depend on no
-    device and on no other layer, and nothing is compiled; the `init` of Flax compiles for 6 to 60 s. Networks of small
-    images are drawn as LDAM-DRW does: weights Kaiming normal by fan-in with gain sqrt(2). Networks of photographs are
-    drawn as torchvision does: convolutions Kaiming normal by fan-out, the linear layer uniform within 1/sqrt(fan-in).
+    device and on no other layer, and nothing is compiled; the `init` of Flax compiles for 6 to 60 s. Layers are drawn
+    as by LDAM-DRW: weights Kaiming normal by fan-in with gain sqrt(2). A network that states `drawn_as_torchvision`, as
+    those of photographs do, has convolutions Kaiming normal by fan-out, the linear layer uniform within 1/sqrt(fan-in).
     In both, the bias of the linear layer is uniform within 1/sqrt(fan-in), PyTorch's default, the columns of a cosine
     head are uniform and scaled to length 1, and normalisation and scales start as the identity. A network that states
     `first_values`, mean and deviation of a normal law by a variable's name, is drawn by them; its head is drawn as that
@@ -45,7 +44,7 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
         foreign = [path for path, _ in _leaves(shapes) if path not in of_the_project and laws is None]
         drawn_by_flax = _own_draws(init, image, foreign, seed, draw) if foreign else {}
     kernel_shapes = {path[:-1]: leaf.shape for path, leaf in _leaves(shapes) if path[-1] == "kernel"}
-    torchvision = isinstance(network, ImageNetResNet) or laws is not None
+    torchvision = getattr(network, "drawn_as_torchvision", False) or laws is not None
 
     def value_of(tree_path, leaf):
         path = _path(tree_path)

@@ -6,19 +6,20 @@ network(images, train, mix). Its class states more:
 - `levels`: the number of levels at which a mixer can mix inside: 0 for the input, i for the output of stage i;
 - `from_torch(arrays, variables)`: PyTorch's arrays by their names, as variables of the network whose first ones are
   `variables`; see `pretrained.load`;
-- `first_values`, unless its layers are those of `layers`: see `init.initialise`.
+- `first_values`, unless its layers are those of `layers`, and `drawn_as_torchvision`: see `init.initialise`;
+- the bounds of its options, its other attributes, as traits (`registry.Traits`).
 """
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, did_you_mean
+from unimix_jax.errors import UserError, described, did_you_mean
 from unimix_jax.models import convnext, resnet, vit
 
 NETWORKS = {  # of small images: CIFAR, digits
@@ -42,6 +43,11 @@ NETWORKS = {  # of small images: CIFAR, digits
 }
 
 
+# Attributes that a user's class may lack as long as they have these values; without `axis` it is trained on one device
+# or has no batch statistics, see `training.network.check`.
+_ASSUMED = {"head": "linear", "dtype": jnp.float32, "remat": False}
+
+
 def build(
     name: str,
     num_classes: int,
@@ -56,7 +62,8 @@ def build(
 
     Args:
       name: a key of `NETWORKS`, or "module:Class" of a user's Flax module. The module is called as network(images,
-        train), returns logits, and gets those of the arguments below that are attributes of it; its last layer is
+        train), returns logits, and gets those of the arguments below that are attributes of it; without the attributes
+        `head`, `dtype` and `remat` no other value than the default can be asked for. Its last layer is
         `heads.build(self.head, self.num_classes)` if stages are to know it.
       num_classes: K.
       head: name of the last layer, see `heads.build`.
@@ -69,12 +76,13 @@ def build(
       A Flax module, called as network(images, train, mix).
 
     Raises:
-      UserError: no network or head has that name, or the class cannot be called so.
+      UserError: no network or head has that name; the class cannot be called so, or makes no Flax module; an option is
+        unknown or out of bounds; an argument asks for what the class cannot do.
     """
     network = registry.resolve("network", name)
     registry.resolve("head", head)
     attributes = {"num_classes": num_classes, "head": head, "axis": axis, "dtype": dtype, "remat": remat}
-    taken = inspect.signature(network).parameters
+    taken = _parameters(name, network)
     own = [option for option in taken if option not in (*attributes, "parent", "name")]
     for option in options or {}:
         if option not in own:
@@ -82,9 +90,28 @@ def build(
                 f"the network {name} takes no option {option!r}{did_you_mean(option, own)}; it takes "
                 f"{', '.join(own) or 'none'}"
             )
-    if ":" in name:
-        attributes = {attribute: value for attribute, value in attributes.items() if attribute in taken}
+    registry.traits("network", network).check(f"network {name!r}", options or {})
+    for attribute, assumed in _ASSUMED.items():
+        if attribute not in taken and attributes[attribute] != assumed:
+            raise UserError(
+                f"the network {name} has no attribute `{attribute}`, so it cannot have the {attribute} "
+                f"{attributes[attribute]} that the config asks for; give its class that attribute"
+            )
+    attributes = {attribute: value for attribute, value in attributes.items() if attribute in taken}
     try:
-        return network(**attributes, **(options or {}))
-    except Exception as error:  # the class may be the user's, and raise anything
-        raise UserError(f"the network {name} cannot be made: {type(error).__name__}: {error}") from error
+        module = network(**attributes, **(options or {}))
+    except (Exception, SystemExit) as error:  # the class may be the user's, and raise anything
+        raise UserError(f"the network {name} cannot be made: {described(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"the network {name} is of type {type(module).__name__}; it must be a Flax module, flax.linen.Module"
+        )
+    return module
+
+
+def _parameters(name: str, network: Callable) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a network's class."""
+    try:
+        return inspect.signature(network).parameters
+    except ValueError:  # some of Python's own functions state none
+        raise UserError(f"the network {name} is no class of a Flax module") from None

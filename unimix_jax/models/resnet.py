@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.models import heads, ops, torch_names
 from unimix_jax.models.layers import BatchNorm, Convolution
 
@@ -199,6 +200,7 @@ def _rematerialised(block: Callable) -> Callable:
     return nn.remat(block, static_argnums=train_argument)
 
 
+@registry.Traits(options={"blocks": registry.SIZE})
 class CifarResNet(nn.Module):
     """The ResNet of small images: a 3 x 3 stem, three stages of 16, 32, 64 channels, the mean, the head.
 
@@ -243,6 +245,7 @@ class CifarResNet(nn.Module):
         return _logits(self, x, train, mix, block, (self.blocks,) * 3, 16)
 
 
+@registry.Traits(options={"blocks": registry.SIZES, "block": registry.Bound(callable, "a class of blocks")})
 class ImageNetResNet(nn.Module):
     """The ResNet of photographs: a 7 x 7 stem and max-pooling, four stages of 64 to 512 features, the mean, the head.
 
@@ -269,6 +272,7 @@ class ImageNetResNet(nn.Module):
     remat: bool = False
 
     levels: ClassVar[int] = 3  # at which a mixer can mix: the input, the outputs of the first and the second stage
+    drawn_as_torchvision: ClassVar[bool] = True  # see `init.initialise`
     from_torch = staticmethod(from_torch)
 
     @nn.compact

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unimix_jax import registry
 from unimix_jax.errors import UserError
 from unimix_jax.models import heads, torch_names
 
@@ -113,6 +114,12 @@ class Block(nn.Module):
         return x + skip(drop(dense(features, name="fc2")(y)))
 
 
+@registry.Traits(
+    options={
+        **dict.fromkeys(("width", "depth", "heads", "patch_size", "mlp_ratio"), registry.SIZE),
+        **dict.fromkeys(("dropout", "drop_path"), registry.RATE),
+    }
+)
 class ViT(nn.Module):
     """The vision transformer: patches as tokens behind a class token, blocks, the class token's output, the head.
 
@@ -168,8 +175,10 @@ class ViT(nn.Module):
           float32[B, num_classes]; float64 for float64 images.
 
         Raises:
-          UserError: patches do not divide the images.
+          UserError: patches do not divide the images, or heads do not divide the width.
         """
+        if self.width % self.heads:
+            raise UserError(f"the {self.heads} heads of the attention do not divide the network's width, {self.width}")
         size = self.patch_size
         if x.shape[1] % size or x.shape[2] % size:
             raise UserError(

@@ -8,8 +8,8 @@ from unimix_jax import metrics, priors
 from unimix_jax.data import longtail
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import bootstrap, label_shift, per_example
-from unimix_jax.metrics.calibration import TEMPERATURES, calibrated, fit_bias_corrected, fit_temperature
-from unimix_jax.metrics.predictions import LOG_ZERO, Predictions, checked_predictions
+from unimix_jax.metrics.calibration import calibrated, end_of_search, fit_bias_corrected, search_temperature
+from unimix_jax.metrics.predictions import LOG_ZERO, Predictions, checked_predictions, checked_prior
 from unimix_jax.theory import exact
 
 _QUICK, _MANY = 500_000, 20_000_000  # costs of which 200 samples take seconds, and 20 take minutes
@@ -41,7 +41,8 @@ class Options(NamedTuple):
     by: str = "auto"  # shots, thirds, or auto
     samples: int = bootstrap.SAMPLES  # of the bootstrap; 0 for no intervals
     classwise: bool = False  # intervals of SCE, ACE and TACE too
-    test_prior: str = ""  # correct the test predictions for: uniform, train, imbalance:R, a file, or estimate
+    # Correct the test predictions for: uniform, train, imbalance:R, a file, estimate, or a share of each class.
+    test_prior: str | tuple[float, ...] = ""
     measures: tuple[str, ...] = ()  # a user's own, "module:function", beside those of their runs
     seed: int = 0  # of the bootstrap, and of which images stay in a cut test set
 
@@ -81,7 +82,7 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
     if validation is not None:
         validation = validation._replace(counts=test.counts)
         result["validation"] = metrics.summary(validation, names=names, **measured)
-        result["temperature"] = fit_temperature(validation.logits, validation.labels)
+        result["temperature"] = search_temperature(validation.logits, validation.labels)
         calibration = fit_bias_corrected(validation.logits, validation.labels, test.logits_prior)
     if test.counts is not None:
         result["counts"] = test.counts.tolist()
@@ -149,9 +150,8 @@ def _warnings(result: dict, test: Predictions, validation: Predictions | None) -
         lines.append(f"the temperature rests on {validation['images']} validation images: it is uncertain")
     if validation and validation["accuracy"] == 1:
         lines.append("all validation images are right, so the temperature has no lower limit: it is too small")
-    lowest, highest = TEMPERATURES
-    if "temperature" in result and not 1.1 * lowest < result["temperature"] < 0.9 * highest:
-        lines.append(f"the temperature {result['temperature']:.3g} is at the end of where one is looked for")
+    if "temperature" in result and (sentence := end_of_search(result["temperature"])):
+        lines.append(sentence)
     for method, estimate in result["estimates"].items():
         lines += [f"do not trust the test prior by {method.upper()}: {warning}" for warning in estimate["warnings"]]
     cut = [row for row in result.get("cut_tests", ()) if row["images"] < _FEW_TEST]
@@ -201,7 +201,9 @@ def _source(test: Predictions, validation: Predictions | None, calibration) -> t
 
 def _corrected(name: str, test: Predictions, result: dict, source: _Source | None, options: Options, names) -> dict:
     """Return the measures of test predictions corrected for the prior that the user names."""
-    if options.test_prior == "estimate":
+    if isinstance(options.test_prior, tuple):
+        prior = checked_prior(options.test_prior, test.logits.shape[1], "test_prior", zeros=True)
+    elif options.test_prior == "estimate":
         prior = np.array(result["estimates"]["em"]["prior"]) if source is not None else None
     else:
         counts = np.ones(test.logits.shape[1], np.int64) if test.counts is None else test.counts
@@ -218,12 +220,20 @@ def _corrected(name: str, test: Predictions, result: dict, source: _Source | Non
             f"{name} cannot be corrected for a test prior: its logits stand for no known prior (array 'logits_prior') "
             "and there are no validation predictions to calibrate them on"
         )
-    words = "the prior estimated by EM" if options.test_prior == "estimate" else options.test_prior
-    values = {"for": words, "prior": prior.tolist(), "logits": result["corrected_logits"]}
+    values = {"for": _described(options.test_prior), "prior": prior.tolist(), "logits": result["corrected_logits"]}
     if test.labels is not None:
-        shifted = test._replace(logits=label_shift.shift_prior(source.logits, source.prior, prior), logits_prior=prior)
+        # Only the shares that all are above 0 can be said of logits; the others make logits of -inf.
+        logits, stated = label_shift.shift_prior(source.logits, source.prior, prior), prior if prior.all() else None
+        shifted = test._replace(logits=logits, logits_prior=stated)
         values |= metrics.summary(shifted, names=names, bins=options.bins, by=options.by)
     return values
+
+
+def _described(test_prior: str | tuple[float, ...]) -> str:
+    """Return a test prior in words."""
+    if isinstance(test_prior, tuple):
+        return f"{len(test_prior)} shares"
+    return "the prior estimated by EM" if test_prior == "estimate" else test_prior
 
 
 def _cut_tests(test: Predictions, estimator: dict, source: _Source | None, options: Options) -> list[dict]:
@@ -261,18 +271,20 @@ def _missing(outputs: ModelOutputs, test: Predictions, validation: Predictions |
     if test.labels is None:
         lines.append("all measures and most pictures: they need an array 'labels' in the predictions")
         if options.test_prior:
-            lines.append(f"the column corrected for {options.test_prior}: it shows measures, which need 'labels'")
+            lines.append(
+                f"the column corrected for {_described(options.test_prior)}: it shows measures, which need 'labels'"
+            )
     if test.counts is None:
         lines.append(
             "many, medium and few, accuracy against class count, class distributions, cut test sets: the training "
-            "images of each class are not known; give --counts=FILE or an array 'counts'"
+            "images of each class are not known; give counts (in the command --counts=FILE) or an array 'counts'"
         )
     elif chosen := metrics.choose_groups(test.counts, options.by):
         by, groups = chosen
         present = np.bincount(test.labels, minlength=len(test.counts)) > 0 if test.labels is not None else None
         for group, members in groups.items():
             if not members.any():
-                lines.append(f"the group {group!r}: by {by} it has no class (--groups=thirds has one in each)")
+                lines.append(f"the group {group!r}: by {by} it has no class (groups=thirds has one in each)")
             elif present is not None and not (members & present).any():
                 lines.append(f"the group {group!r}: none of its classes has a test image")
     elif len(test.counts) < 3:
@@ -282,7 +294,9 @@ def _missing(outputs: ModelOutputs, test: Predictions, validation: Predictions |
     if test.labels is not None and test.counts is not None and len(set(test.labels.tolist())) < len(test.counts):
         lines.append("test sets of another imbalance: a class has no test image, so none can be cut")
     if validation is None:
-        how = "give --validation=FILE.npz" if outputs.about is None else "train with a validation split"
+        how = "train with a validation split"
+        if outputs.about is None:
+            how = "give validation (in the command --validation=FILE.npz)"
         lines.append(
             f"temperature, and a calibrated estimate of the test prior: there are no validation predictions; {how}"
         )
@@ -302,5 +316,6 @@ def _missing(outputs: ModelOutputs, test: Predictions, validation: Predictions |
     if test.labels is not None and test.logits.shape[1] <= 5:
         lines.append(f"top-5 accuracy: with {test.logits.shape[1]} classes it says nothing")
     if outputs.about is None:
-        lines.append("training curves and what was run: give --workdir=RUN in the place of its predictions")
+        how = "give the run (in the command --workdir=RUN) in the place of its predictions"
+        lines.append(f"training curves and what was run: {how}")
     return lines

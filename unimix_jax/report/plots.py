@@ -12,10 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unimix_jax import metrics
+from unimix_jax import metrics, names
+from unimix_jax.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "accuracy_by_count",
+    "class_distributions",
+    "confusion",
+    "density",
+    "error_bars",
+    "image",
+    "reliability",
+    "training_curves",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
@@ -79,7 +92,15 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
 
     Returns:
       The figure.
+
+    Raises:
+      UserError: no panel, or something else than bins.
     """
+    if not isinstance(panels, dict) or not panels or not all(isinstance(b, metrics.Bins) for b in panels.values()):
+        raise UserError(
+            f"panels are {type(panels).__name__ if panels else panels!r}; they must be a dict with the title and the "
+            "bins of each panel, such as {'my model': metrics.reliability(probabilities, labels)}"
+        )
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

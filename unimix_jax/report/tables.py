@@ -19,7 +19,7 @@ def _shown_measures() -> dict[str, registry.Measure]:
     for name, measure in metrics.MEASURES.items():
         shown[name] = measure.traits
         if name == "top5":
-            shown |= {group: registry.Measure(title=group) for group in priors.GROUPS}
+            shown |= {group: registry.percent(title=group) for group in priors.GROUPS}
     return shown
 
 
@@ -245,7 +245,7 @@ def estimates_table(result: dict) -> list[Table]:
     rows = [["share of the test images, %", *next(iter(shares_by_group.values()))]]
     rows += [[group, *(_number(share, 100) for share in shares.values())] for group, shares in shares_by_group.items()]
     samples = max(estimate["samples"] for estimate in result["estimates"].values())
-    note = "EM is the default: --test_prior=estimate corrects for its estimate. BBSE stands beside it for comparison."
+    note = "EM is the default: test_prior=estimate corrects for its estimate. BBSE stands beside it for comparison."
     note += f" By class in the table of classes, with 95 % intervals (EM: {samples} samples)." if samples else ""
     return [Table("The prior of these test images, estimated without their labels", rows, note)]
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.config import fields
+from unimix_jax.errors import UserError, described, one_of
 from unimix_jax.training.rng import Use, use
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIELDS = {"pad": "crop", "flip": "flip", "jitter": "jitter"}  # fields of config.data, and who asks for them
+_FIELDS = ("pad", "flip", "jitter")  # of config.data, for augmentations that ask for them
 
 
 def build(data: "ConfigDict", mean: np.ndarray) -> tuple[functools.partial, ...]:
@@ -42,17 +43,24 @@ def build(data: "ConfigDict", mean: np.ndarray) -> tuple[functools.partial, ...]
             raise UserError(f"config.data.augment names {name} twice; each augmentation has its own random keys once")
     for name in options:
         one_of("augmentation of config.data.augment_options", name, short_names)
-    for field, name in _FIELDS.items():
-        if name not in short_names and np.any(data[field]):
-            _log.warning("config.data.%s is %s, but config.data.augment has no %s", field, data[field], name)
-    return tuple(
+        if not isinstance(options[name], dict):
+            where = f"config.data.augment_options.{name}"
+            raise UserError(f"{where} is {options[name]!r}; it holds options by their names: write {where}.OPTION")
+    augmentations = tuple(
         registry.bind("augmentation", {"name": name, **options.get(short, {})}, context)
         for name, short in zip(data.augment, short_names, strict=True)
     )
+    for field in _FIELDS:
+        by_user = np.any(data[field]) and data[field] != fields.FIELDS[f"data.{field}"].default_for(data.source)
+        if by_user and not any(field in augmentation.keywords for augmentation in augmentations):
+            _log.warning(
+                "config.data.%s is %s, but no augmentation of config.data.augment takes it", field, data[field]
+            )
+    return augmentations
 
 
 def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, int, int]) -> None:
-    """Refuse augmentations that fail on images of a shape, or that return other shapes.
+    """Refuse augmentations that fail on images of a shape or with their options, or that return other shapes.
 
     Args:
       augmentations: of `build`.
@@ -67,12 +75,15 @@ def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, in
         name = getattr(augmentation.func, "__name__", augmentation.func)
         try:
             result = jax.eval_shape(augmentation, keys, images)
+        except UserError:
+            raise
         except Exception as error:  # the augmentation may be the user's, and raise anything
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise UserError(f"the augmentation {name} fails on images {image_shape}: {why}") from error
+            raise UserError(f"the augmentation {name} fails on images {image_shape}: {described(error)}") from error
         if (getattr(result, "shape", None), getattr(result, "dtype", None)) != (images.shape, images.dtype):
+            returned = f"{result.dtype}{list(result.shape)}" if hasattr(result, "dtype") else type(result).__name__
             raise UserError(
-                f"the augmentation {name} returns {result}; it must return float32 images of the shape that it gets"
+                f"the augmentation {name} returns {returned} for images float32{list(images.shape)}; it must return "
+                "float32 images of the same shape"
             )
 
 

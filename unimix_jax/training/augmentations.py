@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from unimix_jax import registry
+from unimix_jax.errors import UserError
 from unimix_jax.training.rng import Use
 
 
@@ -63,11 +64,15 @@ def jitter(keys: jax.Array, images: jax.Array, *, jitter: tuple[float, float, fl
     Returns:
       float32[B, H, W, C].
 
+    Raises:
+      UserError: images of other than 1 or 3 channels, unless the strengths are zeros.
+
     Source: torchvision, ColorJitter; ITU-R 601 weights of grey.
     """
     if not any(jitter):
         return images
-    weights = jnp.asarray([0.299, 0.587, 0.114] if images.shape[-1] == 3 else [1.0], images.dtype)
+    _check_channels("jitter", images, "set config.data.jitter to (0,0,0)")
+    weights = _grey_weights(images)
 
     def one(key, image):
         key_order, key_factors = jax.random.split(key)
@@ -116,8 +121,14 @@ def rand_augment(
     Returns:
       float32[B, H, W, C].
 
+    Raises:
+      UserError: a magnitude of bins or more, or images of other than 1 or 3 channels.
+
     Source: Cubuk et al. 2019; torchvision, RandAugment.
     """
+    if magnitude > bins - 1:
+        raise UserError(f"magnitude of rand_augment is {magnitude}; of {bins} bins it must be at most {bins - 1}")
+    _check_channels("rand_augment", images, "leave it out of config.data.augment")
 
     def choose(key):
         operation, sign = jax.random.uniform(key, (2, operations))
@@ -176,6 +187,14 @@ def operate(image: jax.Array, operation: jax.Array, sign: jax.Array, strength: f
     image = jnp.where(at("solarize") & (image >= 1 - strength), 1 - image, image)
     image = jnp.where(at("autocontrast") & (high > low), spread, image)
     return jnp.where(at("equalize"), _equalized(levels) / 255, image)
+
+
+def _check_channels(name, images, instead):
+    """Refuse images of which no grey version is known."""
+    if images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"the augmentation {name} takes images of 1 or 3 channels, not of {images.shape[-1]}: {instead}"
+        )
 
 
 def _grey_weights(image):
@@ -260,8 +279,13 @@ def random_erasing(
     Returns:
       float32[B, H, W, C].
 
+    Raises:
+      UserError: the smallest area is above the largest one.
+
     Source: Zhong et al. 2020; torchvision, RandomErasing, whose largest aspect is 3.3; timm, whose defaults these are.
     """
+    if min_area > max_area:
+        raise UserError(f"min_area of random_erasing is {min_area:g}; it must be at most max_area, {max_area:g}")
     sides = jnp.asarray(images.shape[1:3])
 
     def one(key, image):

@@ -163,7 +163,7 @@ def _check_finite(manager, where: str, **named) -> None:
 def learning_rate(experiment: Experiment, stage: Stage) -> Callable[[int], float]:
     """Return the learning rate of a stage as a function of the step."""
     if stage.schedule is not None:
-        return lambda step: stage.schedule(step - stage.first)
+        return lambda step: float(stage.schedule(step - stage.first))
     return experiment.learning_rate
 
 

@@ -1,6 +1,7 @@
 """run.json: what a run began with (config, data, versions, environment), compared at each start."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import pathlib
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_USER_NAME = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # "module:function"
+_USER_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")  # "module:function"
 _LARGEST_MODULE = 16 * storage.MIB
 
 
@@ -57,6 +58,8 @@ def previous_manifest(config: "ConfigDict", directory: pathlib.Path) -> dict:
     differing, neutral = differing_keys(*map(schedules.with_warmup_as_it_is, (old_config, plain(config))))
     if differing:
         old, new = flat(old_config), flat(plain(config))
+        # -1 epochs of warm-up are others in a run of another length; then the length is what differs.
+        differing = [k for k in differing if (repr(old.get(k)), k in old) != (repr(new.get(k)), k in new)]
         shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in differing[:5])
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
@@ -113,6 +116,7 @@ def new_manifest(
         "commit": _commit(),
         "command": sys.argv,
         "environment": environment,
+        "code": _digests_of_user_code(config),
     }
     starts = [*previous.get("starts", []), start]
     for key in ("version", "commit", "environment"):
@@ -125,27 +129,99 @@ def new_manifest(
                 old.get(name),
                 new.get(name),
             )
-    code = _digests_of_user_code(config)
-    for module, digest_before in previous.get("code", {}).items():
-        if module in code and code[module] != digest_before:
+    _compare_code(previous, start["code"])
+    return {"id": run_id, "seed": config.seed, "data": data, "starts": starts, "state": "running"}
+
+
+def warn_of_changed_code(run: dict) -> None:
+    """Log which modules of the user are no longer as they were when a finished run last started.
+
+    Args:
+      run: the content of its run.json.
+    """
+    for module, digest_before in (_code_of_starts(run) or [{}])[-1].items():
+        if _digest_of_module(module) != digest_before:
             _log.warning(
-                "the module %s, which the config names, was changed since the last start, and is used as it is now",
+                "the module %s, on which parts of the config depend, was changed or is gone since this run was "
+                "started; the results are those of the module as it was",
                 module,
             )
-    return {"id": run_id, "seed": config.seed, "data": data, "code": code, "starts": starts, "state": "running"}
+
+
+def _compare_code(previous: dict, code: dict[str, str]) -> None:
+    """Log which modules of the user are others than at earlier starts of the run."""
+    for module in sorted(code):
+        earlier = [digests[module] for digests in _code_of_starts(previous) if module in digests]
+        if earlier and earlier[-1] != code[module]:
+            when = "since the last start"
+        elif any(each != code[module] for each in earlier):
+            when = "since an earlier start, and changed back or again"
+        else:
+            continue
+        _log.warning(
+            "the module %s, on which parts of the config depend, was changed %s, and is used as it is now", module, when
+        )
+
+
+def _code_of_starts(run: dict) -> list[dict[str, str]]:
+    """Return the digests of the user's modules at each start; older versions kept those of the last start only."""
+    codes = [start.get("code") for start in run.get("starts", [])]
+    if codes and codes[-1] is None:
+        codes[-1] = run.get("code")
+    return [code for code in codes if isinstance(code, dict)]
 
 
 def _digests_of_user_code(config: "ConfigDict") -> dict[str, str]:
-    """Return a digest of each module whose functions the config names as "module:function", by the module's name."""
+    """Return a digest of each module on which the "module:object" of a config depend, by the module's name.
+
+    These are the modules that the config names, those that define the objects, and all modules imported so far that
+    are in the same package; or, for a module that is in no package, in the same folder. Of an installed package they
+    are the first two only: it has a version.
+    """
     texts = [text for value in flat(plain(config)).values() for text in (value if isinstance(value, list) else [value])]
-    modules = {match[1] for text in texts if isinstance(text, str) and (match := _USER_NAME.fullmatch(text))}
-    digests = {}
-    for name in sorted(modules):
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        if file and pathlib.Path(file).is_file():
-            digests[name] = hashlib.sha256(storage.read_bytes(file, _LARGEST_MODULE)).hexdigest()[:16]
-    return digests
+    modules = set()
+    for match in [_USER_NAME.fullmatch(text) for text in texts if isinstance(text, str)]:
+        if match:
+            named = sys.modules.get(match[1])
+            defining = getattr(getattr(named, match[2], None), "__module__", None)
+            modules |= {match[1], *([defining] if isinstance(defining, str) else ()), *_modules_beside(match[1])}
+    digests = {name: _digest_of_module(name) for name in sorted(modules)}
+    return {name: value for name, value in digests.items() if value is not None}
+
+
+def _modules_beside(name: str) -> set[str]:
+    """Return the imported modules of the same package as a module of the user, or of the same folder."""
+    file, package = _file_of_module(name), name.partition(".")[0]
+    if file is None or package == unimix_jax.__name__ or not {"site-packages", "dist-packages"}.isdisjoint(file.parts):
+        return set()
+    in_package = package != name or hasattr(sys.modules.get(name), "__path__")
+    beside = set()
+    for other in [*sys.modules]:
+        path = _file_of_module(other) if other != "__main__" else None
+        same = other.partition(".")[0] == package if in_package else path and path.parent == file.parent
+        if same and path is not None and path.suffix == ".py":
+            beside.add(other)
+    return beside
+
+
+def _file_of_module(name: str) -> pathlib.Path | None:
+    """Return the file of a module, which need not be imported; None if there is none."""
+    if name in sys.modules:
+        # Not by getattr, which makes lazy modules import what they stand for.
+        file = getattr(sys.modules[name], "__dict__", {}).get("__file__")
+    else:
+        try:
+            spec = importlib.util.find_spec(name)
+        except Exception:  # its package is the user's program and may raise anything
+            return None
+        file = spec.origin if spec is not None else None
+    return pathlib.Path(file) if isinstance(file, str) and pathlib.Path(file).is_file() else None
+
+
+def _digest_of_module(name: str) -> str | None:
+    """Return a digest of the file of a module; None if there is none."""
+    file = _file_of_module(name)
+    return None if file is None else hashlib.sha256(storage.read_bytes(file, _LARGEST_MODULE)).hexdigest()[:16]
 
 
 def _facts(source) -> dict:

@@ -66,6 +66,7 @@ def run(
     with rundir.locked(directory), console.log_to(directory):
         previous = manifest.previous_manifest(config, directory)
         if previous.get("state") == "complete" and (result := _earlier_result(directory, previous, config)):
+            manifest.warn_of_changed_code(previous)
             _log.info("%s is complete", directory)
             return result
         if not previous and rundir.has_checkpoints(directory):
@@ -203,8 +204,9 @@ def _metrics_of_predictions(directory: pathlib.Path, config: "ConfigDict") -> di
 def _earlier_result(directory: pathlib.Path, about: dict, config: "ConfigDict") -> dict | None:
     """Return what metrics.json of a finished run holds, and log what was changed since; None if a result is gone.
 
-    A result that is gone is written again from the last checkpoint. A result that was changed is then moved aside;
-    otherwise it stays as it is. Damaged metrics are moved aside and computed again, from the predictions if possible.
+    A result that is gone is written again from the last checkpoint, or by training where there is none. A result that
+    was changed is then moved aside; otherwise it stays as it is. Damaged metrics are moved aside and computed again,
+    from the predictions if possible.
     """
     changed, gone = rundir.changed_outputs(directory, about)
     needed = (rundir.METRICS, rundir.predictions_file("test"))  # of runs before results had digests, too
@@ -220,7 +222,10 @@ def _earlier_result(directory: pathlib.Path, about: dict, config: "ConfigDict") 
         # The choice of a post-hoc method is in no other file.
         from_predictions = changed == [rundir.METRICS] and not gone and config.method.posthoc.name == "none"
         source = "the predictions" if from_predictions else "the last checkpoint"
-        _log.warning("%s: %s; the results are written anew from %s", directory, reason, source)
+        how = f"the results are written anew from {source}"
+        if not from_predictions and not rundir.has_checkpoints(directory):
+            how = "there is no checkpoint, so that it is trained again from its first step"
+        _log.warning("%s: %s; %s", directory, reason, how)
         for name in changed:
             aside = storage.unused(directory / f"{name}.changed")
             _log.warning("%s was changed after the run was finished; it is moved to %s", name, aside.name)

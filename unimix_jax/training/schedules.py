@@ -1,14 +1,20 @@
 """Schedules: learning rates as functions of the step, by name."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from unimix_jax import registry
-from unimix_jax.errors import UserError
+from unimix_jax.config import fields
+from unimix_jax.errors import UserError, described
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+_log = logging.getLogger(__name__)
 
 USUAL_WARMUP = -1.0  # the default of config.optim.warmup_epochs
 
@@ -17,7 +23,7 @@ def of_run(optim: "ConfigDict", epochs: int, steps_per_epoch: int) -> Callable[[
     """Return the learning rate of a run as a function of the step, counted from 0: its schedule with a warm-up.
 
     With the defaults and 200 epochs, counted from 1: .1 * e/5 up to epoch 5, .1 up to 160, .001 up to 180, then
-    .00001.
+    .00001. Stages after the run that take its schedule have the rate of its last step.
 
     Args:
       optim: config.optim with `learning_rate`; `warmup_epochs`, see `_warm_up`; `schedule`, the name of an entry, and
@@ -36,12 +42,24 @@ def of_run(optim: "ConfigDict", epochs: int, steps_per_epoch: int) -> Callable[[
     context = {name: optim[name] for name in ("learning_rate", "decay_at", "decay_factor")}
     context |= {"total_steps": epochs * steps_per_epoch, "steps_per_epoch": steps_per_epoch}
     schedule = registry.bind("schedule", {"name": optim.schedule, **optim.schedule_options.to_dict()}, context)
+    for name in ("learning_rate", "decay_at", "decay_factor"):
+        default = fields.FIELDS[f"optim.{name}"].default
+        if name not in schedule.keywords and not np.array_equal(optim[name], default):
+            _log.warning(
+                "the schedule %s takes no %s: config.optim.%s %s is not used", optim.schedule, name, name, optim[name]
+            )
     warm_up = _warm_up(optim.warmup_epochs, epochs, steps_per_epoch)
-    return lambda step: schedule(step) * warm_up(step)
+    last = epochs * steps_per_epoch - 1
+
+    def rate(step: int) -> float:
+        step = min(step, last)
+        return float(schedule(step)) * warm_up(step)  # a user's may return an array of one number
+
+    return rate
 
 
 def check(rate: Callable[[int], float], first: int, last: int, where: str) -> None:
-    """Refuse a schedule whose rates are no numbers, at some steps of its range.
+    """Refuse a schedule whose rates are no numbers, at any step of its range.
 
     Args:
       rate: step -> learning rate.
@@ -52,11 +70,11 @@ def check(rate: Callable[[int], float], first: int, last: int, where: str) -> No
     Raises:
       UserError: a rate that is negative or no number, or a schedule that fails.
     """
-    for step in sorted({first, (first + last) // 2, max(first, last - 1)}):
+    for step in range(first, last):
         try:
             value = float(rate(step))
         except Exception as error:  # the schedule may be the user's, and raise anything
-            raise UserError(f"{where} fails at step {step}: {type(error).__name__}: {error}") from error
+            raise UserError(f"{where} fails at step {step}: {described(error)}") from error
         if not 0 <= value < math.inf:
             raise UserError(f"{where} is {value} at step {step}; a learning rate is 0 or above")
 
@@ -69,7 +87,12 @@ def check(rate: Callable[[int], float], first: int, last: int, where: str) -> No
     }
 )
 def steps(
-    step: int, *, learning_rate: float, total_steps: int, decay_at: Sequence[float], decay_factor: float
+    step: int,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    decay_at: Sequence[float] = fields.FIELDS["optim.decay_at"].default,
+    decay_factor: float = fields.FIELDS["optim.decay_factor"].default,
 ) -> float:
     """Return a learning rate that is multiplied by a factor at some steps.
 

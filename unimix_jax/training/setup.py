@@ -19,7 +19,7 @@ from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as methods
 from unimix_jax.models import heads
-from unimix_jax.training import augment, dispatch, network, optim, runtime, schedules, step, timings, unreadable
+from unimix_jax.training import augment, dispatch, network, optim, runtime, schedules, stages, step, timings, unreadable
 from unimix_jax.training.devices import check_batch, is_cpu, local_devices, ops_backend
 
 if TYPE_CHECKING:
@@ -96,11 +96,12 @@ def prepare(
     image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     model = network.build(config, len(splits.counts), method.head)
     variables = network.first_variables(config, model, image_shape, directory)
-    dropout = network.check(config.network, model, variables, image_shape, method)
+    dropout = network.draws_random_numbers(config, model, variables, image_shape)
+    network.check(config, model, variables, image_shape, method, random=dropout, devices=len(devices))
     augmentations = augment.build(config.data, splits.train.mean)
     augment.check(augmentations, image_shape)
     learning_rate = schedules.of_run(config.optim, config.epochs, steps_per_epoch)
-    _check_schedules(learning_rate, method, config.epochs * steps_per_epoch)
+    _check_schedules(learning_rate, method)
     return Experiment(
         config=config,
         directory=directory,
@@ -163,9 +164,9 @@ def _check_measures(names: tuple[str, ...], classes: int) -> None:
         metrics.measured(names, np.full((2 * classes, classes), 1 / classes), labels)
 
 
-def _check_schedules(rate: Callable[[int], float], method: methods.Method, num_steps: int) -> None:
-    """Refuse learning rates that are no numbers."""
-    schedules.check(rate, 0, num_steps, "the schedule of config.optim")
+def _check_schedules(rate: Callable[[int], float], method: methods.Method) -> None:
+    """Refuse learning rates that are no numbers, at every step of all stages."""
+    schedules.check(rate, 0, method.stages[-1].last, "the schedule of config.optim")
     for stage in method.stages:
         if stage.schedule is not None:
             schedules.check(stage.schedule, 0, stage.last - stage.first, f"the schedule of stage {stage.name!r}")
@@ -192,9 +193,9 @@ def _with_inner_mixing(
     Raises:
       UserError: such a stage has partners from outside of the batch, or the batch goes through the network in parts.
     """
-    stages = []
+    marked = []
     for stage in method.stages:
-        if step.mixes_inside(stage, image_shape, config.batch_size // devices, getattr(model, "levels", 1)):
+        if stages.mixes_inside(stage, image_shape, config.batch_size // devices, getattr(model, "levels", 1)):
             where = f"stage {stage.name!r} of method {method.name!r}"
             if config.grad_accum_steps > 1:
                 raise UserError(
@@ -213,8 +214,8 @@ def _with_inner_mixing(
             )
             indices_within_batch(indices_of, where, step=stage.first)
             stage = stage._replace(mixes_inside=True)
-        stages.append(stage)
-    return method._replace(stages=tuple(stages))
+        marked.append(stage)
+    return method._replace(stages=tuple(marked))
 
 
 def indices_within_batch(indices_of: Callable, where: str, *, step: int) -> BatchIndices:

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from unimix_jax.data.types import Batch
-from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import ops
@@ -85,59 +83,6 @@ def mixed_batch(batch: Batch, seed: jax.Array, step: jax.Array, stage: Stage, co
     return stage.mixer(mix_keys, image, partner, batch.label, batch.partner_label)
 
 
-_LEVEL_DRAWS = 256  # seeds with which a mixer's level is drawn
-
-
-def mixes_inside(stage: Stage, image_shape: tuple[int, int, int], size: int, levels: int) -> bool:
-    """Return whether the mixer of a stage leaves the mixing to the network, at a level that the network has.
-
-    Args:
-      stage: with a mixer or without.
-      image_shape: (H, W, C).
-      size: images of a device's share.
-      levels: of the network, at which it can mix: 0 is its input.
-
-    Raises:
-      UserError: the mixer fails on images of this shape, returns something else than a `Mixed`, or mixes at a level
-        that the network does not have.
-    """
-    if stage.mixer is None:
-        return False
-    name = getattr(getattr(stage.mixer, "func", stage.mixer), "__name__", stage.mixer)
-
-    def mixed(seed, images, labels):
-        key = jax.random.key(seed)
-        return stage.mixer(mixing.Keys(key, jax.random.split(key, size)), images, images, labels, labels)
-
-    of = jax.ShapeDtypeStruct
-    shapes = of((), jnp.uint32), of((size, *image_shape), jnp.float32), of((size,), jnp.int32)
-    try:
-        mixed_shapes = jax.eval_shape(mixed, *shapes)
-    except UserError:
-        raise
-    except Exception as error:  # the mixer may be the user's, and raise anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"the mixer {name} of stage {stage.name!r} fails on a batch of images: {why}") from error
-    if not isinstance(mixed_shapes, mixing.Mixed):
-        raise UserError(
-            f"the mixer {name} of stage {stage.name!r} returns {type(mixed_shapes).__name__}; it must return Mixed"
-        )
-    if mixed_shapes.hidden is None:
-        return False
-
-    def level(seed):
-        return mixed(seed, jnp.zeros(shapes[1].shape), jnp.zeros(size, jnp.int32)).hidden
-
-    # The level may be random, so it is drawn with many seeds. XLA computes nothing but the level.
-    drawn = np.unique(jax.jit(functools.partial(jax.lax.map, level))(np.arange(_LEVEL_DRAWS, dtype=np.uint32)))
-    if len(unknown := np.setdiff1d(drawn, np.arange(levels))):
-        has = f"levels {', '.join(map(str, range(levels)))}" if levels > 1 else "no level but its input, 0"
-        raise UserError(
-            f"the mixer {name} of stage {stage.name!r} mixes at level {unknown[0]} of the network, which has {has}"
-        )
-    return True
-
-
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -194,6 +139,7 @@ def train_step(
         else:
             logits, updates = apply(variables, mixed.image, train=True, mutable=["batch_stats"], **options)
             batch_stats = updates.get("batch_stats", batch_stats)
+        logits = _at_least_float32(logits)
         losses = mixing.objective(stage.loss, logits, mixed, inputs.class_weight)
         return losses.sum(), (logits, batch_stats)
 
@@ -272,4 +218,9 @@ def _accumulated(part, examples: tuple, batch_stats, config: StepConfig):
 def predict_step(variables: dict, images: jax.Array, *, network: nn.Module, config: StepConfig) -> jax.Array:
     """Return the logits float32[B, K] of raw images uint8[B, H, W, C], with the running batch statistics."""
     images = augment.normalise(images, config.mean, config.std)
-    return ops.using(config.ops, network.apply)(variables, images, train=False)
+    return _at_least_float32(ops.using(config.ops, network.apply)(variables, images, train=False))
+
+
+def _at_least_float32(logits: jax.Array) -> jax.Array:
+    """Return logits of a network in float32, if they have fewer bits; losses and files are in float32."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

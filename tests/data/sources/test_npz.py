@@ -114,7 +114,10 @@ def test_arrays_can_be_cut(arrays):
         ({"train_labels": np.repeat([0, 1, -1], 4)}, "holds the label -1"),
         ({"train_labels": np.repeat([0, 1, 3], 4)}, "no training image in class 2"),
         ({"train_labels": np.repeat([0, 1, 10**9], 4)}, "no training image in class 2 .*from 0 to 1000000000"),
-        ({"class_names": np.array(["a", "b"])}, r"train_labels in .* label 2 occurs, but with 2 classes"),
+        (
+            {"class_names": np.array(["a", "b"])},
+            r"train_labels in .*: labels hold 2; with 2 classes they must lie in 0..1",
+        ),
         ({"test_labels": np.array([0, 1, 3])}, "no training image in class 3 in .*; 1 test images have it"),
         ({"class_names": np.array([*"abcd"])}, r"no training image in class 3 \(d\); leave"),
         (

@@ -10,9 +10,9 @@ import numpy as np
 
 from unimix_jax import priors, registry
 from unimix_jax.config import fields
-from unimix_jax.data.sources import cifar, digits, npz, photographs
+from unimix_jax.data.sources import cifar, digits, npz, photographs, splits_checks
 from unimix_jax.data.types import Splits
-from unimix_jax.errors import UserError, one_of
+from unimix_jax.errors import UserError, described, one_of
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -59,10 +59,8 @@ def _read_by_user(read: Callable, data: "ConfigDict") -> Splits:
     except UserError:
         raise
     except Exception as error:  # the source is the user's, and may raise anything
-        raise UserError(f"the data source {data.source} fails: {type(error).__name__}: {error}") from error
-    if not isinstance(splits, Splits):
-        kind = type(splits).__name__
-        raise UserError(f"the data source {data.source} returns {kind}; it must return unimix_jax.data.types.Splits")
+        raise UserError(f"the data source {data.source} fails: {described(error)}") from error
+    splits_checks.check(splits, data.source)
     if splits.train.images is None and "image_size" not in data:
         raise UserError(
             f"the data source {data.source} returns encoded images, which need the fields of photographs: call "
