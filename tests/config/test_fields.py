@@ -55,8 +55,15 @@ DEFAULT = {
         "decay_at": (0.8, 0.9),
         "decay_factor": 0.01,
     },
-    "parallel": {"devices": 0, "spmd": "shard_map", "cpu_threads": 0, "ops": "auto", "batch_norm": "global"},
-    "checkpoint": {"every": 5, "keep": 2},
+    "parallel": {
+        "devices": 0,
+        "spmd": "shard_map",
+        "cpu_threads": 0,
+        "ops": "auto",
+        "deterministic": False,
+        "batch_norm": "global",
+    },
+    "checkpoint": {"every": 5, "seconds": -1.0, "keep": 2},
     "method": {},
 }
 # What photographs change of it and add to it.
@@ -98,6 +105,7 @@ SOURCES = {
 NEUTRAL = {
     "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "measures", "loggers",
     "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "steps_per_dispatch", "checkpoint.every",
+    "checkpoint.seconds", "parallel.deterministic",
     "checkpoint.keep",
 }  # fmt: skip
 SEEN_IN_DATA = {

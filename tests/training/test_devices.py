@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import types
 
@@ -211,6 +212,33 @@ def test_the_compiler_options_are_known_to_a_tested_jaxlib():
     if jax.__version__.startswith("0.10."):
         assert runtime.compiler_options() == runtime._CPU_OPTIONS
         assert "xla_cpu_experimental_ynn_fusion_type" in runtime.compiler_options()
+
+
+def test_options_for_gpus_fall_back_to_what_the_version_of_xla_knows(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("unimix_jax"), "propagate", True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    refused = {f"{runtime._GRAPHS},CONVOLUTION"}
+    monkeypatch.setattr(runtime, "_is_known", lambda name, value: value not in refused)
+    options = runtime.compiler_options.__wrapped__
+    graphs = {"xla_gpu_enable_command_buffer": runtime._GRAPHS, "xla_gpu_graph_min_graph_size": 1}
+    assert options() == graphs
+    assert options(deterministic=True) == graphs | {"xla_gpu_exclude_nondeterministic_ops": True}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+    assert options() == {"xla_gpu_graph_min_graph_size": 1}  # the user's own stays
+    refused.add(1)
+    with caplog.at_level(logging.INFO):
+        assert options() == {}
+    assert "does not take xla_gpu_graph_min_graph_size=1, so programs are compiled without" in caplog.text
+
+
+def test_an_option_that_xla_does_not_know_is_not_taken():
+    assert not runtime._is_known("xla_no_such_option", True)
+
+
+def test_the_memory_of_devices_is_the_largest_of_them():
+    devices = [types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n * 2**20}) for n in (3, 5)]
+    assert runtime.peak_device_memory_mib(devices) == 5
+    assert runtime.peak_device_memory_mib(jax.devices()) is None
 
 
 @pytest.mark.parametrize(

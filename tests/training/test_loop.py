@@ -13,6 +13,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -227,6 +228,21 @@ def test_a_run_with_many_steps_a_dispatch_writes_the_same_records_and_goes_on_to
     assert numbers_of(tmp_path / "stopped") == whole
 
 
+def test_checkpoints_come_at_least_so_many_seconds_apart_and_the_last_one_always(tmp_path):
+    saved = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "save", lambda manager, step, *_: saved.append(step))
+        run(config("--config.checkpoint.seconds=1000", "--config.eval_every=0", method="erm"), tmp_path)
+    assert saved == [33]
+
+
+def test_nan_on_the_devices_is_noticed_without_fetching_the_leaves():
+    sound, broken = [jnp.ones(3), jnp.int32(2)], [jnp.ones(3), jnp.array([1.0, jnp.nan])]
+    for tree, finite in ((sound, True), (broken, False)):
+        assert loop._is_finite(tree) == finite
+        assert bool(loop._all_finite(tree)) == finite
+
+
 def test_a_loss_that_is_not_finite_is_found_at_its_step_of_a_dispatch(tmp_path):
     wild = config(
         "--config.steps_per_dispatch=11", "--config.optim.learning_rate=1e6", "--config.optim.warmup_epochs=0"
@@ -375,7 +391,7 @@ def test_seed_reaches_order_partners_and_the_step(tmp_path):
     assert (np.asarray(a.partner_label) != b.partner_label).any()
     seeds = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "StepInputs", lambda *args: seeds.append(args[0]) or StepInputs(*args))
+        patch.setattr(loop, "StepInputs", lambda *args: seeds.append(int(args[0])) or StepInputs(*args))
         run(config("--config.seed=5", "--config.epochs=1", method="erm"), tmp_path / "run")
     assert set(seeds) == {5}
 

@@ -120,6 +120,7 @@ def distribute(
     split: Sequence[int | None] = (None, 0, None),
     split_result: bool = False,
     donate: Sequence[int] = (),
+    deterministic: bool = False,
 ) -> Callable:
     """Compile a step that is written for one device's share, for several devices.
 
@@ -131,6 +132,7 @@ def distribute(
         of it (see `replicate`).
       split_result: whether the result is put together from the devices' shares of its leading axis, or equal on all.
       donate: arguments whose memory the result may take.
+      deterministic: see `runtime.compiler_options`.
 
     Returns:
       A function of the same arguments. `pmap` leaves out `compiler_options`, which it cannot pass on.
@@ -154,7 +156,7 @@ def distribute(
         out_specs=P(AXIS) if split_result else P(),
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=runtime.compiler_options())
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=runtime.compiler_options(deterministic))
 
 
 def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import metrics
@@ -19,7 +20,7 @@ from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.models import init
 from unimix_jax.training import checkpoints, loggers, predict
 from unimix_jax.training import input as training_input
-from unimix_jax.training.devices import distribute, replicate
+from unimix_jax.training.devices import distribute, is_cpu, replicate
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import StepInputs, TrainState, many_steps, train_step
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SECONDS_BETWEEN_SAVES = 30.0  # on accelerators, where an epoch takes less than a save does
 _WATCHED = ("accuracy", "ece", "nll")  # measures that evaluations on the way record
 
 
@@ -66,10 +68,11 @@ def train(
         config.loggers, directory=experiment.directory, config=config, first_step=first, num_steps=num_steps
     )
     with clock.part("steps"), run_loggers as records, contextlib.closing(dispatches):
-        previous_sums, timed_from, timer = None, first, time.monotonic()
+        previous_sums, timed_from, timer, saved = None, first, time.monotonic(), time.monotonic()
         for next_stage, steps, batch in dispatches:
             if next_stage is not stage:
                 stage, rate = next_stage, learning_rate(experiment, next_stage)
+                constants = replicate((np.uint32(config.seed), stage.class_weight), experiment.devices)
                 state = state if steps.start > stage.first else stage_start(experiment, stage, state)
             program = stage.program, len(steps)
             compiles = program not in compiled_steps
@@ -77,7 +80,7 @@ def train(
                 compiled_steps[program] = compiled_step(experiment, stage)
             rates = np.array([rate(step) for step in steps], np.float32)
             rates = rates if experiment.steps_per_dispatch > 1 else rates[0]
-            inputs = StepInputs(np.uint32(config.seed), rates, stage.class_weight)
+            inputs = StepInputs(constants[0], rates, constants[1])
             with clock.part("compile" if compiles else "steps"):
                 state, sums = compiled_steps[program](state, batch, inputs, *resident)
             jax.block_until_ready(previous_sums)  # at most two dispatches in flight: each has its own buffers
@@ -85,7 +88,7 @@ def train(
             records.update(len(steps))
 
             stopping, last = stop_requested.is_set(), steps.stop
-            due = _due(experiment, steps, stopping)
+            due = _due(experiment, steps, stopping, time.monotonic() - saved)
             if any(due):
                 means = _means(sums)
                 seconds = time.monotonic() - timer
@@ -110,6 +113,7 @@ def train(
                 # After the records of these steps: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):
                     checkpoints.save(manager, last, state, experiment.run_id)
+                saved = time.monotonic()
                 if stopping and last < num_steps:
                     raise Interrupted(f"at step {last} of {num_steps}, saved; --workdir={experiment.directory} goes on")
             if compiles or any(due):
@@ -121,8 +125,11 @@ def train(
     return state, scores, posthoc
 
 
-def _due(experiment: Experiment, steps: range, stopping: bool) -> Due:
-    """Return what is due after the steps of a dispatch: evaluations and checkpoints are at its end."""
+def _due(experiment: Experiment, steps: range, stopping: bool, unsaved: float) -> Due:
+    """Return what is due after the steps of a dispatch, `unsaved` seconds after the last checkpoint.
+
+    Evaluations and checkpoints are at the end of a dispatch.
+    """
     config, splits = experiment.config, tuple(experiment.splits.evaluated)
     end = steps.stop == experiment.steps
 
@@ -131,7 +138,11 @@ def _due(experiment: Experiment, steps: range, stopping: bool) -> Due:
 
     logged = (step + 1 for step in steps if every(config.log_every, step + 1) or step + 1 == experiment.steps)
     evaluated = every(config.eval_every * experiment.steps_per_epoch, steps.stop)
-    save = end or stopping or every(config.checkpoint.every * experiment.steps_per_epoch, steps.stop)
+    least = config.checkpoint.seconds
+    if least < 0:
+        least = 0.0 if is_cpu(experiment.devices) else _SECONDS_BETWEEN_SAVES
+    save = unsaved >= least and every(config.checkpoint.every * experiment.steps_per_epoch, steps.stop)
+    save = save or end or stopping
     return Due(tuple(logged), splits if end else splits[:1] if evaluated else (), save)
 
 
@@ -154,10 +165,23 @@ def _where(step: int, stage: Stage, rate: Callable[[int], float]) -> str:
 def _check_finite(manager, where: str, **named) -> None:
     """Raise a NonFiniteError for the first tree of arrays, given by name, that holds nan or infinity."""
     for name, tree in named.items():
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree))):
+        if not _is_finite(tree):
             newest = manager.latest_step()
             kept = "there is no checkpoint yet" if newest is None else f"the checkpoint of step {newest} is kept"
             raise NonFiniteError(f"the {name} is not finite at {where}; {kept}")
+
+
+def _is_finite(tree) -> bool:
+    """Return whether no leaf holds nan or infinity; on an accelerator one program looks, and no leaf is fetched."""
+    leaves = jax.tree.leaves(tree)
+    if all(isinstance(leaf, np.ndarray | np.generic) or is_cpu([*leaf.devices()]) for leaf in leaves):
+        return all(np.isfinite(leaf).all() for leaf in jax.device_get(leaves))
+    return bool(_all_finite(leaves))
+
+
+@jax.jit
+def _all_finite(leaves: list) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def learning_rate(experiment: Experiment, stage: Stage) -> Callable[[int], float]:
@@ -198,4 +222,5 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
         experiment.config.parallel.spmd,
         split=(None, int(many), None, None, None) if experiment.on_device else (None, 0, None),
         donate=(0,),
+        deterministic=experiment.config.parallel.deterministic,
     )

@@ -32,7 +32,7 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     Args:
       experiment: of `setup.prepare`.
     """
-    devices, spmd = experiment.devices, experiment.config.parallel.spmd
+    devices, parallel = experiment.devices, experiment.config.parallel
     wanted, size = experiment.config.eval_batch_size, rounded_up(experiment.config.eval_batch_size, len(devices))
     if size != wanted:
         _log.info("eval_batch_size %d is rounded up to %d, a multiple of the %d devices", wanted, size, len(devices))
@@ -40,25 +40,43 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     def step(variables, images, *, axis):
         return predict_step(variables, images, network=experiment.network, config=experiment.step_config)
 
-    compiled = distribute(step, devices, spmd, split=(None, 0), split_result=True)
-    compiles = True
+    compiled = distribute(
+        step, devices, parallel.spmd, split=(None, 0), split_result=True, deterministic=parallel.deterministic
+    )
+    compiles, resident = True, {}
+
+    def placed(images):
+        return shard(images, devices, parallel.spmd)
+
+    def blocks_of(name):
+        """Yield the blocks of a split, with the images on the devices, where they stay if the training images do."""
+        source = experiment.splits.evaluated[name]
+        if name in resident:
+            yield from resident[name]
+            return
+        with contextlib.closing(loading.prefetch(loading.blocks(source, size, experiment.reading))) as blocks:
+            blocks = ((placed(images), present, names) for images, present, names in blocks)
+            if experiment.on_device:
+                blocks = resident[name] = list(blocks)
+            yield from blocks
 
     def scores_of(state, name):
         nonlocal compiles
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         source, logits, present = experiment.splits.evaluated[name], [], []
         # The last block is filled up, so that one program serves all; what fills it is left out here.
-        with contextlib.closing(loading.prefetch(loading.blocks(source, size, experiment.reading))) as blocks:
-            for images, here, names in blocks:
-                unreadable.record(experiment.directory, names)
-                with experiment.clock.part("compile" if compiles else "evaluation"):
-                    block_logits = compiled(variables, shard(images, devices, spmd))
-                compiles = False
-                logits.append(np.asarray(block_logits)[here])
-                present.append(here)
+        for images, here, names in blocks_of(name):
+            unreadable.record(experiment.directory, names)
+            with experiment.clock.part("compile" if compiles else "evaluation"):
+                logits.append(compiled(variables, images))
+            compiles = False
+            present.append(here)
+            if not experiment.on_device:  # a block of the host's is used before the next one comes
+                logits[-1] = np.asarray(logits[-1])
         rows = np.flatnonzero(np.concatenate(present))
         if not len(rows):
             raise UserError(f"none of the {len(source.labels)} {name} images can be read")
+        logits = [np.asarray(block)[here] for block, here in zip(logits, present, strict=True)]
         return Scores(np.concatenate(logits), source.labels[rows], rows)
 
     @experiment.clock.part("evaluation")

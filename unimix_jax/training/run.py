@@ -90,6 +90,7 @@ def run(
             "state": "complete",
             "seconds": round(time.monotonic() - start, 1),
             "peak_memory_mib": runtime.peak_memory_mib(),
+            "peak_device_memory_mib": runtime.peak_device_memory_mib(experiment.devices),
             "unreadable": unreadable.count(directory),
             "outputs": rundir.output_digests(directory),
         }
@@ -102,7 +103,11 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
     config, directory = experiment.config, experiment.directory
     has_checkpoints = rundir.has_checkpoints(directory)
     environment = runtime.environment(
-        experiment.devices, config.parallel.spmd, experiment.step_config.ops, experiment.steps_per_dispatch
+        experiment.devices,
+        config.parallel.spmd,
+        experiment.step_config.ops,
+        experiment.steps_per_dispatch,
+        config.parallel.deterministic,
     )
     with experiment.clock.part("data"):
         about = manifest.new_manifest(

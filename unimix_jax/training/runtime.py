@@ -5,11 +5,13 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import pathlib
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,17 @@ import numpy as np
 # XLA's CPU backend hands convolutions to a library that is very slow at their weight gradients; its
 # matrix products and sums are good. A step of ResNet-32 takes .8 of the time without.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+# A step of a small network is bound by its launches. XLA records kernels into CUDA graphs, but by default no
+# convolutions, and no graph of less than five kernels: as convolutions stand everywhere, next to nothing is recorded.
+# Of several values the first one that the version of XLA knows is taken.
+_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN"
+_GPU_OPTIONS = {
+    "xla_gpu_enable_command_buffer": (f"{_GRAPHS},CONVOLUTION", _GRAPHS),
+    "xla_gpu_graph_min_graph_size": (1,),
+}
+_DETERMINISTIC_GPU_OPTIONS = {"xla_gpu_exclude_nondeterministic_ops": (True,)}
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -92,18 +105,37 @@ def _keep_heap() -> None:
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
-    """Return the project's compiler options that this backend knows; the first call takes 0.1 s."""
-    if jax.default_backend() != "cpu":
-        return {}
+def compiler_options(deterministic: bool = False) -> dict[str, Any]:
+    """Return the project's compiler options that this backend knows; the first call takes 0.1 s.
+
+    An option that $XLA_FLAGS names is left as it says. One that the version of XLA does not know is left out, and the
+    log says so.
+
+    Args:
+      deterministic: on GPUs, leave out programs whose sums come in an order of their own.
+    """
+    wanted = {
+        "cpu": {name: (value,) for name, value in _CPU_OPTIONS.items()},
+        "gpu": _GPU_OPTIONS | (_DETERMINISTIC_GPU_OPTIONS if deterministic else {}),
+    }
     known = {}
-    for name, value in _CPU_OPTIONS.items():
-        try:
-            jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(1.0).compile()
-            known[name] = value
-        except Exception:  # whatever a jaxlib without the option raises: it does without
+    for name, values in wanted.get(jax.default_backend(), {}).items():
+        if name in os.environ.get("XLA_FLAGS", ""):
             continue
+        value = next((value for value in values if _is_known(name, value)), None)
+        if value is None:
+            _log.info("this version of XLA does not take %s=%s, so programs are compiled without", name, values[0])
+        else:
+            known[name] = value
     return known
+
+
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(1.0).compile()
+    except Exception:  # whatever a jaxlib without the option raises
+        return False
+    return True
 
 
 def threads() -> int:
@@ -114,7 +146,9 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment(devices: Sequence, spmd: str, ops: str, steps_per_dispatch: int = 1) -> dict:
+def environment(
+    devices: Sequence, spmd: str, ops: str, steps_per_dispatch: int = 1, deterministic: bool = False
+) -> dict:
     """Return what the bits of a result depend on beside config and data: versions, devices, options.
 
     Args:
@@ -122,6 +156,7 @@ def environment(devices: Sequence, spmd: str, ops: str, steps_per_dispatch: int 
       spmd: how a step is distributed over them.
       ops: the backend of the layers.
       steps_per_dispatch: of `dispatch.steps_per_dispatch`.
+      deterministic: config.parallel.deterministic.
     """
     import flax
     import jaxlib
@@ -137,9 +172,19 @@ def environment(devices: Sequence, spmd: str, ops: str, steps_per_dispatch: int 
         "spmd": spmd,
         "ops": ops,
         "steps_per_dispatch": steps_per_dispatch,
-        "compiler_options": compiler_options() if spmd == "shard_map" else {},  # pmap cannot pass them on
+        "compiler_options": compiler_options(deterministic) if spmd == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def peak_device_memory_mib(devices: Sequence) -> int | None:
+    """Return the largest memory that was used on one of these devices, in MiB; None if they do not say (CPUs).
+
+    Args:
+      devices: those of the run.
+    """
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    return None if None in peaks else max(peaks) // 2**20
 
 
 def peak_memory_mib() -> int | None:
