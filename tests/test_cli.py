@@ -195,3 +195,11 @@ def test_an_installed_command_finds_modules_of_the_current_folder(tmp_path, monk
     assert cli.run_command(lambda: str(importlib.import_module("here_alone").answer)) == 0
     assert sys.path == before
     sys.modules.pop("here_alone")
+
+
+def test_a_function_of_the_user_s_that_leaves_is_no_success(capsys):
+    def leaves():
+        sys.exit(0)
+
+    assert cli.run_command(leaves) == 2
+    assert "a function of yours ends the program: SystemExit: 0, in line" in capsys.readouterr().err

@@ -78,6 +78,8 @@ def _code(work: Callable[[], str]) -> int:
         return _fail(f"stopped: {error}", errors.INTERRUPTED)
     except KeyboardInterrupt:
         return _fail("stopped", errors.INTERRUPTED)
+    except SystemExit as error:  # of a user's function, in whose place a run would go on
+        return _fail(f"error: a function of yours ends the program: {errors.described(error)}", errors.MISTAKE)
     except OSError as error:
         code = errors.FAILED if errors.is_disk_failure(error) else errors.MISTAKE
         return _fail(f"error: {error.filename or 'a file'}: {error.strerror or error}", code)

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import re
+import textwrap
 import traceback
 from collections.abc import Iterable
 from typing import NoReturn
@@ -44,7 +45,7 @@ def described(error: BaseException) -> str:
     Returns:
       A text such as "TypeError: f() takes 1 argument, in line 7 of mine.py".
     """
-    text = " ".join(str(error).split())[:300]
+    text = textwrap.shorten(str(error), 300, placeholder=" ...")
     places = [
         f", in line {line} of {frame.f_code.co_filename}"
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -77,6 +78,18 @@ def raise_write_error(sentence: str, error: OSError) -> NoReturn:
     if is_disk_failure(error):
         raise Failure(message) from None
     raise UserError(message) from None
+
+
+def shown(value: object) -> str:
+    """Return an array's type and shape for a sentence, or the type of another value.
+
+    Args:
+      value: that a user's function returned.
+
+    Returns:
+      A text such as "float32[2, 11]".
+    """
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -99,7 +99,7 @@ SOURCES = {
     "cifar10": {"data.source": "cifar10", **CIFAR},
     "cifar100": {"data.source": "cifar100", **CIFAR},
     "arrays": {"data.source": "arrays", "data.file": ""},
-    "digits": {"data.source": "digits"},
+    "digits": {"data.source": "digits", "data.imbalance": 20.0},
 }
 # What may differ when a run goes on: numbers stay the same; or the digests of the data are compared.
 NEUTRAL = {

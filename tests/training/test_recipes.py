@@ -312,7 +312,7 @@ def _one_weight(keys, image_a, image_b, label_a, label_b):
     ("kind", "function", "message"),
     [
         ("loss", _loss_of_logits_alone, r"fails on a batch of logits \[4, 10\] and labels: TypeError"),
-        ("loss", _NoFunction, r"the loss _NoFunction of stage 'mixed' fails .* TypeError"),
+        ("loss", _NoFunction, "the loss _NoFunction of stage 'mixed' is a class; it must be a function"),
         (
             "loss",
             _scalar,
@@ -329,3 +329,54 @@ def test_functions_of_a_stage_that_cannot_work_are_refused(kind, function, messa
     stage = prepared("unimix", 1).method.stages[0]._replace(**{kind: function})
     with pytest.raises(UserError, match=message):
         stages.check_functions(stage, (8, 8, 1), 4)
+
+
+def _one_less(class_index, *, seed, step, batch_size):
+    return np.zeros(batch_size - 1, int)
+
+
+def _too_far(class_index, *, seed, step, batch_size):
+    return np.full(batch_size, 10**6)
+
+
+def _no_pair(class_index, index, *, seed, step):
+    return index
+
+
+def _fails(*_, **__):
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "message"),
+    [
+        (
+            "sampler",
+            _one_less,
+            r"sampler _one_less of stage 'mixed' returns positions int64\[31\]; they must be 32 whole",
+        ),
+        ("sampler", _too_far, "returns positions from 1000000 to 1000000; they must be 32 whole numbers in 0..330"),
+        ("sampler", _fails, "sampler _fails of stage 'mixed' fails on the first step: SystemExit: 3, in line"),
+        ("pair_sampler", _no_pair, r"returns int64\[32\]; it must return \(positions of partners, their views\)"),
+        ("pair_sampler", _NoFunction, "pair_sampler _NoFunction of stage 'mixed' is a class; it must be a function"),
+    ],
+)
+def test_samplers_that_choose_no_batch_are_refused(kind, function, message):
+    experiment = prepared("unimix", 1)
+    stage = experiment.method.stages[0]._replace(**{kind: function})
+    with pytest.raises(UserError, match=message):
+        stages.check_samplers(stage, experiment.class_index, 32)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda logits, head, *, validation: logits, r"returns float32\[20, 10\]; it must return \(logits, chosen"),
+        (lambda logits, head, *, validation: (logits[:, :5], {}), r"returns logits \[20, 5\] for \[20, 10\]"),
+        (_fails, r"the posthoc function _fails fails on logits \[20, 10\]: SystemExit: 3"),
+    ],
+)
+def test_changes_of_logits_that_return_no_logits_are_refused(function, message):
+    method = prepared("unimix", 1).method._replace(posthoc=function)
+    with pytest.raises(UserError, match=message):
+        stages.check_posthoc(method, {}, validation=True)

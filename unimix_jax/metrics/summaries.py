@@ -75,7 +75,7 @@ def _value_of(name: str, probabilities: np.ndarray, labels: np.ndarray, bins: in
     measure = registry.resolve("measure", name)
     try:
         value = measure(_read_only(probabilities), _read_only(labels), **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the measure {name} fails: {described(error)}") from error
     if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
         returned = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)

@@ -11,7 +11,7 @@ import numpy as np
 
 from unimix_jax import registry
 from unimix_jax.config import fields
-from unimix_jax.errors import UserError, described, one_of
+from unimix_jax.errors import UserError, described, one_of, shown
 from unimix_jax.training.rng import Use, use
 
 if TYPE_CHECKING:
@@ -77,13 +77,12 @@ def check(augmentations: Sequence[functools.partial], image_shape: tuple[int, in
             result = jax.eval_shape(augmentation, keys, images)
         except UserError:
             raise
-        except Exception as error:  # the augmentation may be the user's, and raise anything
+        except (Exception, SystemExit) as error:  # the augmentation may be the user's, and raise anything
             raise UserError(f"the augmentation {name} fails on images {image_shape}: {described(error)}") from error
         if (getattr(result, "shape", None), getattr(result, "dtype", None)) != (images.shape, images.dtype):
-            returned = f"{result.dtype}{list(result.shape)}" if hasattr(result, "dtype") else type(result).__name__
             raise UserError(
-                f"the augmentation {name} returns {returned} for images float32{list(images.shape)}; it must return "
-                "float32 images of the same shape"
+                f"the augmentation {name} returns {shown(result)} for images {shown(images)}; it must return float32 "
+                "images of the same shape"
             )
 
 

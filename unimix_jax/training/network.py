@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, described
+from unimix_jax.errors import UserError, described, shown
 from unimix_jax.methods.build import Method
 from unimix_jax.models import init, networks, pretrained
 from unimix_jax.training import rundir
@@ -120,7 +120,7 @@ def check(
     with _sentences_for_failures(config, image_shape):
         logits = _output(network, variables, image_shape, train=False)
     if getattr(logits, "shape", None) != (2, classes):
-        raise UserError(f"{name} returns {logits} for two images; it must return logits [2, {classes}]")
+        raise UserError(f"{name} returns {shown(logits)} for two images; it must return logits [2, {classes}]")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise UserError(f"{name} returns logits of the type {logits.dtype}; they must be floats")
     if random and variables["batch_stats"]:

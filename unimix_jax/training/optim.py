@@ -84,11 +84,16 @@ def build(optim: "ConfigDict", params: Any) -> optax.GradientTransformation:
         )
     try:
         optimiser = function()
+        if not hasattr(optimiser, "update"):
+            returned = type(optimiser).__name__
+            raise UserError(f"the optimiser {optim.name} returns {returned}; it must return a transformation of optax")
         if not registry.traits("optimiser", function).is_direction:
             optimiser = optax.chain(optimiser, optax.scale(-1.0))
         jax.eval_shape(lambda params: optimiser.update(params, optimiser.init(params), params), params)
         in_proportion = "learning_rate" not in function.keywords or _in_proportion(function, optim.learning_rate)
-    except Exception as error:  # the optimiser may be the user's, and raise anything
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the optimiser may be the user's, and raise anything
         raise UserError(
             f"the optimiser {optim.name} (config.optim) fails on the network's parameters: {described(error)}"
         ) from error

@@ -73,7 +73,7 @@ def check(rate: Callable[[int], float], first: int, last: int, where: str) -> No
     for step in range(first, last):
         try:
             value = float(rate(step))
-        except Exception as error:  # the schedule may be the user's, and raise anything
+        except (Exception, SystemExit) as error:  # the schedule may be the user's, and raise anything
             raise UserError(f"{where} fails at step {step}: {described(error)}") from error
         if not 0 <= value < math.inf:
             raise UserError(f"{where} is {value} at step {step}; a learning rate is 0 or above")

@@ -102,6 +102,9 @@ def prepare(
     augment.check(augmentations, image_shape)
     learning_rate = schedules.of_run(config.optim, config.epochs, steps_per_epoch)
     _check_schedules(learning_rate, method)
+    for stage in method.stages:
+        stages.check_samplers(stage, class_index, config.batch_size)
+    stages.check_posthoc(method, variables["params"].get("head"), splits.validation is not None)
     return Experiment(
         config=config,
         directory=directory,

@@ -58,7 +58,7 @@ def _read_by_user(read: Callable, data: "ConfigDict") -> Splits:
         splits = read(data)
     except UserError:
         raise
-    except Exception as error:  # the source is the user's, and may raise anything
+    except (Exception, SystemExit) as error:  # the source is the user's, and may raise anything
         raise UserError(f"the data source {data.source} fails: {described(error)}") from error
     splits_checks.check(splits, data.source)
     if splits.train.images is None and "image_size" not in data:
