@@ -528,7 +528,7 @@ def test_the_class_distributions(command, tmp_path):
     assert out == f"report: {tmp_path}/a1/report.html\n"
     page = Page((tmp_path / "a1" / "report.html").read_text())
     exact = [float(text) for text in page.texts["td"]]
-    table = np.array(exact).reshape(6, 8)  # exact and drawn of four laws
+    table = np.array(exact).reshape(6, 8)  # exact and drawn of four distributions
     np.testing.assert_allclose(table.sum(axis=0), 100, atol=0.05)
     # 100,000 pairs: a standard error of .16 % at most.
     np.testing.assert_allclose(table[:, 1::2], table[:, ::2], atol=0.8)

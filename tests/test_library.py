@@ -1,4 +1,4 @@
-"""The front door: what `import unimix_jax` offers, and that it gives what the commands and the exact forms give."""
+"""The library: the names of `import unimix_jax`, which give what the commands and the exact forms give."""
 
 import ast
 import functools
@@ -358,7 +358,7 @@ def test_a_mistake_in_a_call_of_evaluate_is_one_sentence(arguments, words):
 
 
 def batch(size, seed=0):
-    """Images that name themselves by a number, and labels by the natural law of COUNTS."""
+    """Images that name themselves by a number, and labels by the natural distribution of COUNTS."""
     random = np.random.default_rng(seed)
     labels = random.choice(len(COUNTS), size, p=COUNTS / COUNTS.sum())
     return random.normal(size=(size, 2, 2, 1)).astype(np.float32), labels
@@ -449,8 +449,8 @@ def test_partners_in_a_batch_follow_the_law_among_the_classes_that_are_there(exp
     draw = functools.partial(mixing.partner_slots, labels=labels, counts=counts, class_exponent=exponent)
     keys = jax.random.split(jax.random.key(0), draws // len(labels))
     slots = np.asarray(quick.jit(jax.vmap(draw))(keys)).ravel()
-    law = np.where(np.bincount(labels, minlength=4) > 0, priors.prior(counts, exponent), 0)
-    expected = (law / law.sum())[labels] / np.bincount(labels, minlength=4)[labels]
+    shares = np.where(np.bincount(labels, minlength=4) > 0, priors.prior(counts, exponent), 0)
+    expected = (shares / shares.sum())[labels] / np.bincount(labels, minlength=4)[labels]
     share = np.bincount(slots, minlength=len(labels)) / draws
     assert (np.abs(share - expected) <= 4.5 * np.sqrt(expected * (1 - expected) / draws) + 1e-9).all()
 

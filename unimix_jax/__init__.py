@@ -1,6 +1,6 @@
 """Long-tailed image recognition with calibrated confidence, in JAX.
 
-The doors, and `docs/library.md` has a short program for each:
+The main names, and `docs/library.md` has a short program for each:
 
   train(config, ...)      a whole run, as `python -m unimix_jax.main` does it: metrics and predictions
   load_config(name)       a config, to look at and change before `train`

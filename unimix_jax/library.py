@@ -309,7 +309,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure predictions of any framework: accuracy, calibration, groups of classes, intervals, test priors.
 
-    Give predictions, or logits, or probabilities. What else is given replaces what the predictions hold.
+    Give predictions, or logits, or probabilities. Other arguments replace what the predictions hold.
 
     Args:
       predictions: `metrics.Predictions`, the `Run` of `train`, a run directory, or an .npz file.

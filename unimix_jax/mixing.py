@@ -224,10 +224,10 @@ def partner_slots(key: jax.Array, labels: ArrayLike, counts: ArrayLike, class_ex
     """Draw a partner for each image of a batch from the batch itself: a class, then one of its images there.
 
     A class that the batch holds is drawn by counts**class_exponent, in proportion to the other classes that it holds;
-    each of its images in the batch is then as probable as the others. That is the law of UniMix's own sampler
+    each of its images in the batch is then as probable as the others. That is the distribution of UniMix's own sampler
     (`partner_indices`), under the condition that the class is one of the batch. So a class comes less often than by
-    that sampler, the rarest most of all, for a batch that does not hold it cannot offer it: for the law itself take
-    `partner_indices`. An image may meet itself.
+    that sampler, the rarest most of all, for a batch that does not hold it cannot offer it: for the distribution itself
+    take `partner_indices`. An image may meet itself.
 
     Args:
       key: a JAX key.

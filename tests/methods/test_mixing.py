@@ -28,7 +28,7 @@ def keys(seed=0):
 
 
 def prefers_rare(s, alpha, wrap):
-    """P(factor > 1/2), exactly: Eq. of the wrapped and the clipped Beta law."""
+    """P(factor > 1/2), exactly: Eq. of the wrapped and the clipped Beta distribution."""
     cdf = functools.partial(betainc, alpha, alpha)
     if not wrap:
         return cdf(s)
@@ -96,7 +96,7 @@ def test_unwrapped_at_equal_counts_is_mixup():
 @pytest.mark.slow
 @pytest.mark.parametrize(("classes", "imbalance"), [(10, 100), (100, 100)])
 def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imbalance):
-    """The real sampler and the real factor against the exact law, and against the authors' factor."""
+    """The real sampler and the real factor against the exact distribution, and against the authors' factor."""
     counts = longtail.profile("exp", 50000 // classes, classes, imbalance)
     labels = np.repeat(np.arange(classes), counts)
     first = labels[np.random.default_rng(0).integers(0, len(labels), DRAWS)]
@@ -111,16 +111,16 @@ def test_mixed_labels_follow_the_law_of_sampler_and_factor(golden, classes, imba
     s = counts[None, :] / (counts[:, None] + counts[None, :])  # [a, b]
     wins = np.vectorize(lambda x: prefers_rare(x, 0.5, True))(s)
     mean = s - 0.5 + betainc(0.5, 0.5, 1 - s)
-    law = [natural * (p @ inverse) + inverse * (natural @ (1 - p)) for p in (wins, mean)]
-    np.testing.assert_allclose([law[0].sum(), law[1].sum()], 1)
+    distribution = [natural * (p @ inverse) + inverse * (natural @ (1 - p)) for p in (wins, mean)]
+    np.testing.assert_allclose([distribution[0].sum(), distribution[1].sum()], 1)
     # Five standard deviations of a frequency over the draws.
-    for found, expected in ((dominant, law[0]), (soft / DRAWS, law[1])):
+    for found, expected in ((dominant, distribution[0]), (soft / DRAWS, distribution[1])):
         np.testing.assert_array_less(np.abs(found - expected), 5 * np.sqrt(expected / DRAWS))
     file = golden("unimix_sampler")
     theirs, draws = file[f"mixed_dominant_c{classes}_paper"], file[f"mixed_draws_c{classes}_paper"]
-    np.testing.assert_array_less(np.abs(dominant - theirs), 5 * np.sqrt(law[0] * (1 / DRAWS + 1 / draws)))
+    np.testing.assert_array_less(np.abs(dominant - theirs), 5 * np.sqrt(distribution[0] * (1 / DRAWS + 1 / draws)))
     theirs = file[f"mixed_soft_c{classes}_paper"]
-    np.testing.assert_array_less(np.abs(soft / DRAWS - theirs), 5 * np.sqrt(law[1] * (1 / DRAWS + 1 / draws)))
+    np.testing.assert_array_less(np.abs(soft / DRAWS - theirs), 5 * np.sqrt(distribution[1] * (1 / DRAWS + 1 / draws)))
 
 
 def image_pairs(size=6):
@@ -236,7 +236,7 @@ def test_cutmix_pastes_the_box_and_weighs_labels_by_pixels(per_example):
 
 @pytest.mark.slow
 def test_areas_of_cutmix_are_distributed_as_those_of_the_authors_code():
-    """Against numpy's Beta law and integers in the authors' order; 6 by 9 pixels leave few different areas."""
+    """Against numpy's Beta distribution and integers in the authors' order; 6 by 9 pixels leave few different areas."""
     _, weight, *_ = cut(20_000, per_example=True)
     random, areas = np.random.default_rng(1), np.zeros(20_000)
     for i in range(len(areas)):

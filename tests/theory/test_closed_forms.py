@@ -150,7 +150,7 @@ def test_corollary_3_is_the_gentle_part_of_a_steep_law():
 @pytest.mark.parametrize("tau", [-1.0, 0.0, 0.5, 1.0])
 @pytest.mark.parametrize("imbalance", [10, 100])
 def test_the_discrete_law_tends_to_the_closed_forms(tau, imbalance):
-    """Many classes, the rarer one dominating: Eq. A.12 and its mirror image are the whole law."""
+    """Many classes, the rarer one dominating: Eq. A.12 and its mirror image are the whole distribution."""
     classes, rank = 1000, np.arange(1000)
     natural = priors.prior(imbalance ** (-rank / (classes - 1)))
     found = exact.mixed_class_distribution(natural, priors.prior(natural, tau), rarer_dominates(natural))
@@ -158,7 +158,7 @@ def test_the_discrete_law_tends_to_the_closed_forms(tau, imbalance):
     below = (1 - imbalance ** (-rank / (classes - 1))) / (1 - 1 / imbalance)
     mirror = closed_forms.sampler_density(y, **given, class_exponent=tau) * below
     expected = closed_forms.unimix_density(y, **given, class_exponent=tau) + mirror
-    # A sum at steps of 1 for an integral: wrong by half a step of either law, at most ln(imbalance) / 2K each.
+    # A sum at steps of 1 for an integral: wrong by half a step of either distribution, at most ln(imbalance) / 2K each.
     np.testing.assert_allclose(found, expected, atol=2 * math.log(imbalance) / classes * expected.max())
     if tau == 1:
         np.testing.assert_allclose(expected, 2 * closed_forms.factor_density(y, **given), rtol=1e-9, atol=1e-15)
@@ -247,7 +247,7 @@ def test_the_wrapped_factor_prefers_most_at_one_to_three():
         pytest.param(exact.preference(C10, 9, alpha=1), np.full(10, 0.5), id="alpha 1"),
         pytest.param(exact.mean_weight(C10, 9, alpha=1), np.full(10, 0.5), id="alpha 1, mean"),
         pytest.param(exact.preference(C10, 9, alpha=1, wrap=False), 9 / (C10 + 9), id="alpha 1, un-wrapped"),
-        pytest.param(exact.preference(1, 3, wrap=False), 2 / 3, id="arcsine law: (2/pi) arcsin sqrt(3/4)"),
+        pytest.param(exact.preference(1, 3, wrap=False), 2 / 3, id="arcsine distribution: (2/pi) arcsin sqrt(3/4)"),
         pytest.param(exact.mean_weight(1, 1e15, alpha=2, wrap=False), 29 / 32, id="E min(b + 1/2, 1), b ~ 6b(1-b)"),
     ],
 )
@@ -265,7 +265,7 @@ def test_the_two_images_share_the_weight(function, wrap):
     assert table[3, 90] == function(int(C100[3]), int(C100[90]), alpha=0.4, wrap=wrap)
 
 
-# --- Laws of mixed labels
+# --- Distributions of mixed labels
 
 
 def rarer_dominates(counts):
@@ -316,9 +316,9 @@ SHARES = {
 )
 def test_thirds_of_the_mixed_labels(counts, partner, factor, thirds, rarer):
     natural, sampled, share = priors.prior(counts), priors.prior(counts, partner), SHARES[factor](counts)
-    law = exact.mixed_class_distribution(natural, sampled, share)
+    distribution = exact.mixed_class_distribution(natural, sampled, share)
     cuts = {10: [3, 7], 100: [33, 66]}[len(counts)]  # the authors', for 100 classes not those of priors.groups
-    for part, expected in zip(np.split(law, cuts), thirds, strict=True):
+    for part, expected in zip(np.split(distribution, cuts), thirds, strict=True):
         assert expected is None or abs(part.sum() - expected) < 5.1e-4  # three digits
     if rarer is not None:
         pairs = natural[:, None] * sampled * (counts[:, None] != counts)

@@ -112,7 +112,7 @@ class ConvNeXt(nn.Module):
     drop_path: float = 0.0
 
     levels: ClassVar[int] = 3  # at which a mixer can mix: the input, the outputs of the first and the second stage
-    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)` cuts at -2 and 2: it is the normal law.
+    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)`, cut at -2 and 2, is normal.
     first_values: ClassVar[Mapping[str, tuple[float, float]]] = {
         "kernel": (0, 0.02), "gamma": (1e-6, 0), "scale": (1, 0), "bias": (0, 0),
     }  # fmt: skip

@@ -23,8 +23,8 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
     those of photographs do, has convolutions Kaiming normal by fan-out, the linear layer uniform within 1/sqrt(fan-in).
     In both, the bias of the linear layer is uniform within 1/sqrt(fan-in), PyTorch's default, the columns of a cosine
     head are uniform and scaled to length 1, and normalisation and scales start as the identity. A network that states
-    `first_values`, mean and deviation of a normal law by a variable's name, is drawn by them; its head is drawn as that
-    of photographs' networks. All other layers, such as a user's, are drawn by their own initialisers.
+    `first_values`, mean and deviation of a normal distribution by a variable's name, is drawn by them; its head is
+    drawn as that of photographs' networks. All other layers, such as a user's, are drawn by their own initialisers.
 
     Args:
       network: a Flax module called as network(images, train=...).
@@ -38,13 +38,13 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     alone = {"axis": None} if hasattr(network, "axis") else {}  # one device has no axis to sum over
     init = functools.partial(network.clone(**alone).init, train=False)
-    laws = getattr(network, "first_values", None)
+    normal = getattr(network, "first_values", None)
     with ops.use("xla"):  # shapes do not depend on the backend, and other backends may compile for them
         shapes, of_the_project = _shapes(init, image)
-        foreign = [path for path, _ in _leaves(shapes) if path not in of_the_project and laws is None]
+        foreign = [path for path, _ in _leaves(shapes) if path not in of_the_project and normal is None]
         drawn_by_flax = _own_draws(init, image, foreign, seed, draw) if foreign else {}
     kernel_shapes = {path[:-1]: leaf.shape for path, leaf in _leaves(shapes) if path[-1] == "kernel"}
-    torchvision = getattr(network, "drawn_as_torchvision", False) or laws is not None
+    torchvision = getattr(network, "drawn_as_torchvision", False) or normal is not None
 
     def value_of(tree_path, leaf):
         path = _path(tree_path)
@@ -52,8 +52,8 @@ def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int,
             return drawn_by_flax[path]
         key, counter = [seed, zlib.crc32("/".join(path).encode())], [0, 0, 0, draw]
         random = np.random.Generator(np.random.Philox(key=key, counter=counter))
-        if laws is not None and path[1] != "head":
-            mean, deviation = laws[path[-1]]
+        if normal is not None and path[1] != "head":
+            mean, deviation = normal[path[-1]]
             return (mean + deviation * random.standard_normal(leaf.shape)).astype(leaf.dtype)
         return _drawn(random, path[-1], leaf.shape, kernel_shapes.get(path[:-1]), torchvision).astype(leaf.dtype)
 

@@ -154,7 +154,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
 
     levels: ClassVar[int] = 1  # at which a mixer can mix: the input
-    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)` cuts at -2 and 2: it is the normal law.
+    # Mean and deviation by a variable's name. timm's `trunc_normal_(std=.02)`, cut at -2 and 2, is normal.
     # The deviation of its patches' kernel is 1 / sqrt(3 fan-in), .0208 for 16 x 16 pixels in colour.
     first_values: ClassVar[Mapping[str, tuple[float, float]]] = {
         **{name: (0, 0.02) for name in ("kernel", "position", "class_position")},
