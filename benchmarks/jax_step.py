@@ -66,7 +66,7 @@ def main():
         def predict(variables, images, *, axis):
             return predict_step(variables, images, network=network, config=step_config)
 
-        compiled = distribute(predict, devices, split=(None, 0), split_result=True)
+        compiled = distribute(predict, devices, split=(None, 0), result=0)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
 
         def run(count):

@@ -14,6 +14,7 @@ from unimix_jax.training import devices
 # The default config as it was before fields were declared, with the new names and fields.
 DEFAULT = {
     "seed": 0,
+    "replicates": 1,
     "epochs": 200,
     "batch_size": 128,
     "grad_accum_steps": 1,

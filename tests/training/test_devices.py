@@ -176,7 +176,7 @@ def test_a_new_seed_or_rate_or_a_second_call_compiles_nothing():
 @pytest.mark.parametrize("how", SPMD)
 def test_split_results_come_back_in_order(how):
     devices = jax.devices()[:8]
-    double = distribute(lambda factor, x, *, axis: factor * x, devices, how, split=(None, 0), split_result=True)
+    double = distribute(lambda factor, x, *, axis: factor * x, devices, how, split=(None, 0), result=0)
     x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
     out = double(replicate(jnp.float32(2), devices), shard(x, devices, how))
     np.testing.assert_array_equal(out, 2 * x)

@@ -64,6 +64,8 @@ def of_one(outputs: ModelOutputs, result: dict, distributions: tuple[list[dict],
     numbers = [tables.measures_table(result)] if "test" in result else []
     if ((outputs.about or {}).get("metrics") or {}).get("best"):
         numbers.append(tables.best_table(outputs.about["metrics"]["best"]))
+    if "ensemble" in ((outputs.about or {}).get("metrics") or {}):
+        numbers.append(tables.replicates_table(outputs.about["metrics"]))
     if numbers:
         sections.append(Section("Measures", _measures_text(result), tuple(numbers)))
     if "test" in result:
@@ -89,7 +91,8 @@ def facts(outputs: ModelOutputs) -> list[Table]:
     best = (about["metrics"] or {}).get("best")
     if not all(isinstance(line["epoch"], int | float) for line in about["lines"]):
         raise ValueError("an epoch that is no number")
-    return [*tables.run_tables(outputs), *([tables.best_table(best)] if best else [])]
+    replicates = [tables.replicates_table(about["metrics"])] if "ensemble" in (about["metrics"] or {}) else []
+    return [*tables.run_tables(outputs), *([tables.best_table(best)] if best else []), *replicates]
 
 
 def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Section]:

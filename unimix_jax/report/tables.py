@@ -70,6 +70,10 @@ def closing_table(values: dict) -> str:
     """
     splits = [name for name in ("test", "validation") if name in values]
     columns = [(name, values[name]) for name in splits]
+    deviations = [values.get("deviation", {}).get(name, {}) for name in splits]
+    if "ensemble" in values:
+        columns = [(f"{name}, {len(values['seeds'])} seeds", of) for name, of in columns]
+        columns += [(f"{name}, ensemble", values["ensemble"][name]) for name in splits]
     best = values.get("best")
     if best:
         columns.append((f"best {best['split']} (epoch {best['epoch']:g})", best))
@@ -84,10 +88,31 @@ def closing_table(values: dict) -> str:
         ("MCE", "mce"),
     ):
         if any(key in values_of for _, values_of in columns):
-            rows.append([label, *(_number(values_of.get(key), 100, 1) for _, values_of in columns)])
+            cells = [_number(values_of.get(key), 100, 1) for _, values_of in columns]
+            for i, deviation in enumerate(deviations):
+                if key in deviation:
+                    cells[i] += f" ± {_number(deviation[key], 100, 1)}"
+            rows.append([label, *cells])
     rows.append(["images", *(str(values_of.get("images", "")) for _, values_of in columns)])
     notes = {values[name]["other_prior"]: name for name in reversed(splits) if "other_prior" in values[name]}
     return "\n".join([table(rows), *(f"{name}: {note}" for note, name in reversed(notes.items()))])
+
+
+def replicates_table(values: dict) -> Table:
+    """Return every measure of replicates on the test split: mean, standard deviation, and those of their ensemble.
+
+    Args:
+      values: the content of metrics.json.
+    """
+    mean, deviation, together = values["test"], values["deviation"]["test"], values["ensemble"]["test"]
+    rows = [["measure", "unit", "mean", "standard deviation", "ensemble"]]
+    for key, measure in shown_measures(mean).items():
+        if key in deviation:
+            of = (measure.shown(each.get(key)) for each in (mean, deviation, together))
+            rows.append([measure.title, measure.unit, *of])
+    seeds = ", ".join(map(str, values["seeds"]))
+    note = f"Seeds {seeds}; the ensemble is their mean probability, of which all other sections are."
+    return Table("Replicates", rows, note)
 
 
 def measures_table(result: dict) -> Table:

@@ -114,7 +114,7 @@ def restore_newest(manager: "CheckpointManager", directory: pathlib.Path, like: 
             state = manager.restore(step, args=template)["state"]
             if digest(state) != meta["digest"]:
                 wrong[step] = "damaged", "is damaged (its numbers do not have their digest)"
-            elif (own := int(getattr(state, "step", step))) != step:  # older versions wrote no step into `meta`
+            elif (own := int(np.max(getattr(state, "step", step)))) != step:  # older versions wrote no step into `meta`
                 wrong[step] = "foreign", f"is of another step, {own}"
             else:
                 break

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from unimix_jax.training import runtime
 _log = logging.getLogger(__name__)
 
 AXIS = "batch"
+REPLICATE = "replicate"  # the axis of the mesh over which replicates are distributed, before their batches are
 SPMD = ("shard_map", "pmap")
 
 
@@ -117,8 +119,9 @@ def distribute(
     devices: Sequence,
     spmd: str = "shard_map",
     *,
-    split: Sequence[int | None] = (None, 0, None),
-    split_result: bool = False,
+    split: Sequence[Any] = (None, 0, None),
+    result: int | P | None = None,
+    replicates: int = 1,
     donate: Sequence[int] = (),
     deterministic: bool = False,
 ) -> Callable:
@@ -129,8 +132,11 @@ def distribute(
       devices: their number divides the axis of every split argument.
       spmd: "shard_map" (under `jax.jit`) or "pmap".
       split: for each argument, the axis of which each device gets its share (see `shard`), or None if each gets all
-        of it (see `replicate`).
-      split_result: whether the result is put together from the devices' shares of its leading axis, or equal on all.
+        of it (see `replicate`); or partition specs of the mesh's axes, REPLICATE and AXIS.
+      result: the axis along which the result is put together from the devices' shares, 0, or None if it is equal on
+        all; or partition specs.
+      replicates: that are trained together; they are distributed over the devices as far as these can be shared out
+        equally, and the batch of each over the rest.
       donate: arguments whose memory the result may take.
       deterministic: see `runtime.compiler_options`.
 
@@ -139,6 +145,7 @@ def distribute(
     """
     one_of("wrapping (config.parallel.spmd)", spmd, SPMD)
     step = functools.partial(step, axis=AXIS)
+    split_result = result is not None
     if spmd == "pmap":
         axes = tuple(None if s is None else 0 for s in split)  # `shard` moves the devices to the front
         mapped = jax.pmap(
@@ -151,15 +158,15 @@ def distribute(
     # own sum would count every device once more (test_devices.py::test_update_is_the_same_on_any_devices).
     mapped = jax.shard_map(
         step,
-        mesh=_mesh(devices),
-        in_specs=tuple(_share_of(axis) for axis in split),
-        out_specs=P(AXIS) if split_result else P(),
+        mesh=_mesh(devices, replicates),
+        in_specs=tuple(_specs(axis) for axis in split),
+        out_specs=_specs(result),
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=donate, compiler_options=runtime.compiler_options(deterministic))
 
 
-def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0) -> Any:
+def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0, replicates: int = 1) -> Any:
     """Put arrays on the devices, to each its share of an axis, for a step of `distribute`.
 
     Args:
@@ -167,6 +174,7 @@ def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0) 
       devices: those of `distribute`.
       spmd: that of `distribute`.
       axis: which one is shared.
+      replicates: above 1, the arrays have a leading axis of them, which `axis` does not count.
 
     Returns:
       The same tree of arrays; under "pmap" with a leading axis of the devices, which places them itself.
@@ -177,7 +185,8 @@ def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0) 
             return np.moveaxis(x.reshape(*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :]), axis, 0)
 
         return jax.tree.map(shares, tree)
-    return jax.device_put(tree, NamedSharding(_mesh(devices), _share_of(axis)))
+    specs = _specs(axis) if replicates == 1 else P(REPLICATE, *_specs(axis))
+    return jax.device_put(tree, NamedSharding(_mesh(devices, replicates), specs))
 
 
 def replicate(tree: Any, devices: Sequence) -> Any:
@@ -185,10 +194,34 @@ def replicate(tree: Any, devices: Sequence) -> Any:
     return jax.device_put(tree, NamedSharding(_mesh(devices), P()))
 
 
-def _share_of(axis: int | None) -> P:
-    return P() if axis is None else P(*(None,) * axis, AXIS)
+def place_replicates(tree: Any, devices: Sequence, replicates: int) -> Any:
+    """Put arrays with a leading axis of replicates on the devices, to each those that it trains.
+
+    Args:
+      tree: arrays; without that axis for one replicate.
+      devices: those of `distribute`.
+      replicates: that are trained together.
+
+    Returns:
+      The same tree of arrays.
+    """
+    if replicates == 1:
+        return replicate(tree, devices)
+    return jax.device_put(tree, NamedSharding(_mesh(devices, replicates), P(REPLICATE)))
 
 
-def _mesh(devices: Sequence) -> Mesh:
+def batch_devices(devices: Sequence, replicates: int = 1) -> int:
+    """Return the number of devices that share a batch: those that are left for each group of replicates."""
+    return len(devices) // math.gcd(replicates, len(devices))
+
+
+def _specs(axis: Any) -> Any:
+    """Return the partition spec of a shared axis, or of none; specs stay as they are."""
+    if axis is None:
+        return P()
+    return P(*(None,) * axis, AXIS) if isinstance(axis, int) else axis
+
+
+def _mesh(devices: Sequence, replicates: int = 1) -> Mesh:
     # Not jax.make_mesh: its axes are explicit, and refuse arrays of the host.
-    return Mesh(np.array(devices), (AXIS,))
+    return Mesh(np.array(devices).reshape(-1, batch_devices(devices, replicates)), (REPLICATE, AXIS))

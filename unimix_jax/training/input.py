@@ -42,33 +42,48 @@ def dispatches(experiment: Experiment, first: int) -> Iterator[Dispatch]:
         pair_sampler = stage.pair_sampler
         if stage.neighbours:
             pair_sampler = functools.partial(pair_sampler, table=table(stage.neighbours))
-        indices_of = functools.partial(
-            sampling.indices,
-            experiment.class_index,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            sampler=stage.sampler,
-            pair_sampler=pair_sampler,
-        )
+        indices_of_seeds = [
+            functools.partial(
+                sampling.indices,
+                experiment.class_index,
+                seed=seed,
+                batch_size=config.batch_size,
+                sampler=stage.sampler,
+                pair_sampler=pair_sampler,
+            )
+            for seed in experiment.seeds
+        ]
         if stage.mixes_inside:
             where = f"stage {stage.name!r} of {experiment.method.name!r}"
-            indices_of = functools.partial(indices_within_batch, indices_of, where)
+            indices_of_seeds = [functools.partial(indices_within_batch, of, where) for of in indices_of_seeds]
         steps = range(max(first, stage.first), stage.last)
-        place = functools.partial(shard, devices=experiment.devices, spmd=config.parallel.spmd)
+        place = functools.partial(
+            shard, devices=experiment.devices, spmd=config.parallel.spmd, replicates=config.replicates
+        )
         if experiment.steps_per_dispatch > 1:
             cut = experiment.steps_per_epoch, experiment.steps_per_dispatch
             for part in dispatch.ranges(steps.start, steps.stop, *cut):
-                stacked = jax.tree.map(lambda *rows: np.stack(rows), *[indices_of(step=step) for step in part])
-                yield Dispatch(stage, part, place(stacked, axis=1))
+                stacked = _stacked([_stacked([of(step=step) for step in part]) for of in indices_of_seeds])
+                yield Dispatch(stage, part, place(stacked if config.replicates > 1 else _first(stacked), axis=1))
             continue
         if train.images is None:
+            (indices_of,) = indices_of_seeds
             stage_batches = _read(experiment, pair_sampler, indices_of, steps)
         else:
-            stage_batches = (indices_of(step=step) for step in steps)
+            of_seeds = ([of(step=step) for of in indices_of_seeds] for step in steps)
             if not experiment.on_device:
-                stage_batches = (loading.gather(train.images, train.labels, indices) for indices in stage_batches)
+                of_seeds = ([loading.gather(train.images, train.labels, i) for i in of_step] for of_step in of_seeds)
+            stage_batches = (_stacked(of_step) if config.replicates > 1 else of_step[0] for of_step in of_seeds)
         for step, batch in zip(steps, stage_batches, strict=True):
             yield Dispatch(stage, range(step, step + 1), place(batch))
+
+
+def _stacked(trees: list) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 def resident(experiment: Experiment) -> tuple:

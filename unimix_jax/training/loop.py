@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from unimix_jax import metrics
 from unimix_jax.data import loading
 from unimix_jax.errors import Interrupted, NonFiniteError
 from unimix_jax.methods.build import Stage
-from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.models import init
 from unimix_jax.training import checkpoints, loggers, predict
 from unimix_jax.training import input as training_input
-from unimix_jax.training.devices import distribute, is_cpu, replicate
+from unimix_jax.training.devices import AXIS, REPLICATE, distribute, is_cpu, place_replicates, replicate
 from unimix_jax.training.setup import Experiment
-from unimix_jax.training.step import StepInputs, TrainState, many_steps, train_step
+from unimix_jax.training.step import StepInputs, TrainState, many_steps, over_replicates, train_step
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -59,7 +59,7 @@ def train(
       NonFiniteError: the loss, the state or a logit is not finite.
       Interrupted: `stop_requested` was set, and the state is saved.
     """
-    config, clock, num_steps, first = experiment.config, experiment.clock, experiment.steps, int(state.step)
+    config, clock, num_steps, first = experiment.config, experiment.clock, experiment.steps, steps_taken(state)
     predict_splits = predict.predictor(experiment)
     compiled_steps, stage = {}, None
     resident = training_input.resident(experiment)
@@ -72,7 +72,7 @@ def train(
         for next_stage, steps, batch in dispatches:
             if next_stage is not stage:
                 stage, rate = next_stage, learning_rate(experiment, next_stage)
-                constants = replicate((np.uint32(config.seed), stage.class_weight), experiment.devices)
+                constants = _constants(experiment, stage)
                 state = state if steps.start > stage.first else stage_start(experiment, stage, state)
             program = stage.program, len(steps)
             compiles = program not in compiled_steps
@@ -90,15 +90,16 @@ def train(
             stopping, last = stop_requested.is_set(), steps.stop
             due = _due(experiment, steps, stopping, time.monotonic() - saved)
             if any(due):
-                means = _means(sums)
+                means = _means(sums, config.replicates)
                 seconds = time.monotonic() - timer
                 per_second = None if compiles else round(config.batch_size * (last - timed_from) / seconds, 1)
-                for step, loss in enumerate(means["loss"], start=steps.start + 1):
+                for step, loss in enumerate(means["loss"].T, start=steps.start + 1):
                     _check_finite(manager, _where(step, stage, rate), loss=loss)
                 if due.evaluate or due.save:
                     _check_finite(manager, _where(last, stage, rate), state=state)
             for step in due.records:
-                of_step = {name: float(values[step - 1 - steps.start]) for name, values in means.items()}
+                values = {name: of_steps[:, step - 1 - steps.start] for name, of_steps in means.items()}
+                of_step = _of_seeds(values, experiment.seeds)
                 about = {"stage": stage.name, "learning_rate": rate(step - 1), "images_per_second": per_second}
                 records.log(_line(experiment, step) | of_step | about)
             if due.evaluate:
@@ -106,9 +107,9 @@ def train(
                 logits = [score.logits for score in scores.values()]
                 _check_finite(manager, _where(last, stage, rate), logits=logits)
             for name in due.evaluate:
-                values = metrics.summary(Predictions(scores[name].logits, scores[name].labels), names=_WATCHED)
-                of_split = {"split": name} | {measure: values[measure] for measure in _WATCHED}
-                records.log(_line(experiment, last) | of_split)
+                values = [metrics.summary(predictions, names=_WATCHED) for predictions in scores[name].predictions()]
+                watched = {measure: np.array([of[measure] for of in values]) for measure in _WATCHED}
+                records.log(_line(experiment, last) | {"split": name} | _of_seeds(watched, experiment.seeds))
             if due.save:
                 # After the records of these steps: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):
@@ -146,12 +147,39 @@ def _due(experiment: Experiment, steps: range, stopping: bool, unsaved: float) -
     return Due(tuple(logged), splits if end else splits[:1] if evaluated else (), save)
 
 
-def _means(sums: dict) -> dict[str, np.ndarray]:
-    """Return the means of the steps of a dispatch, float64[steps], from the sums and weights on the devices."""
+def steps_taken(state: TrainState) -> int:
+    """Return the number of updates of a state, which all its replicates have done.
+
+    Args:
+      state: of one run or of several replicates.
+    """
+    return int(np.max(jax.device_get(state.step)))
+
+
+def _constants(experiment: Experiment, stage: Stage) -> tuple:
+    """Return the seeds and class weights of a stage, on the devices."""
+    seeds = np.array(experiment.seeds, np.uint32)
+    if len(seeds) == 1:
+        return replicate((seeds[0], stage.class_weight), experiment.devices)
+    placed = place_replicates(seeds, experiment.devices, len(seeds))
+    return placed, replicate(stage.class_weight, experiment.devices)
+
+
+def _means(sums: dict, replicates: int) -> dict[str, np.ndarray]:
+    """Return the means of the steps of a dispatch, float64[replicates, steps], from sums and weights on the devices."""
     return {
-        name: np.atleast_1d(np.divide(total, weight, dtype=float))
+        name: np.divide(total, weight, dtype=float).reshape(replicates, -1)
         for name, (total, weight) in jax.device_get(sums).items()
     }
+
+
+def _of_seeds(values: dict[str, np.ndarray], seeds: tuple[int, ...]) -> dict[str, float]:
+    """Return the entries of a record from the values of each seed: their mean, and of several seeds also each."""
+    means = {name: float(of.mean()) for name, of in values.items()}
+    if len(seeds) == 1:
+        return means
+    each = {f"{name}_seed_{seed}": float(of[r]) for name, of in values.items() for r, seed in enumerate(seeds)}
+    return means | each
 
 
 def _line(experiment: Experiment, step: int) -> dict:
@@ -193,20 +221,26 @@ def learning_rate(experiment: Experiment, stage: Stage) -> Callable[[int], float
 
 def stage_start(experiment: Experiment, stage: Stage, state: TrainState) -> TrainState:
     """Return the state with which a stage begins: with a new classifier or a new optimiser state if it says so."""
+    replicates = experiment.config.replicates
     if stage.reinitialise:
         draw = 1 + experiment.method.stages.index(stage)
-        variables = init.initialise(experiment.network, experiment.image_shape, experiment.config.seed, draw)
-        state = state._replace(params={**state.params, "head": variables["params"]["head"]})
+        heads = [
+            init.initialise(experiment.network, experiment.image_shape, seed, draw)["params"]["head"]
+            for seed in experiment.seeds
+        ]
+        head = heads[0] if replicates == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
+        state = state._replace(params={**state.params, "head": head})
     if stage.restart:
-        optimiser = experiment.step_config.optimiser
-        state = state._replace(opt_state=optimiser.init(jax.device_get(state.params)))
-    return replicate(state, experiment.devices)
+        first = experiment.step_config.optimiser.init
+        first = first if replicates == 1 else jax.vmap(first)
+        state = state._replace(opt_state=first(jax.device_get(state.params)))
+    return place_replicates(state, experiment.devices, replicates)
 
 
 def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
     """Return the steps of a dispatch on the devices: (state, batch or indices, inputs, *resident arrays)."""
     step = functools.partial(train_step, stage=stage, network=experiment.network, config=experiment.step_config)
-    many = experiment.steps_per_dispatch > 1
+    many, replicates = experiment.steps_per_dispatch > 1, experiment.config.replicates
 
     def steps_from_indices(state, indices, inputs, images, labels, *, axis):
         def from_indices(state, indices, inputs, axis):
@@ -216,11 +250,20 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
             state, indices, inputs, axis=axis
         )
 
+    take_steps, split = (steps_from_indices, (None,) * 2) if experiment.on_device else (step, ())
+    if replicates == 1:
+        split, result = (None, int(many), None, *split), None
+    else:
+        take_steps, result = over_replicates(take_steps), P(REPLICATE)
+        batch_specs = P(REPLICATE, *(None,) * many, AXIS)
+        split = (result, batch_specs, StepInputs(result, P(), P()), *split)
     return distribute(
-        steps_from_indices if experiment.on_device else step,
+        take_steps,
         experiment.devices,
         experiment.config.parallel.spmd,
-        split=(None, int(many), None, None, None) if experiment.on_device else (None, 0, None),
+        split=split,
+        result=result,
+        replicates=replicates,
         donate=(0,),
         deterministic=experiment.config.parallel.deterministic,
     )

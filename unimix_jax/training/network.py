@@ -41,7 +41,11 @@ def build(config: "ConfigDict", num_classes: int, head: str) -> nn.Module:
 
 
 def first_variables(
-    config: "ConfigDict", network: nn.Module, image_shape: tuple[int, int, int], directory: pathlib.Path
+    config: "ConfigDict",
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    directory: pathlib.Path,
+    seed: int | None = None,
 ) -> dict:
     """Return the network's variables before the first step: drawn from the seed, or read from config.pretrained.
 
@@ -50,6 +54,7 @@ def first_variables(
       network: of `build`.
       image_shape: (H, W, C).
       directory: of the run; a run with checkpoints does not read config.pretrained again.
+      seed: of what is drawn; None for config.seed.
 
     Returns:
       {"params": ..., "batch_stats": ...}; batch_stats may be empty.
@@ -58,7 +63,7 @@ def first_variables(
       UserError: the network fails, or has variables that training does not carry, or the file does not fit.
     """
     with _sentences_for_failures(config, image_shape):
-        variables = init.initialise(network, image_shape, config.seed)
+        variables = init.initialise(network, image_shape, config.seed if seed is None else seed)
     if others := variables.keys() - {"params", "batch_stats"}:
         raise UserError(
             f"network {config.network} keeps variables in the collection {min(others)!r}; training carries params and "

@@ -3,15 +3,17 @@
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from unimix_jax.data import loading
 from unimix_jax.errors import UserError
+from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.training import unreadable
-from unimix_jax.training.devices import distribute, rounded_up, shard
+from unimix_jax.training.devices import AXIS, REPLICATE, batch_devices, distribute, replicate, rounded_up, shard
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import TrainState, predict_step
 
@@ -21,32 +23,53 @@ _log = logging.getLogger(__name__)
 class Scores(NamedTuple):
     """The logits of a split's images that can be read."""
 
-    logits: np.ndarray  # float32[M, K]
+    logits: np.ndarray  # float32[M, K]; of replicates [R, M, K]
     labels: np.ndarray  # int32[M]
     rows: np.ndarray  # int64[M], positions in the split: all, but for images that cannot be read
 
+    def predictions(self, **about) -> list[Predictions]:
+        """Return the predictions of each replicate.
 
-def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]], tuple[dict[str, Scores], dict]]:
-    """Return predict(state, names of splits) -> ({name: Scores}, what was chosen post hoc).
+        Args:
+          **about: other fields of them.
+        """
+        logits = self.logits if self.logits.ndim == 3 else [self.logits]
+        return [Predictions(of, self.labels, **about) for of in logits]
+
+
+def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]], tuple[dict[str, Scores], list]]:
+    """Return predict(state, names of splits) -> ({name: Scores}, what was chosen post hoc, a dict a replicate).
 
     Args:
       experiment: of `setup.prepare`.
     """
+    replicates = experiment.config.replicates
     devices, parallel = experiment.devices, experiment.config.parallel
-    wanted, size = experiment.config.eval_batch_size, rounded_up(experiment.config.eval_batch_size, len(devices))
+    wanted = experiment.config.eval_batch_size
+    size = rounded_up(wanted, batch_devices(devices, replicates))
     if size != wanted:
         _log.info("eval_batch_size %d is rounded up to %d, a multiple of the %d devices", wanted, size, len(devices))
 
     def step(variables, images, *, axis):
         return predict_step(variables, images, network=experiment.network, config=experiment.step_config)
 
+    def step_of_replicates(variables, images, *, axis):
+        return jax.vmap(lambda variables: step(variables, images, axis=axis))(variables)
+
+    several = replicates > 1
     compiled = distribute(
-        step, devices, parallel.spmd, split=(None, 0), split_result=True, deterministic=parallel.deterministic
+        step_of_replicates if several else step,
+        devices,
+        parallel.spmd,
+        split=(P(REPLICATE) if several else None, 0),
+        result=P(REPLICATE, AXIS) if several else 0,
+        replicates=replicates,
+        deterministic=parallel.deterministic,
     )
     compiles, resident = True, {}
 
     def placed(images):
-        return shard(images, devices, parallel.spmd)
+        return shard(images, devices, parallel.spmd) if replicates == 1 else replicate(images, devices)
 
     def blocks_of(name):
         """Yield the blocks of a split, with the images on the devices, where they stay if the training images do."""
@@ -76,21 +99,38 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
         rows = np.flatnonzero(np.concatenate(present))
         if not len(rows):
             raise UserError(f"none of the {len(source.labels)} {name} images can be read")
-        logits = [np.asarray(block)[here] for block, here in zip(logits, present, strict=True)]
-        return Scores(np.concatenate(logits), source.labels[rows], rows)
+        logits = [np.asarray(block)[..., here, :] for block, here in zip(logits, present, strict=True)]
+        return Scores(np.concatenate(logits, axis=-2), source.labels[rows], rows)
 
     @experiment.clock.part("evaluation")
     def predict(state, names):
         scores = {name: scores_of(state, name) for name in names}
         if experiment.method.posthoc is None:
-            return scores, {}
-        validation = None
-        if "validation" in scores:
-            validation = scores["validation"].logits, scores["validation"].labels
-        head, chosen = jax.device_get(state.params["head"]), {}
-        for name, score in scores.items():
-            logits, chosen[name] = experiment.method.posthoc(score.logits, head, validation=validation)
-            scores[name] = score._replace(logits=logits)
-        return scores, chosen[names[0]]
+            return scores, [{} for _ in range(replicates)]
+        heads = jax.device_get(state.params["head"])
+        if replicates == 1:
+            changed = [_changed(experiment.method.posthoc, scores, heads)]
+            return {name: score._replace(logits=changed[0][0][name]) for name, score in scores.items()}, [changed[0][1]]
+        changed = [
+            _changed(
+                experiment.method.posthoc,
+                {name: score._replace(logits=score.logits[r]) for name, score in scores.items()},
+                jax.tree.map(lambda leaf, r=r: leaf[r], heads),
+            )
+            for r in range(replicates)
+        ]
+        stacked = {name: np.stack([logits[name] for logits, _ in changed]) for name in scores}
+        return {n: s._replace(logits=stacked[n]) for n, s in scores.items()}, [chosen for _, chosen in changed]
 
     return predict
+
+
+def _changed(posthoc: Callable, scores: dict[str, Scores], head: Any) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the logits of each split after a change of trained logits, and what it chose on the first one."""
+    validation = None
+    if "validation" in scores:
+        validation = scores["validation"].logits, scores["validation"].labels
+    logits, chosen = {}, {}
+    for name, score in scores.items():
+        logits[name], chosen[name] = posthoc(score.logits, head, validation=validation)
+    return logits, chosen[next(iter(scores))]

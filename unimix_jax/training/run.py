@@ -9,9 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from unimix_jax import metrics, storage
+from unimix_jax import storage
 from unimix_jax.errors import Interrupted, UserError
-from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.models import pretrained
 from unimix_jax.training import (
     checkpoints,
@@ -19,7 +18,7 @@ from unimix_jax.training import (
     loggers,
     loop,
     manifest,
-    predict,
+    results,
     rundir,
     runtime,
     setup,
@@ -27,7 +26,7 @@ from unimix_jax.training import (
     timings,
     unreadable,
 )
-from unimix_jax.training.devices import replicate
+from unimix_jax.training.devices import place_replicates
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -135,7 +134,7 @@ def _train_and_evaluate(experiment: setup.Experiment, stop_requested: threading.
             state = starting_state(experiment, manager)
         _, scores, posthoc = loop.train(experiment, state, manager, stop_requested)
         with clock.part("evaluation"):
-            return _write_results(experiment, scores, posthoc)
+            return results.write(experiment, scores, posthoc)
 
 
 @contextlib.contextmanager
@@ -157,53 +156,16 @@ def starting_state(experiment: setup.Experiment, manager: "CheckpointManager") -
       experiment: the run.
       manager: of `checkpoints.opened`.
     """
-    state = step.first_state(experiment.variables, experiment.step_config.optimiser)
+    replicates = experiment.config.replicates
+    state = step.first_state(experiment.variables, experiment.step_config.optimiser, replicates)
     setup.log_description(experiment)
     path = experiment.directory / rundir.CHECKPOINTS
     restored = checkpoints.restore_newest(manager, path, state, experiment.run_id)
     if restored is not None:
         state = restored
-        _log.info("resuming at step %d of %d", state.step, experiment.steps)
-    rundir.truncate_metrics(experiment.directory / rundir.METRICS_LINES, int(state.step))
-    return replicate(state, experiment.devices)
-
-
-def _write_results(experiment: setup.Experiment, scores: dict[str, predict.Scores], posthoc: dict) -> dict:
-    """Write the predictions and metrics of the last state, and what was chosen post hoc; return the metrics."""
-    config, directory, splits = experiment.config, experiment.directory, experiment.splits
-    result = {"posthoc": {"name": config.method.posthoc.name, **posthoc}} if posthoc else {}
-    for name, source in splits.evaluated.items():
-        predictions = Predictions(
-            scores[name].logits,
-            scores[name].labels,
-            splits.counts,
-            experiment.method.logits_prior,
-            source.class_names,
-        )
-        write_predictions(directory / rundir.predictions_file(name), predictions)
-        result[name] = metrics.summary(predictions, names=(*metrics.MEASURES, *config.measures))
-        if source.names is not None:
-            rundir.write_list(directory / rundir.list_file(name), source.names, source.labels, scores[name].rows)
-    return _write_metrics(result, directory, config)
-
-
-def _write_metrics(result: dict, directory: pathlib.Path, config: "ConfigDict") -> dict:
-    """Write the metrics of the splits, the watched one first, and the best evaluation; return them."""
-    watched = next(split for split in result if split != "posthoc")
-    records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if r.get("split") == watched]
-    if config.eval_every:
-        result["best"] = max(records, key=lambda r: r["accuracy"]) | {"evaluations": len(records)}
-    storage.write_json(directory / rundir.METRICS, result)
-    return result
-
-
-def _metrics_of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
-    """Write metrics.json of a finished run again from its predictions; return its content."""
-    paths = {split: directory / rundir.predictions_file(split) for split in ("validation", "test")}
-    predictions = {split: read_predictions(path) for split, path in paths.items() if path.exists()}
-    names = (*metrics.MEASURES, *config.measures)
-    result = {split: metrics.summary(each, names=names) for split, each in predictions.items()}
-    return _write_metrics(result, directory, config)
+        _log.info("resuming at step %d of %d", loop.steps_taken(state), experiment.steps)
+    rundir.truncate_metrics(experiment.directory / rundir.METRICS_LINES, loop.steps_taken(state))
+    return place_replicates(state, experiment.devices, replicates)
 
 
 def _earlier_result(directory: pathlib.Path, about: dict, config: "ConfigDict") -> dict | None:
@@ -235,7 +197,7 @@ def _earlier_result(directory: pathlib.Path, about: dict, config: "ConfigDict") 
             aside = storage.unused(directory / f"{name}.changed")
             _log.warning("%s was changed after the run was finished; it is moved to %s", name, aside.name)
             (directory / name).rename(aside)
-        return _metrics_of_predictions(directory, config) if from_predictions else None
+        return results.of_predictions(directory, config) if from_predictions else None
     if changed:
         _log.warning(
             "%s changed in %s after the run was finished; what the run itself wrote is written anew from the last "

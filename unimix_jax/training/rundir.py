@@ -48,6 +48,11 @@ def predictions_file(split: str) -> str:
     return "predictions.npz" if split == "test" else f"predictions_{split}.npz"
 
 
+def seed_folder(seed: int) -> str:
+    """Return the folder of a replicate's predictions and metrics, in the run directory."""
+    return f"seeds/{seed}"
+
+
 def list_file(split: str) -> str:
     """Return the name of the list of a split's images, a line for each row of its predictions."""
     return f"images_{split}.txt"
@@ -241,8 +246,10 @@ def read_results(path: pathlib.Path) -> dict | None:
 
 
 def output_digests(directory: pathlib.Path) -> dict[str, str]:
-    """Return a digest of each result of a run that exists: metrics, predictions, lists of their images."""
+    """Return a digest of each result of a run, and of its replicates, that exists: metrics, predictions, lists."""
     names = [METRICS, *(f(split) for split in ("test", "validation") for f in (predictions_file, list_file))]
+    folders = sorted(path for path in directory.glob(seed_folder("*")) if path.is_dir())
+    names += [f"{folder.relative_to(directory).as_posix()}/{name}" for folder in folders for name in names]
     digests = {}
     for name in names:
         if (directory / name).is_file():

@@ -20,7 +20,7 @@ from unimix_jax.errors import UserError
 from unimix_jax.methods import build as methods
 from unimix_jax.models import heads
 from unimix_jax.training import augment, dispatch, network, optim, runtime, schedules, stages, step, timings, unreadable
-from unimix_jax.training.devices import check_batch, is_cpu, local_devices, ops_backend
+from unimix_jax.training.devices import batch_devices, check_batch, is_cpu, local_devices, ops_backend
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -41,13 +41,18 @@ class Experiment:
     step_config: step.StepConfig
     learning_rate: Callable[[int], float]  # of the run, by the step from 0; stages may have their own
     image_shape: tuple[int, int, int]
-    variables: dict  # of the network before the first step
+    variables: dict  # of the network before the first step; of several replicates with a leading axis of them
     reading: Reading | None  # how photographs are read; None for images in memory
     devices: list
     steps_per_epoch: int
     steps_per_dispatch: int  # that one program takes
     clock: timings.Clock
     run_id: str = ""  # which the checkpoints of this run name; "" accepts those of any run
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the replicates."""
+        return tuple(range(self.config.seed, self.config.seed + self.config.replicates))
 
     @property
     def steps(self) -> int:
@@ -92,7 +97,8 @@ def prepare(
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = _method(config, splits.counts, steps_per_epoch)
     devices = local_devices(config.parallel.devices)
-    check_batch(config.batch_size, len(devices), config.grad_accum_steps)
+    _check_replicates(config, reading)
+    check_batch(config.batch_size, batch_devices(devices, config.replicates), config.grad_accum_steps)
     image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     model = network.build(config, len(splits.counts), method.head)
     variables = network.first_variables(config, model, image_shape, directory)
@@ -126,7 +132,7 @@ def prepare(
         ),
         learning_rate=learning_rate,
         image_shape=image_shape,
-        variables=variables,
+        variables=_of_replicates(variables, config, model, image_shape, directory),
         reading=reading,
         devices=devices,
         steps_per_epoch=steps_per_epoch,
@@ -158,6 +164,30 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
             config.test_prior,
         )
     return method
+
+
+def _check_replicates(config, reading: Reading | None) -> None:
+    """Refuse replicates where they cannot be trained together."""
+    if config.replicates == 1:
+        return
+    reason = ""
+    if reading is not None:
+        reason = "images that are read from files, which the host would read for each of them"
+    elif config.parallel.spmd == "pmap":
+        reason = "config.parallel.spmd pmap; set it to shard_map"
+    if reason:
+        raise UserError(f"config.replicates is {config.replicates}; it must be 1 for {reason}")
+
+
+def _of_replicates(variables: dict, config, model: nn.Module, image_shape: tuple, directory: pathlib.Path) -> dict:
+    """Return the variables of all replicates, stacked, from those of the first; of one alone as they are."""
+    if config.replicates == 1:
+        return variables
+    others = [
+        network.first_variables(config, model, image_shape, directory, seed)
+        for seed in range(config.seed + 1, config.seed + config.replicates)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), variables, *others)
 
 
 def _check_measures(names: tuple[str, ...], classes: int) -> None:
@@ -262,6 +292,7 @@ def largest_and_smallest(counts: np.ndarray, names: tuple[str, ...], shown: int 
 def log_description(experiment: Experiment) -> None:
     """Log what is trained on what: images, classes, held-out splits, network, method, steps and devices."""
     splits, config, devices = experiment.splits, experiment.config, len(experiment.devices)
+    seeds = "seeds" if config.replicates > 1 else "seed"
     height, width, channels = experiment.image_shape
     _log.info(
         "images: %s; %d x %d pixels, %d channel%s; %d classes",
@@ -286,8 +317,9 @@ def log_description(experiment: Experiment) -> None:
         config.network,
         experiment.method.name,
         config.optim.name,
-        _num_parameters(experiment.variables),
-        config.pretrained or f"random weights (seed {config.seed})",
+        _num_parameters(experiment.variables) // config.replicates,
+        config.pretrained
+        or f"random weights (seed{'s' * (config.replicates > 1)} {', '.join(map(str, experiment.seeds))})",
         experiment.steps,
         config.batch_size,
         devices,

@@ -48,10 +48,20 @@ class StepConfig(NamedTuple):
     dropout: bool = False  # whether the network draws random numbers in training; then it sees one image at a time
 
 
-def first_state(variables: dict, optimiser: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step."""
-    params = variables["params"]
-    return TrainState(jnp.int32(0), params, variables["batch_stats"], optimiser.init(params))
+def first_state(variables: dict, optimiser: optax.GradientTransformation, replicates: int = 1) -> TrainState:
+    """Return the state before the first step.
+
+    Args:
+      variables: of the network; of several replicates with a leading axis of them.
+      optimiser: of the run.
+      replicates: that are trained together.
+    """
+
+    def state_of(variables):
+        params = variables["params"]
+        return TrainState(jnp.int32(0), params, variables["batch_stats"], optimiser.init(params))
+
+    return state_of(variables) if replicates == 1 else jax.vmap(state_of)(variables)
 
 
 def group_of(path: tuple, head_groups: Mapping[str, str]) -> str:
@@ -192,6 +202,29 @@ def many_steps(
         return take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis)
 
     return jax.lax.scan(body, state, (batches, inputs.learning_rate))
+
+
+def over_replicates(take_steps: Callable) -> Callable:
+    """Return `train_step` or `many_steps` of several replicates, which stand on the leading axis of their arrays.
+
+    Args:
+      take_steps: called as take_steps(state, batch, inputs, *shared arrays, axis=axis).
+
+    Returns:
+      A function of the same arguments: state, batch and the seeds of the inputs have the leading axis, and so have the
+      state and the sums that it returns.
+    """
+
+    def of_replicates(state, batch, inputs, *shared, axis=None):
+        def of_one(state, batch, seed):
+            return take_steps(state, batch, inputs._replace(seed=seed), *shared, axis=axis)
+
+        if len(inputs.seed) > 1:
+            return jax.vmap(of_one)(state, batch, inputs.seed)
+        alone = of_one(*jax.tree.map(lambda x: x[0], (state, batch, inputs.seed)))
+        return jax.tree.map(lambda x: x[None], alone)
+
+    return of_replicates
 
 
 def _dropout_keys(batch: Batch, seed: jax.Array, step: jax.Array) -> jax.Array:

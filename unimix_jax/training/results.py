@@ -1,0 +1,139 @@
+"""The results of a run: predictions and metrics of its last state, of one run or of replicates."""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unimix_jax import metrics, storage
+from unimix_jax.metrics import per_example
+from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
+from unimix_jax.training import predict, rundir
+from unimix_jax.training.setup import Experiment
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+SPLITS = ("test", "validation")
+
+
+def write(experiment: Experiment, scores: dict[str, predict.Scores], posthoc: list[dict]) -> dict:
+    """Write the predictions and metrics of the last state, and what was chosen post hoc.
+
+    Replicates have their predictions and metrics in seeds/SEED; the predictions of the run are those of their mean
+    probability, the ensemble.
+
+    Args:
+      experiment: the run.
+      scores: of each evaluated split.
+      posthoc: the options that the change of trained logits chose, of each replicate.
+
+    Returns:
+      What metrics.json holds.
+    """
+    config, splits = experiment.config, experiment.splits
+    predictions = {}
+    for name, source in splits.evaluated.items():
+        predictions[name] = scores[name].predictions(
+            counts=splits.counts, logits_prior=experiment.method.logits_prior, class_names=source.class_names
+        )
+        if source.names is not None:
+            path = experiment.directory / rundir.list_file(name)
+            rundir.write_list(path, source.names, source.labels, scores[name].rows)
+    return _write(experiment.directory, config, experiment.seeds, predictions, posthoc)
+
+
+def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
+    """Write metrics.json of a finished run, which chose nothing post hoc, again from its predictions.
+
+    Args:
+      directory: of the run.
+      config: of the run.
+
+    Returns:
+      What metrics.json holds.
+    """
+    seeds = range(config.seed, config.seed + config.replicates)
+    folders = [directory] if len(seeds) == 1 else [directory / rundir.seed_folder(seed) for seed in seeds]
+    predictions = {
+        name: [read_predictions(folder / rundir.predictions_file(name)) for folder in folders]
+        for name in reversed(SPLITS)
+        if (directory / rundir.predictions_file(name)).exists()
+    }
+    return _write(directory, config, tuple(seeds), predictions, [{} for _ in seeds])
+
+
+def ensemble(predictions: list[Predictions]) -> Predictions:
+    """Return the predictions of the mean probability of several models.
+
+    Args:
+      predictions: of the same examples.
+
+    Returns:
+      Predictions whose logits are the logarithms of the mean probabilities, float32.
+    """
+    mean = np.mean([per_example.softmax(of.logits) for of in predictions], axis=0)
+    with np.errstate(divide="ignore"):  # a probability may be 0
+        return predictions[0]._replace(logits=np.log(mean).astype(np.float32))
+
+
+def mean_and_deviation(summaries: list[dict]) -> tuple[dict, dict]:
+    """Return the mean of measures over replicates, and their standard deviation.
+
+    Args:
+      summaries: of `metrics.summary`, at least two.
+
+    Returns:
+      The summary of means: numbers and lists are averaged, None where a value is None; other entries are those of the
+      first. And the deviation of each number, with the divisor n - 1.
+    """
+    mean, deviation = {}, {}
+    for key, first in summaries[0].items():
+        values = [summary.get(key) for summary in summaries]
+        if isinstance(first, list):
+            mean[key] = [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
+        elif isinstance(first, float):
+            mean[key] = None if None in values else float(np.mean(values))
+            if mean[key] is not None:
+                deviation[key] = float(np.std(values, ddof=1))
+        else:
+            mean[key] = first
+    return mean, deviation
+
+
+def _write(
+    directory: pathlib.Path,
+    config: "ConfigDict",
+    seeds: tuple[int, ...],
+    predictions: dict[str, list[Predictions]],
+    posthoc: list[dict],
+) -> dict:
+    """Write the predictions of each split, the watched one first, and metrics.json; return its content."""
+    names = (*metrics.MEASURES, *config.measures)
+    summaries = {name: [metrics.summary(one, names=names) for one in each] for name, each in predictions.items()}
+    chosen = [{"posthoc": {"name": config.method.posthoc.name, **one}} if one else {} for one in posthoc]
+    if len(seeds) == 1:
+        for name, (one,) in predictions.items():
+            write_predictions(directory / rundir.predictions_file(name), one)
+        result = chosen[0] | {name: each[0] for name, each in summaries.items()}
+    else:
+        for r, seed in enumerate(seeds):
+            folder = directory / rundir.seed_folder(seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, each in predictions.items():
+                write_predictions(folder / rundir.predictions_file(name), each[r])
+            storage.write_json(folder / rundir.METRICS, chosen[r] | {name: each[r] for name, each in summaries.items()})
+        together = {name: ensemble(each) for name, each in predictions.items()}
+        for name, one in together.items():
+            write_predictions(directory / rundir.predictions_file(name), one)
+        both = {name: mean_and_deviation(each) for name, each in summaries.items()}
+        result = {name: mean for name, (mean, _) in both.items()}
+        result["deviation"] = {name: deviation for name, (_, deviation) in both.items()}
+        result["ensemble"] = {name: metrics.summary(one, names=names) for name, one in together.items()}
+        result["seeds"] = list(seeds)
+    if config.eval_every:
+        watched = next(iter(predictions))
+        records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if r.get("split") == watched]
+        result["best"] = max(records, key=lambda r: r["accuracy"]) | {"evaluations": len(records)}
+    storage.write_json(directory / rundir.METRICS, result)
+    return result
