@@ -318,8 +318,7 @@ def log_description(experiment: Experiment) -> None:
         experiment.method.name,
         config.optim.name,
         _num_parameters(experiment.variables) // config.replicates,
-        config.pretrained
-        or f"random weights (seed{'s' * (config.replicates > 1)} {', '.join(map(str, experiment.seeds))})",
+        config.pretrained or f"random weights ({seeds} {', '.join(map(str, experiment.seeds))})",
         experiment.steps,
         config.batch_size,
         devices,
