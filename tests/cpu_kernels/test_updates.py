@@ -82,8 +82,7 @@ def update(network, backend, dtype):
             state = first_state(variables, step_config.optimiser)
             return state, train_step(state, batch, numbers, stage=stage, network=network, config=step_config)[0]
 
-        compiler = quick.jit if (backend, dtype) == ("xla", "float64") else jax.jit  # as for `comparison.exact`
-        before, after = jax.device_get(compiler(step)(variables, batch, numbers))
+        before, after = jax.device_get(quick.jit(step)(variables, batch, numbers))
     leaves = zip(*map(jax.tree.leaves, (before[1:3], after[1:3])), strict=True)
     return np.concatenate([np.ravel(b - a) for a, b in leaves]).astype(np.float64)
 

@@ -86,7 +86,7 @@ def all_losses(golden):
     def found(classes):
         file = golden(f"losses_{classes}")
         bound = {name: make(file) for name, make in GOLDEN.items()}
-        every = jax.jit(lambda z, y: {name: value_and_gradient(loss, z, y) for name, loss in bound.items()})
+        every = quick.jit(lambda z, y: {name: value_and_gradient(loss, z, y) for name, loss in bound.items()})
         return jax.device_get(
             every(*(np.concatenate([file[f"{name}_{inputs}"] for inputs in INPUTS]) for name in ("logits", "labels")))
         )
@@ -125,7 +125,7 @@ def test_ldam_is_the_authors_on_logits_that_carry_the_scale(golden, name, scale,
     def loss(cosines, labels):
         return losses.ldam(scale * cosines, labels, counts=file["counts"], scale=scale)
 
-    both = jax.jit(functools.partial(value_and_gradient, loss))
+    both = quick.jit(functools.partial(value_and_gradient, loss))
     value, gradient = both(file["logits_cosine"], file["labels_cosine"])
     np.testing.assert_allclose(value, file[f"{name}__cosine__value"], rtol=1e-5)
     if f"{name}__cosine__grad" in file:
@@ -148,7 +148,7 @@ def test_weighted_batches_are_the_authors(golden, name, inputs):
     def batch(z):
         return mixing.objective(loss, z, mixed, weights).sum() / mixing.example_weight(mixed, weights).sum()
 
-    value, gradient = jax.jit(jax.value_and_grad(batch))(logits)
+    value, gradient = quick.jit(jax.value_and_grad(batch))(logits)
     np.testing.assert_allclose(value, file[f"{name}__{inputs}__batch"], rtol=1e-5)
     np.testing.assert_allclose(gradient, file[f"{name}__{inputs}__batch_grad"], atol=5e-6)
 
@@ -164,7 +164,7 @@ def test_the_mixed_objective_is_the_authors(golden, classes):
         values = mixing.objective(loss, logits, mixed)
         return values.mean(), values
 
-    (_, values), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(file["logits_moderate"])
+    (_, values), gradient = quick.jit(jax.value_and_grad(objective, has_aux=True))(file["logits_moderate"])
     np.testing.assert_allclose(values, file["mixed_bayias__value"], rtol=1e-5)
     np.testing.assert_allclose(gradient, file["mixed_bayias__mean_grad"], atol=1e-7)
 

@@ -18,7 +18,7 @@ from unimix_jax.config import parse
 from unimix_jax.errors import UserError
 from unimix_jax.methods import mixing
 from unimix_jax.methods.recipes import RECIPES
-from unimix_jax.models import init, networks
+from unimix_jax.models import heads, init, networks
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, optim, rundir, stages
 from unimix_jax.training.devices import replicate
@@ -28,13 +28,36 @@ from unimix_jax.training.step import StepInputs, first_state, group_of, train_st
 
 from .. import quick
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "stem", "flat")
 COMPILED = {}
+# Recipes that touch the network itself: its statistics, its levels or its parameter groups. The others are compiled in
+# half of the time with a network that is a classifier of pixels alone.
+_OF_LAYERS = ("erm", "manifold_mixup", "mislas", "crt", "unimix_bayias_las")
+
+
+class Flat(nn.Module):
+    """A classifier of pixels."""
+
+    num_classes: int
+    head: str = "linear"
+
+    @nn.compact
+    def __call__(self, images, train):
+        return heads.build(self.head, self.num_classes)(images.reshape(len(images), -1))
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """Let a config name the classifier of pixels as `network=flat`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.NETWORKS, "flat", Flat)
+        yield
 
 
 @functools.cache
 def prepared(name, devices):
-    argv = ["main", f"--config=digits_lt.py:method={name}", "--config.network=stem", "--config.batch_size=32"]
+    network = "stem" if name in _OF_LAYERS else "flat"
+    argv = ["main", f"--config=digits_lt.py:method={name}", f"--config.network={network}", "--config.batch_size=32"]
     # Flips by view, which are a third of the program that crops are.
     argv += ["--config.data.pad=0", "--config.data.flip=true"]
     argv += ["--config.epochs=10", f"--config.parallel.devices={devices}"]
@@ -44,7 +67,7 @@ def prepared(name, devices):
 def step_of(experiment, stage):
     """The compiled step; stages of different rows with the same functions and options share it."""
     functions = tuple((f and f.func, str(f and f.keywords)) for f in (stage.loss, stage.mixer))
-    key = functions, experiment.method.head, stage.program[2:], len(experiment.devices)
+    key = functions, experiment.config.network, experiment.method.head, stage.program[2:], len(experiment.devices)
     if key not in COMPILED:
         COMPILED[key] = loop.compiled_step(experiment, stage)
     return COMPILED[key]
