@@ -13,6 +13,8 @@ from unimix_jax.models import heads, layers, ops
 
 Path = tuple[str, ...]  # of a variable: its collection, the names of its modules, its own name
 
+_COMPILED_FOR_ONE_RUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 def initialise(network: nn.Module, image_shape: tuple[int, int, int], seed: int, draw: int = 0) -> dict:
     """Draw the first variables of a network.
@@ -79,7 +81,8 @@ def _shapes(init: Callable, image: jax.ShapeDtypeStruct) -> tuple[dict, set[Path
 def _own_draws(init: Callable, image: jax.ShapeDtypeStruct, paths: list[Path], seed: int, draw: int) -> dict:
     """Return the values that a network's own initialisers give to the variables of these paths."""
 
-    @jax.jit  # XLA removes what is not returned: the network itself is not compiled
+    # It runs once: compiling takes the time. XLA removes what is not returned: the network itself is not compiled.
+    @functools.partial(jax.jit, compiler_options=_COMPILED_FOR_ONE_RUN)
     def values(key):
         variables = dict(_leaves(init(key, jnp.zeros(image.shape, image.dtype))))
         return [variables[path] for path in paths]

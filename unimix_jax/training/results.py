@@ -118,8 +118,7 @@ def _write(
         result = chosen[0] | {name: each[0] for name, each in summaries.items()}
     else:
         for r, seed in enumerate(seeds):
-            folder = directory / rundir.seed_folder(seed)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = rundir.create_seed_folder(directory, seed)
             for name, each in predictions.items():
                 write_predictions(folder / rundir.predictions_file(name), each[r])
             storage.write_json(folder / rundir.METRICS, chosen[r] | {name: each[r] for name, each in summaries.items()})

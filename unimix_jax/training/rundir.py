@@ -53,6 +53,18 @@ def seed_folder(seed: int) -> str:
     return f"seeds/{seed}"
 
 
+def create_seed_folder(directory: pathlib.Path, seed: int) -> pathlib.Path:
+    """Return the path of a replicate's folder, which is made if needed.
+
+    Args:
+      directory: of the run.
+      seed: of the replicate.
+    """
+    folder = directory / seed_folder(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def list_file(split: str) -> str:
     """Return the name of the list of a split's images, a line for each row of its predictions."""
     return f"images_{split}.txt"
