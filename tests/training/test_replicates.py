@@ -69,7 +69,7 @@ def test_each_replicate_is_the_run_of_its_seed(backend, devices):
         )
         found = together(place_replicates(state, placed, 4), shard(batch, placed, replicates=4), inputs)
         expected = jax.tree.map(lambda *leaves: np.stack(leaves), *expected)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
         assert len({float(loss) for loss in expected[1]["loss"][0]}) == 4
 
 
