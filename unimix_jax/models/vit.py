@@ -31,6 +31,8 @@ _NAMES = (  # torchvision's as timm's, then timm's as those of the modules here
     (r"^patch_embed\.proj\.", "patches."),
     (r"^blocks\.(\d+)\.(attn\.|mlp\.)?", r"blocks_\1."),
 )
+_SIZES = ("width", "depth", "heads", "patch_size", "mlp_ratio")
+_normalisation = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 def from_torch(arrays: dict[str, np.ndarray], variables: dict) -> dict:
@@ -101,7 +103,7 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         skip = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
 
-        y = dense(3 * features, name="qkv")(_normalisation(self.dtype, "norm1")(x))
+        y = dense(3 * features, name="qkv")(_normalisation(dtype=self.dtype, name="norm1")(x))
         queries, keys, values = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, -1), 2, 0)
         # `jax.nn.dot_product_attention` takes 1.15 of the time on a CPU, and computes in float32 for float64.
         wide, scale = jnp.promote_types(self.dtype, jnp.float32), (features // self.heads) ** -0.5
@@ -109,17 +111,12 @@ class Block(nn.Module):
         y = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(y).astype(self.dtype), values).reshape(x.shape)
         x = x + skip(drop(dense(features, name="proj")(y)))
 
-        y = dense(self.mlp_ratio * features, name="fc1")(_normalisation(self.dtype, "norm2")(x))
+        y = dense(self.mlp_ratio * features, name="fc1")(_normalisation(dtype=self.dtype, name="norm2")(x))
         y = drop(nn.gelu(y, approximate=False))
         return x + skip(drop(dense(features, name="fc2")(y)))
 
 
-@registry.Traits(
-    options={
-        **dict.fromkeys(("width", "depth", "heads", "patch_size", "mlp_ratio"), registry.SIZE),
-        **dict.fromkeys(("dropout", "drop_path"), registry.RATE),
-    }
-)
+@registry.Traits(options=dict.fromkeys(_SIZES, registry.SIZE) | dict.fromkeys(("dropout", "drop_path"), registry.RATE))
 class ViT(nn.Module):
     """The vision transformer: patches as tokens behind a class token, blocks, the class token's output, the head.
 
@@ -199,9 +196,4 @@ class ViT(nn.Module):
             drop_path = self.drop_path * i / max(self.depth - 1, 1)
             x = block(self.heads, self.mlp_ratio, dtype, self.dropout, drop_path, name=f"blocks_{i}")(x, train)
         x = x[:, 0].astype(jnp.promote_types(dtype, jnp.float32))
-        x = _normalisation(x.dtype, "norm")(x)
-        return heads.build(self.head, self.num_classes)(x)
-
-
-def _normalisation(dtype, name: str) -> nn.Module:
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+        return heads.build(self.head, self.num_classes)(_normalisation(dtype=x.dtype, name="norm")(x))
