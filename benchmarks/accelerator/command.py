@@ -4,17 +4,19 @@
     python benchmarks/accelerator --prepared=FOLDER --output=RESULTS     # on the machine with the GPU
     python benchmarks/accelerator --small --output=RESULTS               # a rehearsal on a CPU, two minutes
 
-RESULTS/results.jsonl gets a line for each job when it is done; summary.json says at the end which goals are met and what
-is missing; programs.tar has compiled programs, which the next call takes from FOLDER. The order of the jobs is that of
-their worth, and none is begun that may not end before the deadline.
+RESULTS/results.jsonl gets a line for each job when it is done; summary.json says at the end which goals are met and
+what is missing; programs.tar has compiled programs, which the next call takes from FOLDER. The order of the jobs is
+that of their worth, and none is begun that may not end before the deadline.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 
 from accelerator import carried
 from accelerator.results import PARTS, Recorder
@@ -59,6 +61,19 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def unoptimised() -> Iterator[None]:
+    """Let XLA optimise nothing."""
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def measure(options: argparse.Namespace, scale, cache: pathlib.Path) -> int:
     """Do all jobs; return 1 if one failed or missed what it must be, 0 otherwise."""
     from accelerator import jobs
@@ -74,7 +89,11 @@ def measure(options: argparse.Namespace, scale, cache: pathlib.Path) -> int:
 
     timer = recorder.stop_at(60 * options.minutes + OVERTIME, finish)
     try:
-        with tempfile.TemporaryDirectory() as temporary, runtime.runtime(1 if options.small else 0):
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(runtime.runtime(1 if options.small else 0))
+            if options.small:  # a rehearsal mostly compiles
+                stack.enter_context(unoptimised())
             session = jobs.Session(options, scale, recorder, pathlib.Path(temporary), cache)
             for job in jobs.of(session, options.parts.split(",")):
                 recorder.take(job)

@@ -13,8 +13,8 @@ from unittest import mock
 
 import jax
 import numpy as np
-from accelerator.carried import parsed
 
+from accelerator.carried import parsed
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, predict, runtime, setup, step, timings
 from unimix_jax.training.devices import replicate
@@ -31,6 +31,7 @@ class Scale(NamedTuple):
     timed: float  # seconds of a slot
     matrices: int  # rows and columns
     memory_gib: float
+    methods: tuple[str, ...]
     seeds: int
     worker_steps: int  # of PyTorch in a slot
     photographs: tuple[str, ...]  # overrides
@@ -46,6 +47,7 @@ FULL = Scale(
     timed=1.0,
     matrices=8192,
     memory_gib=4.0,
+    methods=("erm", "mixup", "remix", "ldam_drw", "unimix", "bayias", "unimix_bayias"),  # of the paper's Table D1
     seeds=3,
     worker_steps=200,
     photographs=("--config.network=resnet50", "--config.batch_size=256", "--config.eval_batch_size=256"),
@@ -54,12 +56,13 @@ FULL = Scale(
 )
 SMALL = Scale(
     config="digits_lt.py:imbalance=20",
-    overrides=("--config.epochs=2",),
+    overrides=("--config.epochs=2", "--config.parallel.ops=accelerator"),
     needs_data=False,
     epoch=3,
     timed=0.05,
     matrices=256,
     memory_gib=1 / 256,
+    methods=("erm", "unimix_bayias"),
     seeds=1,
     worker_steps=2,
     photographs=("--config.network=resnet10", "--config.batch_size=4", "--config.eval_batch_size=4"),
@@ -87,7 +90,7 @@ def compiler_options(options: dict | None) -> Iterator[None]:
     if options is None:
         yield
         return
-    with mock.patch.object(runtime, "compiler_options", lambda deterministic=False: options):
+    with mock.patch.object(runtime, "compiler_options", return_value=options):
         yield
 
 

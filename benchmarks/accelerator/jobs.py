@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 from accelerator import carried, ceilings, experiments, parity, pytorch
 from accelerator.results import PARTS, SUMMARY, Job, Recorder
-
 from unimix_jax.training import runtime
 from unimix_jax.training.devices import local_devices
 
-METHODS = ("erm", "mixup", "remix", "ldam_drw", "unimix", "bayias", "unimix_bayias")  # of the paper's Table D1
 COMPILE = 45.0  # seconds that a program of ResNet-32 may take
-# Of (dtype, precision of float32 products): tolerances of logits and loss, and of the update; benchmarks/README.md
-# says why.
+# Of (dtype, precision of float32 products): tolerances of logits and loss, and of the update's norm. Between backends of
+# one CPU ResNet-32 has 4e-7 and 3e-4 in float32 (an input of relu at its rounding changes sign), .009 and .06 in
+# bfloat16: some eight and four times that. TF32 keeps two bits more than bfloat16, so a quarter is expected of it. An
+# operation left out or a wrong layer gives about 1.
 TOLERANCES = {
-    ("float32", "highest"): (1e-5, 1e-2),
-    ("float32", "default"): (1e-2, 0.5),
-    ("bfloat16", "default"): (5e-2, 1.0),
+    ("float32", "highest"): (1e-5, 2e-3),
+    ("float32", "default"): (1e-2, 6e-2),
+    ("bfloat16", "default"): (4e-2, 0.25),
 }
 DTYPES = ("float32", "bfloat16")
 SCAN, ONE, EPOCHS = "steps {} in a loop", "steps {} one by one", "run unimix_bayias seed 0 {}"
@@ -213,7 +213,7 @@ def _table(session: Session) -> Iterator[Job]:
         session.recorder.leave_out("the table", "no images of CIFAR-10 are here: --prepared or --data names them")
         return
     for seed in range(session.scale.seeds):
-        for method in METHODS:
+        for method in session.scale.methods:
             job = _run(session, method, seed, "float32")
             if job.name not in session.recorder.results:
                 yield job

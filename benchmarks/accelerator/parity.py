@@ -4,8 +4,8 @@ import pathlib
 
 import jax
 import numpy as np
-from accelerator.experiments import Scale, Steps, experiment, with_variables
 
+from accelerator.experiments import Scale, Steps, experiment, with_variables
 from unimix_jax.training import predict
 
 IMAGES = 1000  # whose logits are compared
@@ -61,7 +61,7 @@ def read_reference(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def difference(value: np.ndarray, reference: np.ndarray) -> float:
-    """Return the largest difference as a share of the largest number of the reference; infinity where one is not finite."""
+    """Return the largest difference as a share of the reference's largest number; infinity if a value is not finite."""
     value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
     if value.shape != reference.shape or not np.isfinite(value).all():
         return float("inf")
@@ -76,20 +76,22 @@ def compared(value: dict, reference: dict, tolerances: tuple[float, float]) -> d
     Args:
       value: of `computed`.
       reference: of `computed`.
-      tolerances: of logits and loss, and of the update.
+      tolerances: of logits and loss; of the norm of the update's difference by the update's norm.
 
     Returns:
-      The largest relative differences, the parameter where that of the update is, and whether all are within the tolerances.
+      The largest relative differences, of the update also by parameter, and whether all are within the tolerances.
     """
-    leaves = {name: difference(value[name], reference[name]) for name in reference if name.startswith("update")}
-    worst = max(leaves, key=leaves.get)
-    whole = [np.concatenate([np.ravel(each[name]) for name in leaves]) for each in (value, reference)]
+    names = [name for name in reference if name.startswith("update")]
+    by_parameter = {name: difference(value[name], reference[name]) for name in names}
+    worst = max(by_parameter, key=by_parameter.get)
+    update, wanted = (np.concatenate([np.ravel(each[name]) for name in names]) for each in (value, reference))
+    norm = float(np.linalg.norm(update - wanted) / np.linalg.norm(wanted))
     found = {
         "logits": difference(value["logits"], reference["logits"]),
         "loss": difference(value["loss"], reference["loss"]),
-        "update": leaves[worst],
-        "update_norm": float(np.linalg.norm(whole[0] - whole[1]) / np.linalg.norm(whole[1])),
+        "update": difference(update, wanted),
+        "update_norm": norm if np.isfinite(norm) else float("inf"),
+        "worst_parameter": {worst: by_parameter[worst]},
     }
-    limit, update_limit = tolerances
-    passed = found["logits"] <= limit and found["loss"] <= limit and found["update"] <= update_limit
-    return found | {"worst_parameter": worst, "tolerances": tolerances, "passed": passed}
+    passed = max(found["logits"], found["loss"]) <= tolerances[0] and found["update_norm"] <= tolerances[1]
+    return found | {"tolerances": tolerances, "passed": passed}
