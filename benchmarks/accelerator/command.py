@@ -66,7 +66,7 @@ def unoptimised() -> Iterator[None]:
     """Let XLA optimise nothing."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace, scale, cache: pathlib.Path) -> int:
     recorder = Recorder(options.output, 60 * options.minutes - PACKING)
 
     def finish() -> None:
-        jobs.write_summary(recorder)
+        jobs.write_summary(recorder, options.small)
         if not options.small:
             packed = carried.pack_programs(cache, options.output / carried.PROGRAMS)
             print(f"compiled programs: {packed}", flush=True)

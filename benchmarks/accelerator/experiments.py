@@ -56,10 +56,10 @@ FULL = Scale(
 )
 SMALL = Scale(
     config="digits_lt.py:imbalance=20",
-    overrides=("--config.epochs=2", "--config.parallel.ops=accelerator"),
+    overrides=("--config.epochs=1", "--config.batch_size=8", "--config.parallel.ops=accelerator"),
     needs_data=False,
-    epoch=3,
-    timed=0.05,
+    epoch=2,
+    timed=0.01,
     matrices=256,
     memory_gib=1 / 256,
     methods=("erm", "unimix_bayias"),
@@ -67,7 +67,7 @@ SMALL = Scale(
     worker_steps=2,
     photographs=("--config.network=resnet10", "--config.batch_size=4", "--config.eval_batch_size=4"),
     photograph=(32, 5, 8),
-    torch={"network": "resnet8", "batch": 32, "size": 8, "channels": 1, "classes": 10},
+    torch={"network": "resnet8", "batch": 8, "size": 8, "channels": 1, "classes": 10},
 )
 
 
@@ -136,8 +136,8 @@ class Steps:
             jax.block_until_ready(self.state)
             return (time.perf_counter() - begun) / dispatches / self.count
 
-        slot(2)
-        dispatches = max(2, round(seconds / (slot(2) * self.count)))
+        slot(1)
+        dispatches = max(1, round(seconds / (slot(1) * self.count)))
         slots = [slot(dispatches) for _ in range(3)]
         rate, config = statistics.median(slots), self.experiment.config
         loss = float(np.ravel(self.take(0)["loss"][0])[-1])
