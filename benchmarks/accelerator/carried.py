@@ -64,7 +64,7 @@ def random_images(folder: pathlib.Path) -> None:
     from unimix_jax.data import longtail
 
     random = np.random.RandomState(0)  # its numbers are the same in every version of numpy
-    labels, test_labels = (random.permutation(np.arange(n, dtype=np.uint8) % CLASSES) for n in (TRAINING, TESTING))
+    labels, test_labels = (random.permutation(np.arange(n) % CLASSES).astype(np.uint8) for n in (TRAINING, TESTING))
     chosen = longtail.subset_of_balanced(labels, CLASSES, parsed("cifar_lt.py:imbalance=100").data)
     train, test = (random.bytes(n * 3072) for n in (len(chosen), TESTING))
     train, test = (np.frombuffer(pixels, np.uint8).reshape(-1, 32, 32, 3) for pixels in (train, test))

@@ -66,7 +66,7 @@ SMALL = Scale(
     seeds=1,
     worker_steps=2,
     photographs=("--config.network=resnet10", "--config.batch_size=4", "--config.eval_batch_size=4"),
-    photograph=(32, 5, 8),
+    photograph=(16, 5, 8),
     torch={"network": "resnet8", "batch": 8, "size": 8, "channels": 1, "classes": 10},
 )
 

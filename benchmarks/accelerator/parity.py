@@ -31,7 +31,7 @@ def computed(scale: Scale, data: str, *, dtype: str, precision: str, ops: str, v
         before = jax.tree.map(np.array, jax.device_get(steps.state.params))  # the step takes the memory of the state
         loss, weight = jax.device_get(steps.take(0)["loss"])
         after = jax.device_get(steps.state.params)
-    change = jax.tree.map(lambda new, old: np.float64(new) - np.float64(old), after, before)
+    change = jax.tree.map(np.subtract, after, before)
     return {
         **flattened("variables", jax.device_get(start.variables)),
         **flattened("update", change),
