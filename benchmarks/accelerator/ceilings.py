@@ -61,7 +61,7 @@ def products(size: int) -> dict:
     return found
 
 
-def memory_and_launches(gib: float, kernels: int = 500) -> dict:
+def memory_and_launches(gib: float, kernels: int) -> dict:
     """Return bytes a second, read and written, of a pass over memory, and launches a second.
 
     Launches: of a chain of kernels in one program, where each needs the one before, without and with the project's

@@ -31,6 +31,7 @@ class Scale(NamedTuple):
     timed: float  # seconds of a slot
     matrices: int  # rows and columns
     memory_gib: float
+    kernels: int  # of the chain
     methods: tuple[str, ...]
     seeds: int
     worker_steps: int  # of PyTorch in a slot
@@ -47,6 +48,7 @@ FULL = Scale(
     timed=1.0,
     matrices=8192,
     memory_gib=4.0,
+    kernels=500,
     methods=("erm", "mixup", "remix", "ldam_drw", "unimix", "bayias", "unimix_bayias"),  # of the paper's Table D1
     seeds=3,
     worker_steps=200,
@@ -62,6 +64,7 @@ SMALL = Scale(
     timed=0.01,
     matrices=256,
     memory_gib=1 / 256,
+    kernels=20,
     methods=("erm", "unimix_bayias"),
     seeds=1,
     worker_steps=2,

@@ -74,7 +74,7 @@ def _machine(session: Session) -> Iterator[Job]:
     yield Job("unpack", 20, functools.partial(_unpack, session))
     yield Job("environment", 15, ceilings.environment)
     yield Job("products", 20, lambda: ceilings.products(scale.matrices))
-    yield Job(MACHINE, 20, lambda: ceilings.memory_and_launches(scale.memory_gib))
+    yield Job(MACHINE, 20, lambda: ceilings.memory_and_launches(scale.memory_gib, scale.kernels))
 
 
 def _unpack(session: Session) -> dict:
