@@ -42,7 +42,7 @@ def test_a_worker_that_stops_is_told_of(slots):
         slots.compare({"broken": [sys.executable, "-c", "raise SystemExit(3)"]}, rounds=1, seconds=0.1)
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
 def test_what_a_program_imports_of_the_package_is_there(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "unimix_jax":
