@@ -17,7 +17,7 @@ import numpy as np
 from accelerator.carried import parsed
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, predict, runtime, setup, step, timings
-from unimix_jax.training.devices import replicate
+from unimix_jax.training.devices import place_replicates
 from unimix_jax.training.run import run
 
 
@@ -81,9 +81,12 @@ def config_of(scale: Scale, data: str, *overrides: str, method: str = "unimix_ba
     return parsed(f"{scale.config},method={method}", *common, *overrides)
 
 
-def experiment(scale: Scale, data: str, *, dtype: str = "float32", ops: str = "accelerator", steps: int = 1):
+def experiment(
+    scale: Scale, data: str, *, dtype: str = "float32", ops: str = "accelerator", steps: int = 1, replicates: int = 1
+):
     """Return the experiment whose steps are timed: training images on the device, `steps` in a program."""
     overrides = (f"--config.dtype={dtype}", f"--config.parallel.ops={ops}", f"--config.steps_per_dispatch={steps}")
+    overrides += (f"--config.replicates={replicates}",)
     return setup.prepare(config_of(scale, data, *overrides, "--config.data.on_device=True"), pathlib.Path("not-made"))
 
 
@@ -105,16 +108,16 @@ class Steps:
         parts = list(itertools.islice(training_input.dispatches(experiment, 0), dispatches))
         stage, self.count = parts[0].stage, len(parts[0].steps)
         rate = loop.learning_rate(experiment, stage)
-        seed, weight = replicate((np.uint32(experiment.config.seed), stage.class_weight), experiment.devices)
+        seed, weight = loop.seeds_and_weights(experiment, stage)
         self.inputs = []
         for part in parts:
             rates = np.array([rate(number) for number in part.steps], np.float32)
             rates = rates if experiment.steps_per_dispatch > 1 else rates[0]
             self.inputs.append((part.batch, step.StepInputs(seed, rates, weight)))
         self.resident = training_input.resident(experiment)
-        self.state = replicate(
-            step.first_state(experiment.variables, experiment.step_config.optimiser), experiment.devices
-        )
+        replicates = experiment.config.replicates
+        first = step.first_state(experiment.variables, experiment.step_config.optimiser, replicates)
+        self.state = place_replicates(first, experiment.devices, replicates)
         begun = time.perf_counter()
         with compiler_options(options):
             lowered = loop.compiled_step(experiment, stage).lower(self.state, *self.inputs[0], *self.resident)
@@ -147,7 +150,8 @@ class Steps:
         return {
             "ms_a_step": 1e3 * rate,
             "steps_a_second": 1 / rate,
-            "images_a_second": config.batch_size / rate,
+            "images_a_second": config.batch_size * config.replicates / rate,
+            "replicates": config.replicates,
             "slots_ms": [1e3 * each for each in slots],
             "steps_in_a_program": self.count,
             "compile_seconds": self.compile_seconds,

@@ -72,7 +72,7 @@ def train(
         for next_stage, steps, batch in dispatches:
             if next_stage is not stage:
                 stage, rate = next_stage, learning_rate(experiment, next_stage)
-                constants = _constants(experiment, stage)
+                constants = seeds_and_weights(experiment, stage)
                 state = state if steps.start > stage.first else stage_start(experiment, stage, state)
             program = stage.program, len(steps)
             compiles = program not in compiled_steps
@@ -156,8 +156,16 @@ def steps_taken(state: TrainState) -> int:
     return int(np.max(jax.device_get(state.step)))
 
 
-def _constants(experiment: Experiment, stage: Stage) -> tuple:
-    """Return the seeds and class weights of a stage, on the devices."""
+def seeds_and_weights(experiment: Experiment, stage: Stage) -> tuple:
+    """Return the seeds and class weights of a stage, on the devices, for `StepInputs`.
+
+    Args:
+      experiment: of `setup.prepare`.
+      stage: of its method.
+
+    Returns:
+      uint32[], of replicates uint32[R]; and float32[K].
+    """
     seeds = np.array(experiment.seeds, np.uint32)
     if len(seeds) == 1:
         return replicate((seeds[0], stage.class_weight), experiment.devices)
