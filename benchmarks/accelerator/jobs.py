@@ -133,7 +133,8 @@ def _variants(session: Session) -> Iterator[Job]:
     _random_images(session)
     epoch = session.scale.epoch
     loop = functools.partial(_steps, session, steps=epoch)
-    yield loop(SEEDS, dtype="bfloat16", replicates=2 if session.options.small else REPLICATES)
+    count = 2 if session.options.small else REPLICATES
+    yield loop(SEEDS.replace(f"{REPLICATES} replicates", f"{count} replicates"), dtype="bfloat16", replicates=count)
     yield loop("steps float32 in a loop, without the project's compiler options", options={})
     yield loop("steps float32 in a loop, XLA's layers", ops="xla")
     yield from _pytorch(session, *pytorch.OTHERS[:3])
