@@ -113,7 +113,7 @@ _RUN = (
     Field("seed", 0, "Seed of initial weights, order, pairs and augmentation; not of the choice of images.", _SEED),
     Field("replicates", 1,
           "Runs with the seeds seed, seed + 1, ... that one program trains together, for their mean and deviation.",
-          _COUNT, hints=("num_seeds", "n_seeds", "repeats", "num_runs")),
+          Bound(lambda v: isinstance(v, int) and 1 <= v <= 256, "a number of runs, 1 to 256"), hints=("num_seeds", "n_seeds", "repeats", "num_runs")),
     Field("epochs", 200, "Length of the run.", _COUNT, hints=("epoch", "num_epochs", "max_epochs", "n_epochs")),
     Field("batch_size", 128, "Images a step, over all devices.", _COUNT, hints=("batch", "bs", "train_batch_size")),
     Field("grad_accum_steps", 1,

@@ -1,4 +1,4 @@
-"""Operations for GPUs and TPUs with gradients of their own: fewer and better kernels than by differentiating XLA's.
+"""Operations for GPUs with gradients of their own: fewer and better kernels than by differentiating XLA's.
 
 On an accelerator a small network is bound by the number of kernels that are launched. Two operations are changed:
 

@@ -60,8 +60,10 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
     }
     about["digests"] = rundir.output_digests(directory)
     about["changed"], about["gone"] = rundir.changed_outputs(directory, about["run"])
+    replicates = config.get("replicates", 1)
+    together = f", ensemble of {replicates} seeds" if replicates != 1 else ""
     outputs = ModelOutputs(
-        name or directory.resolve().name,
+        (name or directory.resolve().name) + together,
         read_predictions(test),
         read_predictions(validation) if validation.exists() else None,
         about,

@@ -207,7 +207,7 @@ def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
     """Return mean and standard deviation of the runs that differ only in their seed."""
     alike: dict[str, list[tuple[str, dict]]] = {}
     for outputs, result in measured:
-        if outputs.about:
+        if outputs.about and outputs.about["config"].get("replicates", 1) == 1:  # replicates have their own table
             config = {k: v for k, v in outputs.about["config"].items() if k != "seed"}
             alike.setdefault(json.dumps(config, sort_keys=True), []).append((outputs.name, result["test"]))
     repeated = [runs for runs in alike.values() if len(runs) > 1]
@@ -363,7 +363,9 @@ def run_facts(about: dict) -> dict[str, str]:
     lines = about.get("lines") or []
     last = max((line["epoch"] for line in lines), default=None)
     facts["measured at"] = None if last is None else f"the last step, epoch {last:g}"
-    facts["first weights"] = None if config.get("seed") is None else f"drawn at random, seed {config['seed']}"
+    if config.get("seed") is not None:
+        others = f" to {config['seed'] + config['replicates'] - 1}" if config.get("replicates", 1) > 1 else ""
+        facts["first weights"] = f"drawn at random, seed {config['seed']}{others}"
     if "init" in data:
         facts["first weights"] = f"{config.get('pretrained')}, digest {data['init']['digest']}"
     optim = config.get("optim", {})

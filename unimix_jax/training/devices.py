@@ -166,7 +166,14 @@ def distribute(
     return jax.jit(mapped, donate_argnums=donate, compiler_options=runtime.compiler_options(deterministic))
 
 
-def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0, replicates: int = 1) -> Any:
+def shard(
+    tree: Any,
+    devices: Sequence,
+    spmd: str = "shard_map",
+    axis: int = 0,
+    replicates: int = 1,
+    of_each: bool = True,
+) -> Any:
     """Put arrays on the devices, to each its share of an axis, for a step of `distribute`.
 
     Args:
@@ -174,7 +181,8 @@ def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0, 
       devices: those of `distribute`.
       spmd: that of `distribute`.
       axis: which one is shared.
-      replicates: above 1, the arrays have a leading axis of them, which `axis` does not count.
+      replicates: that are trained together.
+      of_each: whether several replicates have arrays of their own, on a leading axis, which `axis` does not count.
 
     Returns:
       The same tree of arrays; under "pmap" with a leading axis of the devices, which places them itself.
@@ -185,7 +193,7 @@ def shard(tree: Any, devices: Sequence, spmd: str = "shard_map", axis: int = 0, 
             return np.moveaxis(x.reshape(*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :]), axis, 0)
 
         return jax.tree.map(shares, tree)
-    specs = _specs(axis) if replicates == 1 else P(REPLICATE, *_specs(axis))
+    specs = P(REPLICATE, *_specs(axis)) if replicates > 1 and of_each else _specs(axis)
     return jax.device_put(tree, NamedSharding(_mesh(devices, replicates), specs))
 
 

@@ -12,7 +12,7 @@ from unimix_jax.errors import UserError
 from unimix_jax.training.devices import is_cpu
 
 _LARGEST = 512  # steps of a dispatch unless more are asked for: a signal to stop is heeded after them
-_SHARE_OF_MEMORY = 0.25  # of a device, which training images may take unless they are asked for
+_SHARE_OF_MEMORY = 0.25  # of a device, which images may take unless they are asked for
 
 
 def steps_per_dispatch(setting: int, steps_per_epoch: int, image_bytes: int | None, devices: Sequence) -> int:
@@ -21,7 +21,7 @@ def steps_per_dispatch(setting: int, steps_per_epoch: int, image_bytes: int | No
     Args:
       setting: config.steps_per_dispatch; 0 for the best number here.
       steps_per_epoch: steps of an epoch, after which the host may have to act.
-      image_bytes: of the training images; None where they are read from files.
+      image_bytes: of the images of all splits; None where they are read from files.
       devices: those of the run.
 
     Returns:

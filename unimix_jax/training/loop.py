@@ -50,7 +50,7 @@ def train(
       experiment: what is trained and how.
       state: on the devices; donated: do not use it afterwards.
       manager: of `checkpoints.opened`.
-      stop_requested: set from outside to save after the step that runs, and leave.
+      stop_requested: set from outside to save after the dispatch that runs, and leave.
 
     Returns:
       The last state, the scores of each evaluated split after it, and what was chosen post hoc.
@@ -92,7 +92,8 @@ def train(
             if any(due):
                 means = _means(sums, config.replicates)
                 seconds = time.monotonic() - timer
-                per_second = None if compiles else round(config.batch_size * (last - timed_from) / seconds, 1)
+                images = config.batch_size * config.replicates
+                per_second = None if compiles else round(images * (last - timed_from) / seconds, 1)
                 for step, loss in enumerate(means["loss"].T, start=steps.start + 1):
                     _check_finite(manager, _where(step, stage, rate), loss=loss)
                 if due.evaluate or due.save:

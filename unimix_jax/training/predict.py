@@ -13,7 +13,7 @@ from unimix_jax.data import loading
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.training import unreadable
-from unimix_jax.training.devices import AXIS, REPLICATE, batch_devices, distribute, replicate, rounded_up, shard
+from unimix_jax.training.devices import AXIS, REPLICATE, batch_devices, distribute, rounded_up, shard
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import TrainState, predict_step
 
@@ -46,9 +46,10 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     replicates = experiment.config.replicates
     devices, parallel = experiment.devices, experiment.config.parallel
     wanted = experiment.config.eval_batch_size
-    size = rounded_up(wanted, batch_devices(devices, replicates))
+    sharing = batch_devices(devices, replicates)
+    size = rounded_up(wanted, sharing)
     if size != wanted:
-        _log.info("eval_batch_size %d is rounded up to %d, a multiple of the %d devices", wanted, size, len(devices))
+        _log.info("eval_batch_size %d is rounded up to %d, a multiple of the %d devices", wanted, size, sharing)
 
     def step(variables, images, *, axis):
         return predict_step(variables, images, network=experiment.network, config=experiment.step_config)
@@ -69,7 +70,7 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     compiles, resident = True, {}
 
     def placed(images):
-        return shard(images, devices, parallel.spmd) if replicates == 1 else replicate(images, devices)
+        return shard(images, devices, parallel.spmd, replicates=replicates, of_each=False)
 
     def blocks_of(name):
         """Yield the blocks of a split, with the images on the devices, where they stay if the training images do."""

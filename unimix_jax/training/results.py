@@ -1,18 +1,21 @@
 """The results of a run: predictions and metrics of its last state, of one run or of replicates."""
 
+import logging
 import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.special
 
 from unimix_jax import metrics, storage
-from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.training import predict, rundir
 from unimix_jax.training.setup import Experiment
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+_log = logging.getLogger(__name__)
 
 SPLITS = ("test", "validation")
 
@@ -72,9 +75,10 @@ def ensemble(predictions: list[Predictions]) -> Predictions:
     Returns:
       Predictions whose logits are the logarithms of the mean probabilities, float32.
     """
-    mean = np.mean([per_example.softmax(of.logits) for of in predictions], axis=0)
-    with np.errstate(divide="ignore"):  # a probability may be 0
-        return predictions[0]._replace(logits=np.log(mean).astype(np.float32))
+    logits = np.stack([of.logits for of in predictions]).astype(np.float64)
+    logs = scipy.special.log_softmax(logits, axis=-1)
+    mean = scipy.special.logsumexp(logs, axis=0) - np.log(len(predictions))
+    return predictions[0]._replace(logits=mean.astype(np.float32))
 
 
 def mean_and_deviation(summaries: list[dict]) -> tuple[dict, dict]:
@@ -130,9 +134,11 @@ def _write(
         result["deviation"] = {name: deviation for name, (_, deviation) in both.items()}
         result["ensemble"] = {name: metrics.summary(one, names=names) for name, one in together.items()}
         result["seeds"] = list(seeds)
-    if config.eval_every:
-        watched = next(iter(predictions))
-        records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if r.get("split") == watched]
+    watched = next(iter(predictions))
+    records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if r.get("split") == watched]
+    if config.eval_every and not records:
+        _log.warning("%s has no evaluations, so that the best one is not known", directory / rundir.METRICS_LINES)
+    elif config.eval_every:
         result["best"] = max(records, key=lambda r: r["accuracy"]) | {"evaluations": len(records)}
     storage.write_json(directory / rundir.METRICS, result)
     return result

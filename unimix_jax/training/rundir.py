@@ -38,6 +38,7 @@ _BEFORE_CONFIG = (LOCK, LOG, UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED +
 # Names in `environment` of run.json, and backends of the layers, that had another name before.
 _NEW_NAMES = {"kernels": "ops", "how": "spmd", "cores": "cpu_threads"}
 _NEW_OPS = {"native": "cpu_kernels", "plain": "xla"}
+_ALWAYS_BEFORE = {"steps_per_dispatch": 1, "matmul_precision": "default"}  # what older runs did not record
 _MOST_METRICS = 256 * storage.MIB  # bytes of metrics.jsonl, a million lines
 _LONGEST_LINE = 1 << 16
 _SHOWN = ("accuracy", "many", "medium", "few", "ece", "mce")  # measures that are shown when a run ends
@@ -227,7 +228,7 @@ def environment(start: dict) -> dict:
     recorded = {_NEW_NAMES.get(name, name): value for name, value in start.get("environment", {}).items()}
     if "ops" in recorded:
         recorded["ops"] = _NEW_OPS.get(recorded["ops"], recorded["ops"])
-    return recorded
+    return _ALWAYS_BEFORE | recorded if recorded else recorded
 
 
 def read_results(path: pathlib.Path) -> dict | None:
@@ -246,6 +247,11 @@ def read_results(path: pathlib.Path) -> dict | None:
     if results is None:
         return None
     parts = {name: results[name] for name in ("test", "validation", "best") if name in results}
+    kinds = [results[name] for name in ("ensemble", "deviation") if name in results]  # of replicates
+    if kinds or "seeds" in results:
+        if len(kinds) < 2 or not isinstance(results.get("seeds"), list) or not all(isinstance(k, dict) for k in kinds):
+            raise UserError(f"{path} holds no measures of replicates; restore it or start in a new --workdir")
+        parts |= {f"{i} {split}": kind.get(split) for i, kind in enumerate(kinds) for split in parts if split != "best"}
     sound = "test" in parts and all(
         isinstance(part, dict) and all(value is None or _is_number(value) for value in map(part.get, _SHOWN))
         for part in parts.values()

@@ -172,6 +172,7 @@ def environment(
         "spmd": spmd,
         "ops": ops,
         "steps_per_dispatch": steps_per_dispatch,
+        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),
         "compiler_options": compiler_options(deterministic) if spmd == "shard_map" else {},  # pmap cannot pass them on
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

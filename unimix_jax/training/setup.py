@@ -97,13 +97,14 @@ def prepare(
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = _method(config, splits.counts, steps_per_epoch)
     devices = local_devices(config.parallel.devices)
-    _check_replicates(config, reading)
-    check_batch(config.batch_size, batch_devices(devices, config.replicates), config.grad_accum_steps)
+    _check_parallel(config, reading)
+    sharing = batch_devices(devices, config.replicates)
+    check_batch(config.batch_size, sharing, config.grad_accum_steps)
     image_shape = splits.train.images.shape[1:] if reading is None else (reading.size, reading.size, 3)
     model = network.build(config, len(splits.counts), method.head)
     variables = network.first_variables(config, model, image_shape, directory)
     dropout = network.draws_random_numbers(config, model, variables, image_shape)
-    network.check(config, model, variables, image_shape, method, random=dropout, devices=len(devices))
+    network.check(config, model, variables, image_shape, method, random=dropout, devices=sharing)
     augmentations = augment.build(config.data, splits.train.mean)
     augment.check(augmentations, image_shape)
     learning_rate = schedules.of_run(config.optim, config.epochs, steps_per_epoch)
@@ -116,7 +117,7 @@ def prepare(
         directory=directory,
         splits=splits,
         class_index=class_index,
-        method=_with_inner_mixing(method, class_index, image_shape, config, model, len(devices)),
+        method=_with_inner_mixing(method, class_index, image_shape, config, model, sharing),
         network=model,
         step_config=step.StepConfig(
             optim.build(config.optim, variables["params"]),
@@ -139,7 +140,7 @@ def prepare(
         steps_per_dispatch=dispatch.steps_per_dispatch(
             config.steps_per_dispatch,
             steps_per_epoch,
-            None if splits.train.images is None else splits.train.images.nbytes,
+            _image_bytes(splits),
             devices,
         ),
         clock=clock,
@@ -166,10 +167,15 @@ def _method(config, counts: np.ndarray, steps_per_epoch: int) -> methods.Method:
     return method
 
 
-def _check_replicates(config, reading: Reading | None) -> None:
-    """Refuse replicates where they cannot be trained together."""
+def _check_parallel(config, reading: Reading | None) -> None:
+    """Refuse replicates where they cannot be trained together, and options that pmap does not pass on."""
+    if config.parallel.deterministic and config.parallel.spmd == "pmap":
+        raise UserError("config.parallel.deterministic is True; it needs config.parallel.spmd shard_map, not pmap")
     if config.replicates == 1:
         return
+    if config.seed + config.replicates > 2**32:
+        last = config.seed + config.replicates - 1
+        raise UserError(f"the last of the config.replicates has the seed {last}; it must be below 4294967296")
     reason = ""
     if reading is not None:
         reason = "images that are read from files, which the host would read for each of them"
@@ -177,6 +183,12 @@ def _check_replicates(config, reading: Reading | None) -> None:
         reason = "config.parallel.spmd pmap; set it to shard_map"
     if reason:
         raise UserError(f"config.replicates is {config.replicates}; it must be 1 for {reason}")
+
+
+def _image_bytes(splits: Splits) -> int | None:
+    """Return the bytes of all images that a run uses; None where they are read from files."""
+    sources = (splits.train, *splits.evaluated.values())
+    return None if splits.train.images is None else sum(source.images.nbytes for source in sources)
 
 
 def _of_replicates(variables: dict, config, model: nn.Module, image_shape: tuple, directory: pathlib.Path) -> dict:

@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 class StepInputs(NamedTuple):
     """Inputs of a step that may change without compiling again."""
 
-    seed: Any  # uint32[]
+    seed: Any  # uint32[]; of replicates uint32[R]
     learning_rate: Any  # float32[]; of several steps float32[K]
     class_weight: Any  # float32[K]
 
