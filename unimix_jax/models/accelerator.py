@@ -137,13 +137,16 @@ def _normalised_forwards(x, scale, bias, residual, relu, axis, epsilon):
     out = x * of_channels[2] + of_channels[3]
     out = out if residual is None else out + residual
     out = jnp.where(out <= 0, jnp.zeros((), out.dtype), out) if relu else out  # nan stays nan
-    return (out, mean, variance), (x, out if relu else None, of_channels, residual is not None)
+    # Without a residual, x says where ReLU is 0: the backward pass need not read the result.
+    read = out if relu and residual is not None else None
+    return (out, mean, variance), (x, read, of_channels, residual is not None)
 
 
 def _normalised_backwards(relu, axis, epsilon, residuals, cotangents):
-    x, out, (mean, inverse, factor, _, of_sum, of_product), has_residual = residuals
+    x, out, (mean, inverse, factor, offset, of_sum, of_product), has_residual = residuals
     cotangent = cotangents[0]
     if relu:
+        out = x * factor + offset if out is None else out
         cotangent = jnp.where(out <= 0, jnp.zeros((), cotangent.dtype), cotangent)
     # Gradients of scale and bias are of this device's share; the step adds them over the devices.
     bias_gradient, products = local = _sums_of_channels(cotangent, cotangent * x)
