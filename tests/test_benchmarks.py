@@ -64,3 +64,44 @@ def test_the_table_of_digits_is_made_of_runs(tmp_path, monkeypatch):
 
 
 RESULT = {"accuracy": 0.5, "few": 0.25, "ece": 0.1, "mce": 0.2}
+
+
+HLO = """
+%body (p: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %p = (s32[], f32[64]{0}) parameter(0)
+  %x = f32[64]{0} get-tuple-element(%p), index=1
+  %small = f32[64]{0} fusion(%x), kind=kLoop, calls=%a, metadata={op_name="f(g)"}
+  %conv = (bf16[128,32,32,16]{3,2,1,0}, u8[0]{0}) custom-call(%x, %small), custom_call_target="__cudnn$convForward"
+  %reduce = f32[64]{0} all-reduce-start(%x), to_apply=%add
+  %reduced = f32[64]{0} all-reduce-done(%reduce)
+  %inner = (s32[], f32[64]{0}) while(%p), condition=%c, body=%nested, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %tuple = (s32[], f32[64]{0}) tuple(%x, %small)
+}
+
+%nested (q: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %q = (s32[], f32[64]{0}) parameter(0)
+  ROOT %copy = (s32[], f32[64]{0}) copy(%q)
+}
+
+ENTRY %main (x: f32[64]) -> f32[64] {
+  %x.1 = (s32[], f32[64]{0}) parameter(0)
+  %first = f32[100000]{0} fusion(%x.1), kind=kInput, calls=%b
+  %loop = (s32[], f32[64]{0}) while(%x.1), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %out = f32[64]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_launches_of_a_step_are_those_of_the_loop_s_body():
+    spec = importlib.util.spec_from_file_location("compiled", FOLDER / "compiled.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parsed, entry = module.computations(HLO)
+    of_step = module.of_a_step(parsed, entry, 5)
+    assert of_step.kinds == {"fusion kLoop": 1, "__cudnn$convForward": 1, "all-reduce": 1, "copy": 3}
+    assert (of_step.small, of_step.collectives) == (5, {"all-reduce": 1})
+    whole = module.of_a_step(parsed, entry, 1)
+    assert (sum(whole.kinds.values()), whole.small, whole.collectives) == (31, 25, {"all-reduce": 5})
+    assert module.library_bytes(parsed) == 2 * 128 * 32 * 32 * 16 + 2 * 4 * 64
+    with pytest.raises(ValueError, match="no loop of the program runs 7 times"):
+        module.of_a_step(parsed, entry, 7)

@@ -63,7 +63,10 @@ def test_replicates_have_the_gradients_of_each_alone(size, stride, same_images):
         assert "batch_group_count = 3" not in quick.jit(jax.vmap(one, in_axes=axes)).lower(x, kernel, weights).as_text()
 
 
-@pytest.mark.parametrize(("shape", "residual", "relu"), [((4, 8, 8, 3), True, True), ((5, 3, 3, 2), False, False)])
+@pytest.mark.parametrize(
+    ("shape", "residual", "relu"),
+    [((4, 8, 8, 3), True, True), ((4, 3, 3, 2), False, True), ((5, 3, 3, 2), False, False)],
+)
 def test_normalisation_and_its_gradients_are_xla_s(shape, residual, relu):
     random = np.random.default_rng(2)
     x, other, weights = random.normal(2, 3, (3, *shape))

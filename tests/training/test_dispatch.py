@@ -3,6 +3,7 @@
 import functools
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,15 @@ from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import init, resnet
 from unimix_jax.training import dispatch, optim
-from unimix_jax.training.step import StepConfig, StepInputs, first_state, many_steps, train_step
+from unimix_jax.training.step import (
+    StepConfig,
+    StepInputs,
+    cast_kernels,
+    first_state,
+    kernel_dtype,
+    many_steps,
+    train_step,
+)
 
 from .. import quick
 
@@ -91,3 +100,28 @@ def test_steps_in_one_program_are_those_one_by_one():
         assert many.params["head"]["linear"]["kernel"].dtype == np.float64
         np.testing.assert_array_equal(np.transpose(sums["loss"]), losses)
         jax.tree.map(np.testing.assert_array_equal, many, state)
+
+
+@pytest.mark.slow
+def test_kernels_are_cast_one_step_ahead_for_a_network_of_the_project_in_fewer_bits():
+    method = build.build(
+        RECIPES["erm"], np.array([50, 20]), name="", epochs=9, steps_per_epoch=1, test_prior=np.full(2, 1 / 2)
+    )
+    network = resnet.CifarResNet(2, blocks=0, dtype=jnp.bfloat16)
+    assert (kernel_dtype(network), kernel_dtype(nn.Dense(2, dtype=jnp.bfloat16))) == (jnp.bfloat16, jnp.float32)
+    config = StepConfig(optim.sgd(momentum=0.9, weight_decay=2e-4), np.zeros(1), np.ones(1))
+    step = functools.partial(train_step, stage=method.stages[0], network=network, config=config)
+    state = first_state(init.initialise(network, (8, 8, 1), seed=0), config.optimiser)
+    assert [kernel.dtype for kernel in cast_kernels(state.params, jnp.bfloat16)] == [jnp.bfloat16]
+    assert cast_kernels(state.params, jnp.float32) == cast_kernels(state.params, np.float64) == []
+    random, view = np.random.default_rng(0), np.tile(np.arange(6, dtype=np.int32), (3, 1))
+    batches = Batch(random.integers(0, 256, (3, 6, 8, 8, 1), np.uint8), random.integers(0, 2, (3, 6)), view)
+    inputs = StepInputs(np.uint32(3), np.float32([0.1, 0.2, 0.3]), np.ones(2, np.float32))
+    ahead, where_used = (
+        quick.jit(functools.partial(many_steps, step, dtype=dtype))(state, batches, inputs)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((ahead[0].params, ahead[0].opt_state))} == {np.dtype("float32")}
+    # Two programs: sums of bfloat16 may be rounded at other places.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3), ahead, where_used)
+    assert not np.array_equal(ahead[0].params["conv1"]["conv"]["kernel"], state.params["conv1"]["conv"]["kernel"])

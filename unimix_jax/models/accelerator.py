@@ -129,25 +129,31 @@ def _normalised_forwards(x, scale, bias, residual, relu, axis, epsilon):
     mean = sums[0] / size
     variance = jnp.maximum(sums[1] / size - mean * mean, 0)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    out = x * (scale * inverse) + (bias - mean * scale * inverse)
+    factor = scale * inverse
+    # XLA would compute a channel's root and products again in the backward pass, in launches of their own. Behind a
+    # barrier it keeps them, and there is so little left that it becomes a part of the pass over the activations.
+    of_channels = mean, inverse, factor, bias - mean * factor, -factor / size, -factor * inverse * inverse / size
+    of_channels = jax.lax.optimization_barrier(of_channels)
+    out = x * of_channels[2] + of_channels[3]
     out = out if residual is None else out + residual
     out = jnp.where(out <= 0, jnp.zeros((), out.dtype), out) if relu else out  # nan stays nan
-    return (out, mean, variance), (x, out if relu else None, mean, inverse, scale, residual is not None)
+    # Without a residual, x says where ReLU is 0: the backward pass need not read the result.
+    read = out if relu and residual is not None else None
+    return (out, mean, variance), (x, read, of_channels, residual is not None)
 
 
 def _normalised_backwards(relu, axis, epsilon, residuals, cotangents):
-    x, out, mean, inverse, scale, has_residual = residuals
+    x, out, (mean, inverse, factor, offset, of_sum, of_product), has_residual = residuals
     cotangent = cotangents[0]
     if relu:
+        out = x * factor + offset if out is None else out
         cotangent = jnp.where(out <= 0, jnp.zeros((), cotangent.dtype), cotangent)
     # Gradients of scale and bias are of this device's share; the step adds them over the devices.
     bias_gradient, products = local = _sums_of_channels(cotangent, cotangent * x)
     scale_gradient = (products - mean * bias_gradient) * inverse
-    sums, size = _summed_over_devices(local, x, axis)
-    factor = scale * inverse
-    slope = -factor * inverse * inverse * (sums[1] - mean * sums[0]) / size
-    offset = -factor * sums[0] / size - slope * mean
-    x_cotangent = factor * cotangent + (slope * x + offset)
+    sums, _ = _summed_over_devices(local, x, axis)
+    slope = of_product * (sums[1] - mean * sums[0])
+    x_cotangent = factor * cotangent + (slope * x + (of_sum * sums[0] - slope * mean))
     return x_cotangent, scale_gradient, bias_gradient, cotangent if has_residual else None
 
 

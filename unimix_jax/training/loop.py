@@ -22,7 +22,7 @@ from unimix_jax.training import checkpoints, loggers, predict
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import AXIS, REPLICATE, distribute, is_cpu, place_replicates, replicate
 from unimix_jax.training.setup import Experiment
-from unimix_jax.training.step import StepInputs, TrainState, many_steps, over_replicates, train_step
+from unimix_jax.training.step import StepInputs, TrainState, kernel_dtype, many_steps, over_replicates, train_step
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -252,12 +252,13 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
     many, replicates = experiment.steps_per_dispatch > 1, experiment.config.replicates
 
     def steps_from_indices(state, indices, inputs, images, labels, *, axis):
-        def from_indices(state, indices, inputs, axis):
-            return step(state, loading.gather(images, labels, indices), inputs, axis=axis)
+        def from_indices(state, indices, inputs, **keywords):
+            return step(state, loading.gather(images, labels, indices), inputs, **keywords)
 
-        return (functools.partial(many_steps, from_indices) if many else from_indices)(
-            state, indices, inputs, axis=axis
-        )
+        if not many:
+            return from_indices(state, indices, inputs, axis=axis)
+        dtype = kernel_dtype(experiment.network)
+        return many_steps(from_indices, state, indices, inputs, axis=axis, dtype=dtype)
 
     take_steps, split = (steps_from_indices, (None,) * 2) if experiment.on_device else (step, ())
     if replicates == 1:

@@ -1,7 +1,7 @@
 """The training step and the prediction step: pure functions of one device's share of a batch."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from unimix_jax.methods import mixing
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import ops
 from unimix_jax.training import augment, rng
+
+_SUMS = jax.tree.structure({"loss": (0, 0), "accuracy": (0, 0)})  # what a step returns beside its state
 
 
 class TrainState(NamedTuple):
@@ -102,6 +104,7 @@ def train_step(
     network: nn.Module,
     config: StepConfig,
     axis: str | None = None,
+    kernels: Sequence[jax.Array] = (),
 ) -> tuple[TrainState, dict]:
     """Take one step of the optimiser.
 
@@ -117,6 +120,7 @@ def train_step(
       network: the flax module.
       config: what stays the same over the run.
       axis: name of the mesh axis to add over; None on one device.
+      kernels: `cast_kernels` of the parameters; none to cast each where it is used.
 
     Returns:
       The new state, and {"loss", "accuracy"}: pairs (sum, weight) over the whole batch, float32[]. For mixed images,
@@ -125,6 +129,7 @@ def train_step(
     mixed = mixed_batch(batch, inputs.seed, state.step, stage, config)
     keys = _dropout_keys(batch, inputs.seed, state.step) if config.dropout else None
     factors, apply = dict(stage.lr_multipliers), ops.using(config.ops, network.apply)
+    params = _with_kernels(state.params, kernels)
 
     def factor(path) -> float:
         return factors.get(group_of(path, config.head_groups), 1)
@@ -155,7 +160,8 @@ def train_step(
 
     def part(examples, batch_stats):
         differentiated = jax.value_and_grad(total_loss, has_aux=True)
-        (loss, (logits, batch_stats)), gradients = differentiated(state.params, examples, batch_stats)
+        (loss, (logits, batch_stats)), gradients = differentiated(params, examples, batch_stats)
+        gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
         hits = (logits.argmax(axis=1) == mixing.dominant_label(examples[0])).sum().astype(loss.dtype)
         return gradients, loss, hits, batch_stats
 
@@ -182,26 +188,76 @@ def train_step(
 
 
 def many_steps(
-    take_step: Callable, state: TrainState, batches: Any, inputs: StepInputs, *, axis: str | None = None
+    take_step: Callable,
+    state: TrainState,
+    batches: Any,
+    inputs: StepInputs,
+    *,
+    axis: str | None = None,
+    dtype: Any = jnp.float32,
 ) -> tuple[TrainState, dict]:
     """Take several steps in one program.
 
+    Each step casts the kernels for the next one. The casts then are in the launches that update the kernels; where
+    kernels are used, each is a launch of its own.
+
     Args:
-      take_step: called as take_step(state, batch, inputs, axis=axis), as `train_step` is.
+      take_step: called as take_step(state, batch, inputs, axis=axis, kernels=kernels), as `train_step` is.
       state: before them.
       batches: with a leading axis of K steps.
       inputs: with K learning rates.
       axis: name of the mesh axis.
+      dtype: of `kernel_dtype`.
 
     Returns:
       The state after them, and the sums of each step, stacked: pairs of float32[K].
     """
 
-    def body(state, step):
-        batch, rate = step
-        return take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis)
+    def body(carry, step):
+        (state, kernels), (batch, rate) = carry, step
+        state, sums = take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis, kernels=kernels)
+        return (state, cast_kernels(state.params, dtype)), jnp.stack(jax.tree.leaves(sums))  # stored by one launch
 
-    return jax.lax.scan(body, state, (batches, inputs.learning_rate))
+    first = state, cast_kernels(state.params, dtype)
+    (state, _), sums = jax.lax.scan(body, first, (batches, inputs.learning_rate))
+    return state, jax.tree.unflatten(_SUMS, sums.T)
+
+
+def kernel_dtype(network: nn.Module) -> Any:
+    """Return the dtype to which every convolution of a network casts its kernel.
+
+    Args:
+      network: the flax module.
+
+    Returns:
+      The network's dtype; float32, which is no cast, for modules of users, whose layers may have any dtype.
+    """
+    return network.dtype if type(network).__module__.startswith("unimix_jax.") else jnp.float32
+
+
+def cast_kernels(params: Any, dtype: Any) -> list:
+    """Cast the kernels of convolutions to a dtype of fewer bits.
+
+    Args:
+      params: of a network.
+      dtype: of `kernel_dtype`.
+
+    Returns:
+      The float32 kernels in this dtype, in the order of the tree; none of them if it has as many bits.
+    """
+    return [leaf.astype(dtype) for leaf in jax.tree.leaves(params) if _is_cast(leaf, dtype)]
+
+
+def _with_kernels(params: Any, kernels: list) -> Any:
+    """Return parameters with the kernels of `cast_kernels` in place of theirs."""
+    if not kernels:
+        return params
+    rest = iter(kernels)
+    return jax.tree.map(lambda leaf: next(rest) if _is_cast(leaf, kernels[0].dtype) else leaf, params)
+
+
+def _is_cast(leaf: jax.Array, dtype: Any) -> bool:
+    return leaf.ndim == 4 and leaf.dtype == jnp.float32 and jnp.finfo(dtype).bits < 32
 
 
 def over_replicates(take_steps: Callable) -> Callable:
