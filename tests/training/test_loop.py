@@ -25,9 +25,8 @@ from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import read_predictions, write_predictions
 from unimix_jax.report import evaluation, files
-from unimix_jax.training import checkpoints, console, loggers, loop, manifest, predict, rundir
+from unimix_jax.training import checkpoints, console, loggers, loop, manifest, predict, results, rundir
 from unimix_jax.training import input as training_input
-from unimix_jax.training import run as run_module
 from unimix_jax.training.devices import ops_backend
 from unimix_jax.training.run import _earlier_result, run, starting_state
 from unimix_jax.training.setup import largest_and_smallest, prepare
@@ -363,7 +362,7 @@ def test_a_full_disk_stops_the_run_and_is_no_mistake(tmp_path, monkeypatch, caps
     def full(path, *_):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(run_module if what == "write_predictions" else rundir, what, full)
+    monkeypatch.setattr(results if what == "write_predictions" else rundir, what, full)
     short = config("--config.epochs=1", method="erm")
     assert cli.run_command(lambda: run(short, tmp_path)) == 74
     assert capsys.readouterr().err.endswith(": No space left on device\n")
@@ -558,7 +557,7 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
             name: predict.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
             for name, s in experiment.splits.evaluated.items()
         }
-        return state, scores, {"norm_exponent": 0.3}
+        return state, scores, [{"norm_exponent": 0.3}]
 
     monkeypatch.setattr(loop, "train", untrained)
     code = main.main([*argv, "--config.network=stem"])

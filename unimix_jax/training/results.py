@@ -5,7 +5,6 @@ import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.special
 
 from unimix_jax import metrics, storage
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
@@ -43,7 +42,8 @@ def write(experiment: Experiment, scores: dict[str, predict.Scores], posthoc: li
         if source.names is not None:
             path = experiment.directory / rundir.list_file(name)
             rundir.write_list(path, source.names, source.labels, scores[name].rows)
-    return _write(experiment.directory, config, experiment.seeds, predictions, posthoc)
+    _write_predictions(experiment.directory, experiment.seeds, predictions)
+    return _write_metrics(experiment.directory, config, experiment.seeds, predictions, posthoc)
 
 
 def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
@@ -63,7 +63,7 @@ def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
         for name in reversed(SPLITS)
         if (directory / rundir.predictions_file(name)).exists()
     }
-    return _write(directory, config, tuple(seeds), predictions, [{} for _ in seeds])
+    return _write_metrics(directory, config, tuple(seeds), predictions, [{} for _ in seeds])
 
 
 def ensemble(predictions: list[Predictions]) -> Predictions:
@@ -75,6 +75,8 @@ def ensemble(predictions: list[Predictions]) -> Predictions:
     Returns:
       Predictions whose logits are the logarithms of the mean probabilities, float32.
     """
+    import scipy.special
+
     logits = np.stack([of.logits for of in predictions]).astype(np.float64)
     logs = scipy.special.log_softmax(logits, axis=-1)
     mean = scipy.special.logsumexp(logs, axis=0) - np.log(len(predictions))
@@ -105,33 +107,38 @@ def mean_and_deviation(summaries: list[dict]) -> tuple[dict, dict]:
     return mean, deviation
 
 
-def _write(
+def _write_predictions(
+    directory: pathlib.Path, seeds: tuple[int, ...], predictions: dict[str, list[Predictions]]
+) -> None:
+    """Write the predictions of each split; of replicates those of each, and of the ensemble."""
+    for name, each in predictions.items():
+        file = rundir.predictions_file(name)
+        write_predictions(directory / file, ensemble(each) if len(seeds) > 1 else each[0])
+        if len(seeds) > 1:
+            for seed, one in zip(seeds, each, strict=True):
+                write_predictions(rundir.create_seed_folder(directory, seed) / file, one)
+
+
+def _write_metrics(
     directory: pathlib.Path,
     config: "ConfigDict",
     seeds: tuple[int, ...],
     predictions: dict[str, list[Predictions]],
     posthoc: list[dict],
 ) -> dict:
-    """Write the predictions of each split, the watched one first, and metrics.json; return its content."""
+    """Write metrics.json, the split that is watched first; of replicates also that of each. Return its content."""
     names = (*metrics.MEASURES, *config.measures)
     summaries = {name: [metrics.summary(one, names=names) for one in each] for name, each in predictions.items()}
     chosen = [{"posthoc": {"name": config.method.posthoc.name, **one}} if one else {} for one in posthoc]
-    if len(seeds) == 1:
-        for name, (one,) in predictions.items():
-            write_predictions(directory / rundir.predictions_file(name), one)
-        result = chosen[0] | {name: each[0] for name, each in summaries.items()}
-    else:
-        for r, seed in enumerate(seeds):
-            folder = rundir.create_seed_folder(directory, seed)
-            for name, each in predictions.items():
-                write_predictions(folder / rundir.predictions_file(name), each[r])
-            storage.write_json(folder / rundir.METRICS, chosen[r] | {name: each[r] for name, each in summaries.items()})
-        together = {name: ensemble(each) for name, each in predictions.items()}
-        for name, one in together.items():
-            write_predictions(directory / rundir.predictions_file(name), one)
+    of_seeds = [chosen[r] | {name: each[r] for name, each in summaries.items()} for r in range(len(seeds))]
+    result = of_seeds[0]
+    if len(seeds) > 1:
+        for seed, one in zip(seeds, of_seeds, strict=True):
+            storage.write_json(rundir.create_seed_folder(directory, seed) / rundir.METRICS, one)
         both = {name: mean_and_deviation(each) for name, each in summaries.items()}
         result = {name: mean for name, (mean, _) in both.items()}
         result["deviation"] = {name: deviation for name, (_, deviation) in both.items()}
+        together = {name: ensemble(each) for name, each in predictions.items()}
         result["ensemble"] = {name: metrics.summary(one, names=names) for name, one in together.items()}
         result["seeds"] = list(seeds)
     watched = next(iter(predictions))
