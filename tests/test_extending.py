@@ -174,7 +174,7 @@ def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     if network == "my_vit:ViT":
         argv += ["--config.network_options.depth=1"]
     if network == "my_networks:ConvNeXt":
-        argv += ["--config.data.augment=crop,flip,rand_augment,random_erasing,my_augmentations:noise"]
+        argv += ["--config.data.augment=crop,flip,random_erasing,my_augmentations:noise"]
     # Without mixing half of the augmentations are drawn, which are most of the program.
     base = [arg.replace("unimix_bayias", "erm") for arg in DIGITS] if network == "my_networks:ConvNeXt" else DIGITS
     trained = {}

@@ -14,7 +14,7 @@ from unimix_jax.errors import UserError
 from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.models import init, resnet
-from unimix_jax.training import dispatch, optim
+from unimix_jax.training import dispatch, optim, predict
 from unimix_jax.training.step import (
     StepConfig,
     StepInputs,
@@ -71,6 +71,25 @@ def test_every_step_is_in_one_dispatch_which_ends_with_its_epoch_and_stage():
     for i, part in enumerate(whole):  # a run that goes on after any of them
         assert list(dispatch.ranges(part.start, 40, 11, 5)) == whole[i:]
     assert max(len(part) for part in dispatch.ranges(0, 4, 11, 5)) == 1  # a stage that ends before
+
+
+@pytest.mark.parametrize(
+    ("devices", "on_device", "shape", "size"),
+    [
+        (GPU, True, (32, 32, 3), 5461),
+        (GPU, True, (8, 8, 1), 9000),  # all of them
+        (GPU, True, (224, 224, 3), 500),
+        (GPU, False, (32, 32, 3), 500),
+        (CPU, True, (32, 32, 3), 500),
+    ],
+)
+def test_blocks_of_an_evaluation_are_large_where_images_stay_on_an_accelerator(devices, on_device, shape, size):
+    splits = types.SimpleNamespace(evaluated={"test": types.SimpleNamespace(labels=np.zeros(9000))})
+    config = types.SimpleNamespace(eval_batch_size=500)
+    experiment = types.SimpleNamespace(
+        devices=devices, on_device=on_device, image_shape=shape, splits=splits, config=config
+    )
+    assert predict._block_size(experiment) == size
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from unimix_jax.training.step import (
     StepInputs,
     TrainState,
     many_steps,
+    over_replicates,
     predict_step,
     train_step,
 )
@@ -43,8 +44,11 @@ def shapes_of_state(network, image_shape, optimiser):
     return TrainState(SHAPE((), np.int32), params, variables["batch_stats"], jax.eval_shape(optimiser.init, params))
 
 
-def step_and_arguments(name, dtype, image_shape, backend, steps):
-    """The step of UniMix and Bayias, and shapes of its arguments; several steps in one program for steps above 0."""
+def step_and_arguments(name, dtype, image_shape, backend, steps, replicates):
+    """The step of UniMix and Bayias, and shapes of its arguments.
+
+    Several steps in one program for steps above 0, of several replicates for replicates above 1.
+    """
     network = networks.build(name, CLASSES, dtype=jnp.dtype(dtype))
     counts = np.arange(CLASSES, 0, -1) * 10
     prior = np.full(CLASSES, 1 / CLASSES)
@@ -56,20 +60,26 @@ def step_and_arguments(name, dtype, image_shape, backend, steps):
     batch = Batch(images, labels, labels, images, labels, labels)
     inputs = StepInputs(SHAPE((), np.uint32), SHAPE(lead, np.float32), SHAPE((CLASSES,), np.float32))
     state = shapes_of_state(network, image_shape, step_config.optimiser)
-    return functools.partial(many_steps, step) if steps else step, (state, batch, inputs)
+    step = functools.partial(many_steps, step) if steps else step
+    if replicates == 1:
+        return step, (state, batch, inputs)
+    state, batch, seed = jax.tree.map(
+        lambda leaf: SHAPE((replicates, *leaf.shape), leaf.dtype), (state, batch, inputs.seed)
+    )
+    return over_replicates(step), (state, batch, inputs._replace(seed=seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dtype", "image_shape", "backend", "steps"),
+    ("name", "dtype", "image_shape", "backend", "steps", "replicates"),
     [
-        ("resnet32", "float32", (32, 32, 3), "accelerator", 0),
-        ("resnet32", "bfloat16", (32, 32, 3), "accelerator", 5),
-        ("resnet50", "bfloat16", (64, 64, 3), "xla", 0),
+        ("resnet32", "bfloat16", (32, 32, 3), "accelerator", 5, 1),
+        ("resnet32", "float32", (32, 32, 3), "accelerator", 5, 2),
+        ("resnet50", "bfloat16", (64, 64, 3), "xla", 0, 1),
     ],
 )
-def test_a_step_is_lowered_for_gpus_and_tpus(name, dtype, image_shape, backend, steps):
-    step, arguments = step_and_arguments(name, dtype, image_shape, backend, steps)
+def test_a_step_is_lowered_for_gpus_and_tpus(name, dtype, image_shape, backend, steps, replicates):
+    step, arguments = step_and_arguments(name, dtype, image_shape, backend, steps, replicates)
     exported = jax.export.export(jax.jit(step), platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
     text = exported.mlir_module()

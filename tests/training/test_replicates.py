@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from unimix_jax import metrics, storage
 from unimix_jax.config import parse
 from unimix_jax.data.types import Batch
-from unimix_jax.errors import Interrupted, UserError
+from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.metrics.predictions import Predictions, read_predictions
@@ -144,6 +144,21 @@ def test_the_ensemble_has_the_mean_probability():
     with np.errstate(divide="ignore"):
         each = [Predictions(np.log(p).astype(np.float32), np.array([0])) for p in probabilities]
     np.testing.assert_allclose(np.exp(results.ensemble(each).logits), [[2 / 3, 1 / 3]], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation", "stem")
+def test_a_loss_that_is_not_finite_names_its_seed(tmp_path):
+    wild = config("--config.replicates=2", "--config.optim.learning_rate=1e30", "--config.optim.warmup_epochs=0")
+    with pytest.raises(NonFiniteError, match=r"the loss of seed [01] is not finite at step \d+ \(stage 'mixed'"):
+        run(wild, tmp_path)
+
+
+@pytest.mark.parametrize(("replicates", "seed"), [(2, 2**32 - 1), (257, 0)])
+def test_seeds_out_of_range_are_refused(replicates, seed, tmp_path):
+    argv = (f"--config.replicates={replicates}", f"--config.seed={seed}", "--config.network=resnet8")
+    with pytest.raises(UserError, match="4294967296; it must be below|replicates is 257; it must be a number of runs"):
+        prepare(config(*argv), tmp_path)
 
 
 def test_replicates_that_cannot_be_trained_together_are_refused(tmp_path):

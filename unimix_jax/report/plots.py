@@ -4,16 +4,15 @@ The colours are those of Okabe and Ito, and cividis for areas: colour-blind read
 tell them apart.
 """
 
-import functools
 import io
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unimix_jax import metrics, names
 from unimix_jax.errors import UserError
+from unimix_jax.report.style import BLUE, CYCLE, GREY, RED, SKY, in_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,43 +29,9 @@ __all__ = [
 ]
 __getattr__, __dir__ = names.of_module(__name__, __all__)
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-GREY = "#6B7280"
-_STYLE = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E5E7EB",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,  # text stays text
-}
 _BLOCKS = 300  # rows and columns of a confusion matrix at most
 _LONGEST = 60  # characters of a name at most
 _LABELLED = 30  # classes whose names are written out at most
-
-
-def in_style(draw: Callable) -> Callable:
-    """Let a function draw in the style of this module, independent of the user's own settings."""
-
-    @functools.wraps(draw)
-    def styled(*arguments, **options):
-        from matplotlib import rc_context, rcParamsDefault
-
-        # The backend is the user's; it draws windows, and there are none here.
-        with rc_context({k: v for k, v in rcParamsDefault.items() if "backend" not in k} | _STYLE):
-            return draw(*arguments, **options)
-
-    return styled
 
 
 @in_style

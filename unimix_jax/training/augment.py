@@ -46,10 +46,11 @@ def build(data: "ConfigDict", mean: np.ndarray) -> tuple[functools.partial, ...]
         if not isinstance(options[name], dict):
             where = f"config.data.augment_options.{name}"
             raise UserError(f"{where} is {options[name]!r}; it holds options by their names: write {where}.OPTION")
-    augmentations = tuple(
+    bound = [
         registry.bind("augmentation", {"name": name, **options.get(short, {})}, context)
         for name, short in zip(data.augment, short_names, strict=True)
-    )
+    ]
+    augmentations = tuple(augmentation for augmentation in bound if augmentation is not None)  # this kind has no "none"
     for field in _FIELDS:
         by_user = np.any(data[field]) and data[field] != fields.FIELDS[f"data.{field}"].default_for(data.source)
         if by_user and not any(field in augmentation.keywords for augmentation in augmentations):

@@ -43,7 +43,7 @@ class Due(NamedTuple):
 
 def train(
     experiment: Experiment, state: TrainState, manager: "CheckpointManager", stop_requested: threading.Event
-) -> tuple[TrainState, dict[str, predict.Scores], dict]:
+) -> tuple[TrainState, dict[str, predict.Scores], list[dict]]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 
     Args:
@@ -53,7 +53,7 @@ def train(
       stop_requested: set from outside to save after the dispatch that runs, and leave.
 
     Returns:
-      The last state, the scores of each evaluated split after it, and what was chosen post hoc.
+      The last state, the scores of each evaluated split after it, and what was chosen post hoc, of each replicate.
 
     Raises:
       NonFiniteError: the loss, the state or a logit is not finite.
@@ -94,8 +94,10 @@ def train(
                 seconds = time.monotonic() - timer
                 images = config.batch_size * config.replicates
                 per_second = None if compiles else round(images * (last - timed_from) / seconds, 1)
-                for step, loss in enumerate(means["loss"].T, start=steps.start + 1):
-                    _check_finite(manager, _where(step, stage, rate), loss=loss)
+                for step, losses in enumerate(means["loss"].T, start=steps.start + 1):
+                    for seed, loss in zip(experiment.seeds, losses, strict=True):
+                        name = "loss" if config.replicates == 1 else f"loss of seed {seed}"
+                        _check_finite(manager, _where(step, stage, rate), **{name: loss})
                 if due.evaluate or due.save:
                     _check_finite(manager, _where(last, stage, rate), state=state)
             for step in due.records:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +14,14 @@ from unimix_jax.data import loading
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions
 from unimix_jax.training import unreadable
-from unimix_jax.training.devices import AXIS, REPLICATE, batch_devices, distribute, rounded_up, shard
+from unimix_jax.training.devices import AXIS, REPLICATE, batch_devices, distribute, is_cpu, rounded_up, shard
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import TrainState, predict_step
 
 _log = logging.getLogger(__name__)
+
+
+_BLOCK_BYTES = 2**24  # of a block of images on an accelerator: 5,461 of CIFAR's
 
 
 class Scores(NamedTuple):
@@ -27,7 +31,7 @@ class Scores(NamedTuple):
     labels: np.ndarray  # int32[M]
     rows: np.ndarray  # int64[M], positions in the split: all, but for images that cannot be read
 
-    def predictions(self, **about) -> list[Predictions]:
+    def predictions(self, **about: Any) -> list[Predictions]:
         """Return the predictions of each replicate.
 
         Args:
@@ -45,7 +49,7 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
     """
     replicates = experiment.config.replicates
     devices, parallel = experiment.devices, experiment.config.parallel
-    wanted = experiment.config.eval_batch_size
+    wanted = _block_size(experiment)
     sharing = batch_devices(devices, replicates)
     size = rounded_up(wanted, sharing)
     if size != wanted:
@@ -124,6 +128,15 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
         return {n: s._replace(logits=stacked[n]) for n, s in scores.items()}, [chosen for _, chosen in changed]
 
     return predict
+
+
+def _block_size(experiment: Experiment) -> int:
+    """Return the images of a block: those that the config names; more of small images that stay on an accelerator."""
+    size = experiment.config.eval_batch_size
+    if not experiment.on_device or is_cpu(experiment.devices):
+        return size
+    largest = max(len(source.labels) for source in experiment.splits.evaluated.values())
+    return max(size, min(largest, _BLOCK_BYTES // math.prod(experiment.image_shape)))
 
 
 def _changed(posthoc: Callable, scores: dict[str, Scores], head: Any) -> tuple[dict[str, np.ndarray], dict]:
