@@ -16,6 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from unimix_jax.models.ops import xla_conv2d
+
 _LEAST_ROWS = 64  # of a partial sum
 _MOST_PARTS = 256
 
@@ -35,30 +37,18 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Arr
     return NotImplemented if groups > 1 else _convolved(x, kernel, stride)
 
 
-def _convolution(x, kernel, stride, groups=1):
-    pad = kernel.shape[0] // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolved(x, kernel, stride):
-    return _convolution(x, kernel, stride)
+    return xla_conv2d(x, kernel, stride, 1)
 
 
 def _convolved_forwards(x, kernel, stride):
-    return _convolution(x, kernel, stride), (x, kernel)
+    return xla_conv2d(x, kernel, stride, 1), (x, kernel)
 
 
 def _convolved_backwards(stride, residuals, cotangent):
     x, kernel = residuals
-    (x_cotangent,) = jax.linear_transpose(lambda x: _convolution(x, kernel, stride), x)(cotangent)
+    (x_cotangent,) = jax.linear_transpose(lambda x: xla_conv2d(x, kernel, stride, 1), x)(cotangent)
     return x_cotangent, _kernel_gradient(stride, kernel.shape[0])(x, cotangent)
 
 
@@ -71,7 +61,7 @@ def _kernel_gradient(stride: int, size: int) -> Callable:
 
     def of_groups(x, cotangent, groups):
         kernel = jax.ShapeDtypeStruct((size, size, x.shape[-1] // groups, cotangent.shape[-1]), x.dtype)
-        return jax.linear_transpose(lambda k: _convolution(x, k, stride, groups), kernel)(cotangent)[0]
+        return jax.linear_transpose(lambda k: xla_conv2d(x, k, stride, groups), kernel)(cotangent)[0]
 
     @jax.custom_batching.custom_vmap
     def gradient(x, cotangent):

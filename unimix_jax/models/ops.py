@@ -196,7 +196,18 @@ def _computed(operation: str, *arguments):
     return _XLA[operation](*arguments) if result is NotImplemented else result
 
 
-def _xla_conv2d(x, kernel, stride, groups):
+def xla_conv2d(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    """Convolve as `conv2d` does, by XLA whatever the backend; backends build their own gradients on it.
+
+    Args:
+      x: float[N, H, W, I].
+      kernel: float[S, S, I / groups, O] of the same dtype; S is odd.
+      stride: of both axes.
+      groups: of channels.
+
+    Returns:
+      float[N, ceil(H / stride), ceil(W / stride), O].
+    """
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -235,5 +246,5 @@ def batch_statistics(x: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Arr
     return mean, jnp.maximum(sums[1] / size - mean * mean, 0)
 
 
-_XLA = {"conv2d": _xla_conv2d, "max_pool": _xla_max_pool, "batch_norm": _xla_batch_norm}
+_XLA = {"conv2d": xla_conv2d, "max_pool": _xla_max_pool, "batch_norm": _xla_batch_norm}
 _BACKENDS: dict[str, dict[str, Callable]] = {_DEFAULT: _XLA}
