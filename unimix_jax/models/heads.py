@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, described
+from unimix_jax.models import layers
 
 
 class LinearHead(nn.Module):
@@ -95,17 +95,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     Raises:
       UserError: no head has that name, or it is no Flax module.
     """
-    try:
-        head = registry.resolve("head", name)(num_classes, name="head")
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # the class may be the user's, and raise anything
-        raise UserError(f"the head {name} cannot be made: {described(error)}") from error
-    if not isinstance(head, nn.Module):
-        raise UserError(
-            f"the head {name} is of type {type(head).__name__}; it must be a Flax module, flax.linen.Module"
-        )
-    return head
+    return layers.made(f"head {name}", lambda: registry.resolve("head", name)(num_classes, name="head"))
 
 
 def logit_scale(name: str) -> float:

@@ -1,12 +1,38 @@
 """The layers of the project's networks, as Flax modules. `ops` computes them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unimix_jax.errors import UserError, described
 from unimix_jax.models import ops
+
+
+def made(what: str, make: Callable[[], Any]) -> nn.Module:
+    """Make a module of a class that may be the user's.
+
+    Args:
+      what: the part and its name, for the sentence of an error.
+      make: returns the module.
+
+    Returns:
+      The module.
+
+    Raises:
+      UserError: the class fails, or it is none of a Flax module.
+    """
+    try:
+        module = make()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the class may raise anything
+        raise UserError(f"the {what} cannot be made: {described(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"the {what} is of type {type(module).__name__}; it must be a Flax module, flax.linen.Module")
+    return module
 
 
 class Convolution(nn.Module):

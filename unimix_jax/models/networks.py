@@ -19,8 +19,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from unimix_jax import registry
-from unimix_jax.errors import UserError, described, did_you_mean
-from unimix_jax.models import convnext, resnet, vit
+from unimix_jax.errors import UserError, did_you_mean
+from unimix_jax.models import convnext, layers, resnet, vit
 
 NETWORKS = {  # of small images: CIFAR, digits
     f"resnet{depth}": functools.partial(resnet.CifarResNet, blocks=(depth - 2) // 6)
@@ -98,15 +98,7 @@ def build(
                 f"{attributes[attribute]} that the config asks for; give its class that attribute"
             )
     attributes = {attribute: value for attribute, value in attributes.items() if attribute in taken}
-    try:
-        module = network(**attributes, **(options or {}))
-    except (Exception, SystemExit) as error:  # the class may be the user's, and raise anything
-        raise UserError(f"the network {name} cannot be made: {described(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise UserError(
-            f"the network {name} is of type {type(module).__name__}; it must be a Flax module, flax.linen.Module"
-        )
-    return module
+    return layers.made(f"network {name}", lambda: network(**attributes, **(options or {})))
 
 
 def _parameters(name: str, network: Callable) -> Mapping[str, inspect.Parameter]:
