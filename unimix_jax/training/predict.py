@@ -113,19 +113,19 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
         if experiment.method.posthoc is None:
             return scores, [{} for _ in range(replicates)]
         heads = jax.device_get(state.params["head"])
-        if replicates == 1:
-            changed = [_changed(experiment.method.posthoc, scores, heads)]
-            return {name: score._replace(logits=changed[0][0][name]) for name, score in scores.items()}, [changed[0][1]]
+        each = {name: score.predictions() for name, score in scores.items()}
         changed = [
             _changed(
                 experiment.method.posthoc,
-                {name: score._replace(logits=score.logits[r]) for name, score in scores.items()},
-                jax.tree.map(lambda leaf, r=r: leaf[r], heads),
+                {name: predictions[r] for name, predictions in each.items()},
+                heads if replicates == 1 else jax.tree.map(lambda leaf, r=r: leaf[r], heads),
             )
             for r in range(replicates)
         ]
-        stacked = {name: np.stack([logits[name] for logits, _ in changed]) for name in scores}
-        return {n: s._replace(logits=stacked[n]) for n, s in scores.items()}, [chosen for _, chosen in changed]
+        for name, score in scores.items():
+            logits = np.stack([logits[name] for logits, _ in changed])
+            scores[name] = score._replace(logits=logits.reshape(score.logits.shape))
+        return scores, [chosen for _, chosen in changed]
 
     return predict
 
@@ -139,12 +139,12 @@ def _block_size(experiment: Experiment) -> int:
     return max(size, min(largest, _BLOCK_BYTES // math.prod(experiment.image_shape)))
 
 
-def _changed(posthoc: Callable, scores: dict[str, Scores], head: Any) -> tuple[dict[str, np.ndarray], dict]:
+def _changed(posthoc: Callable, predictions: dict[str, Predictions], head: Any) -> tuple[dict[str, np.ndarray], dict]:
     """Return the logits of each split after a change of trained logits, and what it chose on the first one."""
     validation = None
-    if "validation" in scores:
-        validation = scores["validation"].logits, scores["validation"].labels
+    if "validation" in predictions:
+        validation = predictions["validation"].logits, predictions["validation"].labels
     logits, chosen = {}, {}
-    for name, score in scores.items():
-        logits[name], chosen[name] = posthoc(score.logits, head, validation=validation)
-    return logits, chosen[next(iter(scores))]
+    for name, one in predictions.items():
+        logits[name], chosen[name] = posthoc(one.logits, head, validation=validation)
+    return logits, chosen[next(iter(predictions))]

@@ -42,8 +42,9 @@ def write(experiment: Experiment, scores: dict[str, predict.Scores], posthoc: li
         if source.names is not None:
             path = experiment.directory / rundir.list_file(name)
             rundir.write_list(path, source.names, source.labels, scores[name].rows)
-    _write_predictions(experiment.directory, experiment.seeds, predictions)
-    return _write_metrics(experiment.directory, config, experiment.seeds, predictions, posthoc)
+    together = {name: ensemble(each) for name, each in predictions.items() if len(each) > 1}
+    _write_predictions(experiment.directory, experiment.seeds, predictions, together)
+    return _write_metrics(experiment.directory, config, experiment.seeds, predictions, together, posthoc)
 
 
 def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
@@ -63,7 +64,8 @@ def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
         for name in reversed(SPLITS)
         if (directory / rundir.predictions_file(name)).exists()
     }
-    return _write_metrics(directory, config, tuple(seeds), predictions, [{} for _ in seeds])
+    together = {name: ensemble(each) for name, each in predictions.items() if len(each) > 1}
+    return _write_metrics(directory, config, tuple(seeds), predictions, together, [{} for _ in seeds])
 
 
 def ensemble(predictions: list[Predictions]) -> Predictions:
@@ -108,13 +110,16 @@ def mean_and_deviation(summaries: list[dict]) -> tuple[dict, dict]:
 
 
 def _write_predictions(
-    directory: pathlib.Path, seeds: tuple[int, ...], predictions: dict[str, list[Predictions]]
+    directory: pathlib.Path,
+    seeds: tuple[int, ...],
+    predictions: dict[str, list[Predictions]],
+    together: dict[str, Predictions],
 ) -> None:
     """Write the predictions of each split; of replicates those of each, and of the ensemble."""
     for name, each in predictions.items():
         file = rundir.predictions_file(name)
-        write_predictions(directory / file, ensemble(each) if len(seeds) > 1 else each[0])
-        if len(seeds) > 1:
+        write_predictions(directory / file, together.get(name, each[0]))
+        if name in together:
             for seed, one in zip(seeds, each, strict=True):
                 write_predictions(rundir.create_seed_folder(directory, seed) / file, one)
 
@@ -124,6 +129,7 @@ def _write_metrics(
     config: "ConfigDict",
     seeds: tuple[int, ...],
     predictions: dict[str, list[Predictions]],
+    together: dict[str, Predictions],
     posthoc: list[dict],
 ) -> dict:
     """Write metrics.json, the split that is watched first; of replicates also that of each. Return its content."""
@@ -138,7 +144,6 @@ def _write_metrics(
         both = {name: mean_and_deviation(each) for name, each in summaries.items()}
         result = {name: mean for name, (mean, _) in both.items()}
         result["deviation"] = {name: deviation for name, (_, deviation) in both.items()}
-        together = {name: ensemble(each) for name, each in predictions.items()}
         result["ensemble"] = {name: metrics.summary(one, names=names) for name, one in together.items()}
         result["seeds"] = list(seeds)
     watched = next(iter(predictions))
