@@ -20,6 +20,10 @@ class UserError(Exception):
     """A mistake of the user, in one sentence: what is wrong, where, and what would be right."""
 
 
+class InUse(UserError):
+    """Another process works in this run directory."""
+
+
 class NonFiniteError(Exception):
     """The loss, the state or a prediction of a run is not finite."""
 

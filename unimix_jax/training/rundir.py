@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from unimix_jax import storage
-from unimix_jax.errors import UserError
+from unimix_jax.errors import InUse, UserError
 from unimix_jax.storage import read_json, write_whole
 
 _log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
       Nothing.
 
     Raises:
-      UserError: another process holds the lock.
+      InUse: another process holds the lock.
     """
     with open(directory / LOCK, "a+") as file:
         try:
@@ -177,7 +177,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(f"{directory} is in use by {holder}; wait for it or give another --workdir") from None
+            raise InUse(f"{directory} is in use by {holder}; wait for it or give another --workdir") from None
         except OSError as error:
             _log.warning("%s cannot be locked (%s): see that no second run uses it", directory, error.strerror)
         file.truncate(0)

@@ -1,0 +1,30 @@
+"""A mixer for the table of factors, outside of the library: UniMix whose factor is not drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unimix_jax import registry
+from unimix_jax.methods.mixing import Keys, Mixed
+
+
+@registry.Mixer()
+def constant_share(
+    keys: Keys, image_a: jax.Array, image_b: jax.Array, label_a: jax.Array, label_b: jax.Array, *, counts: np.ndarray
+) -> Mixed:
+    """Mix each pair with the share n_b / (n_a + n_b), about which UniMix draws its factor.
+
+    Args:
+      keys: unused.
+      image_a: float32[B, H, W, C].
+      image_b: the same of the partners.
+      label_a: int32[B].
+      label_b: int32[B].
+      counts: int[K], training images per class.
+
+    Source: Corollary 3 of the paper, where lambda is this share.
+    """
+    counts = jnp.asarray(counts, jnp.float32)
+    weight = counts[label_b] / (counts[label_a] + counts[label_b])
+    share = weight[:, None, None, None]
+    return Mixed(share * image_a + (1 - share) * image_b, label_a, label_b, weight)
