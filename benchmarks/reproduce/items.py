@@ -38,7 +38,7 @@ def _every_set(methods):
 
 
 def d2_methods() -> tuple[str, ...]:
-    """Return the methods of Table D2: `bayias` is trained for each test prior, of which imbalance 1 is its usual one."""
+    """Return the methods of Table D2, `bayias` trained for each test prior; that of imbalance 1 is its usual one."""
     priors = (f"bayias+test_prior_{imbalance:g}" for imbalance in TEST_IMBALANCES if imbalance != 1)
     return (*D2_METHODS, *priors)
 
