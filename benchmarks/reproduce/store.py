@@ -71,8 +71,10 @@ def write(run: Run, directory: pathlib.Path, results: pathlib.Path = RESULTS) ->
     }
     result |= {name: report[name] for name in ("temperature", "test_at_temperature") if name in report}
     result |= {name: own[name] for name in ("validation", "posthoc") if name in own}
-    stages = {path.name: storage.read_json(path / rundir.METRICS) for path in sorted(of_seed.glob("stages/*"))}
-    if stages:
+    of_stages = sorted(path for path in directory.glob(rundir.stage_folder("*")) if path.is_dir())
+    if of_stages:
+        own_folder = of_seed.relative_to(directory)
+        stages = {path.name: storage.read_json(path / own_folder / rundir.METRICS) for path in of_stages}
         result["stages"] = {name: values["test"] for name, values in stages.items()}
     save(run, result, results)
     return result

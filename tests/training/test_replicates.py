@@ -124,6 +124,27 @@ def test_a_run_of_replicates_has_the_results_of_each_their_mean_and_the_ensemble
     assert run(replicates, tmp_path / "both") == result  # again from the predictions
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation", "stem")
+def test_the_state_before_a_stage_after_the_run_is_evaluated_and_kept(tmp_path):
+    """It is the last state of the run without that stage, of each replicate."""
+    common = ("--config.replicates=2", "--config.steps_per_dispatch=11")
+    alone = run(config(*common, method="erm"), tmp_path / "erm")
+    both = run(config(*common, "--config.method.stages.retrained.epochs=3", method="crt"), tmp_path / "crt")
+    first = tmp_path / "crt" / "stages" / "plain"
+    for folder in (".", "seeds/0", "seeds/1"):
+        expected, found = (read_predictions(path / folder / "predictions.npz") for path in (tmp_path / "erm", first))
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        np.testing.assert_array_equal(found.logits_prior, expected.logits_prior)
+    of_stage = storage.read_json(first / "metrics.json")
+    assert {name: of_stage[name] for name in ("test", "deviation", "seeds")} == {
+        name: alone[name] for name in ("test", "deviation", "seeds")
+    }
+    assert both["test"]["accuracy"] != alone["test"]["accuracy"]
+    kept = {path.name for path in (tmp_path / "crt" / "checkpoints").iterdir()}
+    assert kept == {"22", "44", "55"}  # of the first stage, and the newest two
+
+
 def test_the_mean_and_the_deviation_are_those_of_numpy():
     summaries = [{"ece": e, "few": f, "class_accuracy": c, "images": 5, "groups": "shots"} for e, f, c in (
         (0.1, None, [0.5, None]), (0.2, 0.3, [1.0, 0.5]), (0.6, 0.1, [0.0, 0.5])

@@ -1,6 +1,7 @@
 """Build a `Method` of a recipe: replace names by functions, bind counts and options."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ class Stage(NamedTuple):
     schedule: Callable[[int], float] | None = None  # steps of the stage -> learning rate; None for that of the run
     mixes_inside: bool = False  # of the network, with partners of the same batch; seen from what the mixer returns
     neighbours: int = 0  # nearest images whose table the pair sampler asks for; 0 if it asks for none
+    logits_prior: np.ndarray | None = None  # float64[K], the prior that softmax(logits) stands for at its end, if any
 
     @property
     def program(self) -> tuple:
@@ -52,7 +54,14 @@ class Method(NamedTuple):
     stages: tuple[Stage, ...]
     posthoc: Callable | None  # (logits, head's parameters, validation) -> (logits, dict)
     test_prior: np.ndarray  # float64[K], of the data to predict, for losses that take it
-    logits_prior: np.ndarray | None  # float64[K], the prior that softmax(logits) stands for; None if it stands for none
+    logits_prior: np.ndarray | None  # as that of its last stage, but after `posthoc`
+
+    def ended_by_restart(self) -> dict[int, Stage]:
+        """Return the stages whose last state is a model of its own, by their last step.
+
+        The stage behind such a one follows the run, or begins with a new classifier.
+        """
+        return {stage.last: stage for stage, following in itertools.pairwise(self.stages) if following.restart}
 
 
 def build(
@@ -100,8 +109,8 @@ def build(
         functions["schedule"] = _schedule(options["schedule"], last - first, steps_per_epoch)
         resolved = _stage(stage, first, last, options, functions, counts, name)
         if first < last:
-            stages.append(resolved)
             prior = _trained_prior(functions)
+            stages.append(resolved._replace(logits_prior=named.get(prior)))
     head = recipe.get("head", RECIPES["erm"]["head"])
     post = registry.inherit({"name": "none"}, recipe.get("posthoc", {}))
     posthoc = bind("posthoc", post)

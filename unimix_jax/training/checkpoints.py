@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,12 +22,13 @@ UNNAMED = "unnamed"  # the id of runs that began before a checkpoint named its r
 
 
 @contextlib.contextmanager
-def opened(directory: pathlib.Path, keep: int) -> Iterator["CheckpointManager"]:
+def opened(directory: pathlib.Path, keep: int, always: Collection[int] = ()) -> Iterator["CheckpointManager"]:
     """Open the checkpoints of a run; leaving the context waits until the last checkpoint is on disk.
 
     Args:
       directory: of the checkpoints, made if needed.
       keep: the number of newest checkpoints that stay; at least 2, because one may be damaged.
+      always: steps whose checkpoints stay, however old they are.
 
     Yields:
       The manager for `save` and `restore_newest`.
@@ -37,9 +38,9 @@ def opened(directory: pathlib.Path, keep: int) -> Iterator["CheckpointManager"]:
     """
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(max(keep, 2)), cleanup_tmp_directories=True
-    )
+    policies = ocp.checkpoint_managers
+    kept = policies.AnyPreservationPolicy([policies.LatestN(max(keep, 2)), policies.CustomSteps([*always])])
+    options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(directory.absolute(), options=options)
     try:
         yield manager

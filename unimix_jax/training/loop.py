@@ -18,7 +18,7 @@ from unimix_jax.data import loading
 from unimix_jax.errors import Interrupted, NonFiniteError
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import init
-from unimix_jax.training import checkpoints, loggers, predict
+from unimix_jax.training import checkpoints, loggers, predict, results
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import AXIS, REPLICATE, distribute, is_cpu, place_replicates, replicate
 from unimix_jax.training.setup import Experiment
@@ -61,7 +61,7 @@ def train(
     """
     config, clock, num_steps, first = experiment.config, experiment.clock, experiment.steps, steps_taken(state)
     predict_splits = predict.predictor(experiment)
-    compiled_steps, stage = {}, None
+    compiled_steps, stage, ended_by_restart = {}, None, experiment.method.ended_by_restart()
     resident = training_input.resident(experiment)
     dispatches = loading.prefetch(training_input.dispatches(experiment, first))
     run_loggers = loggers.opened(
@@ -113,6 +113,8 @@ def train(
                 values = [metrics.summary(predictions, names=_WATCHED) for predictions in scores[name].predictions()]
                 watched = {measure: np.array([of[measure] for of in values]) for measure in _WATCHED}
                 records.log(_line(experiment, last) | {"split": name} | _of_seeds(watched, experiment.seeds))
+            if last in ended_by_restart:
+                results.write(experiment, scores, posthoc, ended_by_restart[last])
             if due.save:
                 # After the records of these steps: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):
@@ -132,10 +134,11 @@ def train(
 def _due(experiment: Experiment, steps: range, stopping: bool, unsaved: float) -> Due:
     """Return what is due after the steps of a dispatch, `unsaved` seconds after the last checkpoint.
 
-    Evaluations and checkpoints are at the end of a dispatch.
+    Evaluations and checkpoints are at the end of a dispatch. All splits are evaluated at the end of the run, and of a
+    stage after which another starts afresh.
     """
     config, splits = experiment.config, tuple(experiment.splits.evaluated)
-    end = steps.stop == experiment.steps
+    end = steps.stop == experiment.steps or steps.stop in experiment.method.ended_by_restart()
 
     def every(period: int, step: int) -> bool:
         return period > 0 and step % period == 0

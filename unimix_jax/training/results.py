@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unimix_jax import metrics, storage
+from unimix_jax.methods.build import Stage
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
 from unimix_jax.training import predict, rundir
 from unimix_jax.training.setup import Experiment
@@ -19,8 +20,10 @@ _log = logging.getLogger(__name__)
 SPLITS = ("test", "validation")
 
 
-def write(experiment: Experiment, scores: dict[str, predict.Scores], posthoc: list[dict]) -> dict:
-    """Write the predictions and metrics of the last state, and what was chosen post hoc.
+def write(
+    experiment: Experiment, scores: dict[str, predict.Scores], posthoc: list[dict], ended: Stage | None = None
+) -> dict:
+    """Write the predictions and metrics of the last state of a run or of a stage, and what was chosen post hoc.
 
     Replicates have their predictions and metrics in seeds/SEED; the predictions of the run are those of their mean
     probability, the ensemble.
@@ -29,22 +32,32 @@ def write(experiment: Experiment, scores: dict[str, predict.Scores], posthoc: li
       experiment: the run.
       scores: of each evaluated split.
       posthoc: the options that the change of trained logits chose, of each replicate.
+      ended: the stage, whose results are in stages/NAME; None for those of the run.
 
     Returns:
       What metrics.json holds.
     """
-    config, splits = experiment.config, experiment.splits
+    config, splits, method = experiment.config, experiment.splits, experiment.method
+    directory, prior = experiment.directory, method.logits_prior
+    if ended is not None:
+        directory = directory / rundir.stage_folder(ended.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        prior = None if method.posthoc else ended.logits_prior  # which a change of logits is made for at the end
     predictions = {}
     for name, source in splits.evaluated.items():
         predictions[name] = scores[name].predictions(
-            counts=splits.counts, logits_prior=experiment.method.logits_prior, class_names=source.class_names
+            counts=splits.counts, logits_prior=prior, class_names=source.class_names
         )
         if source.names is not None:
-            path = experiment.directory / rundir.list_file(name)
+            path = directory / rundir.list_file(name)
             rundir.write_list(path, source.names, source.labels, scores[name].rows)
     together = {name: ensemble(each) for name, each in predictions.items() if len(each) > 1}
-    _write_predictions(experiment.directory, experiment.seeds, predictions, together)
-    return _write_metrics(experiment.directory, config, experiment.seeds, predictions, together, posthoc)
+    _write_predictions(directory, experiment.seeds, predictions, together)
+    result = _write_metrics_of_seeds(directory, config, experiment.seeds, predictions, together, posthoc)
+    if ended is None:
+        result |= _best(directory, config, next(iter(predictions)))
+    storage.write_json(directory / rundir.METRICS, result)
+    return result
 
 
 def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
@@ -65,7 +78,10 @@ def of_predictions(directory: pathlib.Path, config: "ConfigDict") -> dict:
         if (directory / rundir.predictions_file(name)).exists()
     }
     together = {name: ensemble(each) for name, each in predictions.items() if len(each) > 1}
-    return _write_metrics(directory, config, tuple(seeds), predictions, together, [{} for _ in seeds])
+    result = _write_metrics_of_seeds(directory, config, tuple(seeds), predictions, together, [{} for _ in seeds])
+    result |= _best(directory, config, next(iter(predictions)))
+    storage.write_json(directory / rundir.METRICS, result)
+    return result
 
 
 def ensemble(predictions: list[Predictions]) -> Predictions:
@@ -124,7 +140,7 @@ def _write_predictions(
                 write_predictions(rundir.create_seed_folder(directory, seed) / file, one)
 
 
-def _write_metrics(
+def _write_metrics_of_seeds(
     directory: pathlib.Path,
     config: "ConfigDict",
     seeds: tuple[int, ...],
@@ -132,7 +148,7 @@ def _write_metrics(
     together: dict[str, Predictions],
     posthoc: list[dict],
 ) -> dict:
-    """Write metrics.json, the split that is watched first; of replicates also that of each. Return its content."""
+    """Return the metrics of each split, the one that is watched first; of replicates write those of each seed, too."""
     names = (*metrics.MEASURES, *config.measures)
     summaries = {name: [metrics.summary(one, names=names) for one in each] for name, each in predictions.items()}
     chosen = [{"posthoc": {"name": config.method.posthoc.name, **one}} if one else {} for one in posthoc]
@@ -146,11 +162,16 @@ def _write_metrics(
         result["deviation"] = {name: deviation for name, (_, deviation) in both.items()}
         result["ensemble"] = {name: metrics.summary(one, names=names) for name, one in together.items()}
         result["seeds"] = list(seeds)
-    watched = next(iter(predictions))
-    records = [r for r in rundir.read_metrics(directory / rundir.METRICS_LINES) if r.get("split") == watched]
-    if config.eval_every and not records:
-        _log.warning("%s has no evaluations, so that the best one is not known", directory / rundir.METRICS_LINES)
-    elif config.eval_every:
-        result["best"] = max(records, key=lambda r: r["accuracy"]) | {"evaluations": len(records)}
-    storage.write_json(directory / rundir.METRICS, result)
     return result
+
+
+def _best(directory: pathlib.Path, config: "ConfigDict", watched: str) -> dict:
+    """Return as `best` the evaluation of a split with the highest accuracy; {} if there was none on the way."""
+    if not config.eval_every:
+        return {}
+    path = directory / rundir.METRICS_LINES
+    records = [record for record in rundir.read_metrics(path) if record.get("split") == watched]
+    if not records:
+        _log.warning("%s has no evaluations, so that the best one is not known", path)
+        return {}
+    return {"best": max(records, key=lambda record: record["accuracy"]) | {"evaluations": len(records)}}

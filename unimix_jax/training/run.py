@@ -143,7 +143,7 @@ def _checkpoint_manager(experiment: setup.Experiment):
     path, keep, clock = experiment.directory / rundir.CHECKPOINTS, experiment.config.checkpoint.keep, experiment.clock
     with contextlib.ExitStack() as stack:
         with clock.part("checkpoints"):
-            manager = stack.enter_context(checkpoints.opened(path, keep))
+            manager = stack.enter_context(checkpoints.opened(path, keep, experiment.method.ended_by_restart()))
         yield manager
         with clock.part("checkpoints"):
             stack.close()

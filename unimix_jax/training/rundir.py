@@ -3,6 +3,7 @@
 config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
 predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  checked.json
 report.html (.md .csv .json)  figures/
+seeds/SEED/ of replicates, stages/NAME/ of a stage after which another starts afresh: predictions and metrics
 """
 
 import contextlib
@@ -52,6 +53,11 @@ def predictions_file(split: str) -> str:
 def seed_folder(seed: int) -> str:
     """Return the folder of a replicate's predictions and metrics, in the run directory."""
     return f"seeds/{seed}"
+
+
+def stage_folder(stage: str) -> str:
+    """Return the folder of what a stage left that another one after the run follows, in the run directory."""
+    return f"stages/{stage}"
 
 
 def create_seed_folder(directory: pathlib.Path, seed: int) -> pathlib.Path:
