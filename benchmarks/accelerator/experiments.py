@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 import statistics
 import time
@@ -15,10 +14,12 @@ import jax
 import numpy as np
 
 from accelerator.carried import parsed
+from benchmarks.reproduce import runs, store
+from benchmarks.reproduce.runs import Run
 from unimix_jax.training import input as training_input
 from unimix_jax.training import loop, predict, runtime, setup, step, timings
 from unimix_jax.training.devices import place_replicates
-from unimix_jax.training.run import run
+from unimix_jax.training.run import run as train
 
 
 class Scale(NamedTuple):
@@ -32,8 +33,8 @@ class Scale(NamedTuple):
     matrices: int  # rows and columns
     memory_gib: float
     kernels: int  # of the chain
-    methods: tuple[str, ...]
-    seeds: int
+    runs: str  # scale of the whole runs, of benchmarks/reproduce
+    run_fields: tuple[str, ...]  # which they have beside
     worker_steps: int  # of PyTorch in a slot
     photographs: tuple[str, ...]  # overrides
     photograph: tuple[int, int, int]  # size, classes, test images
@@ -49,8 +50,8 @@ FULL = Scale(
     matrices=8192,
     memory_gib=4.0,
     kernels=500,
-    methods=("erm", "mixup", "remix", "ldam_drw", "unimix", "bayias", "unimix_bayias"),  # of the paper's Table D1
-    seeds=3,
+    runs="paper",
+    run_fields=("parallel.devices=1",),
     worker_steps=200,
     photographs=("--config.network=resnet50", "--config.batch_size=256", "--config.eval_batch_size=256"),
     photograph=(224, 1000, 1024),
@@ -65,8 +66,8 @@ SMALL = Scale(
     matrices=256,
     memory_gib=1 / 256,
     kernels=20,
-    methods=("erm", "unimix_bayias"),
-    seeds=1,
+    runs="digits",
+    run_fields=("epochs=1", "batch_size=8", "parallel.ops=accelerator", "parallel.devices=1"),
     worker_steps=2,
     photographs=("--config.network=resnet10", "--config.batch_size=4", "--config.eval_batch_size=4"),
     photograph=(16, 5, 8),
@@ -166,22 +167,30 @@ class Steps:
         return {"bytes": analysis.get("bytes accessed"), "flop": analysis.get("flops")}
 
 
-def whole_run(scale: Scale, data: str, folder: pathlib.Path, method: str, seed: int, dtype: str) -> dict:
-    """Train by the project's command in this process; return seconds, accuracy and ECE on the test set."""
-    config = config_of(scale, data, f"--config.dtype={dtype}", f"--config.seed={seed}", method=method)
+def whole_run(run: Run, fields: tuple[str, ...], data: str, folder: pathlib.Path, results: pathlib.Path) -> dict:
+    """Train by the project's command in this process; write the run's result, and return seconds, accuracy and ECE.
+
+    Args:
+      run: of the list of benchmarks/reproduce.
+      fields: other fields of its config, NAME=VALUE.
+      data: folder of CIFAR's files.
+      folder: of the run directories.
+      results: folder of the results, as that of the project.
+    """
+    config = runs.command(run, data or None, fields=fields).config
     clock, begun = timings.Clock(), time.perf_counter()
-    directory = folder / f"{method}-{seed}-{dtype}"
-    result = run(config, directory, clock=clock)
+    directory = folder / run.folder / str(run.seed)
+    train(config, directory, clock=clock)
     seconds = time.perf_counter() - begun
     clock.table()  # counts the time until now
-    about = json.loads((directory / "run.json").read_text())
+    result = store.write(run, directory, results)
     return {
         "seconds": seconds,
         "seconds_warm": seconds - clock.seconds.get("compile", 0.0),  # compilation, or loading what is compiled
         "parts": clock.seconds,
         "epochs": config.epochs,
         **{name: result["test"][name] for name in ("accuracy", "ece", "mce", "nll")},
-        "peak_device_memory_mib": about["peak_device_memory_mib"],
+        "peak_device_memory_mib": result["peak_device_memory_mib"],
     }
 
 

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from accelerator import carried, ceilings, experiments, parity, pytorch
 from accelerator.results import PARTS, SUMMARY, Job, Recorder
+from benchmarks.reproduce.items import D1_METHODS
+from benchmarks.reproduce.runner import missing
+from benchmarks.reproduce.runs import SCALES, Run, of_methods
 from unimix_jax.training import runtime
 from unimix_jax.training.devices import local_devices
 
@@ -27,6 +30,7 @@ DTYPES = ("float32", "bfloat16")
 SCAN, ONE, EPOCHS = "steps {} in a loop", "steps {} one by one", "run unimix_bayias seed 0 {}"
 REPLICATES = 8  # seeds in one program
 SEEDS = f"steps bfloat16 in a loop, {REPLICATES} replicates"
+RESULTS = "results"  # folder of a file a run, which belongs into the project's folder of that name
 MACHINE, PHOTOGRAPHS = "memory and launches", "photographs bfloat16"
 
 
@@ -192,14 +196,20 @@ def _runs(session: Session) -> Iterator[Job]:
 
 
 def _run(session: Session, method: str, seed: int, dtype: str) -> Job:
-    scale = session.scale
+    """Return the job of a run of the project's list, whose result is also written as the others are."""
+    scale, of_scale = session.scale, SCALES[session.scale.runs]
+    variant = "" if dtype == "float32" else dtype
+    run = Run(scale.runs, next(iter(of_scale.sets)), of_scale.imbalance, method, seed, variant)
     name = EPOCHS.format(dtype).replace("unimix_bayias seed 0", f"{method} seed {seed}")
     # As long as a run that was done, or else by the rate of its steps; the method may be compiled anew.
     seconds = session.result(EPOCHS.format(dtype), "seconds")
     if seconds is None:
         rate = session.result(SCAN.format(dtype), "ms_a_step") or 2.5
         seconds = 200 * scale.epoch * rate / 1e3 + 10
-    work = functools.partial(experiments.whole_run, scale, session.images, session.folder, method, seed, dtype)
+    results = session.options.output / RESULTS
+    work = functools.partial(
+        experiments.whole_run, run, scale.run_fields, session.images, session.folder / "runs", results
+    )
     return Job(name, 1.1 * seconds + COMPILE, work)
 
 
@@ -212,15 +222,16 @@ def _photographs(session: Session) -> Iterator[Job]:
 
 
 def _table(session: Session) -> Iterator[Job]:
-    """Yield the methods of the paper's table; all of them for a seed before the next one."""
+    """Yield the runs of the paper's Table D1 that have no result yet: all methods for a seed before the next one."""
     if not session.images and session.scale.needs_data:
         session.recorder.leave_out("the table", "no images of CIFAR-10 are here: --prepared or --data names them")
         return
-    for seed in range(session.scale.seeds):
-        for method in session.scale.methods:
-            job = _run(session, method, seed, "float32")
-            if job.name not in session.recorder.results:
-                yield job
+    scale, seeds = session.scale.runs, 1 if session.options.small else SCALES[session.scale.runs].seeds
+    wanted = of_methods(scale, D1_METHODS[::3] if session.options.small else D1_METHODS, seeds)
+    for run in wanted if session.options.small else missing(wanted):
+        job = _run(session, run.method, run.seed, "float32")
+        if job.name not in session.recorder.results:
+            yield job
 
 
 def write_summary(recorder: Recorder, small: bool) -> None:

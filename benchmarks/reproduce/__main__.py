@@ -62,8 +62,9 @@ def _execute(options: argparse.Namespace, stop_requested: threading.Event) -> in
     from benchmarks.reproduce import items, runs, store
 
     results = options.results or store.RESULTS
-    seeds = options.seeds or runs.SCALES[options.scale].seeds
-    wanted = [run for table in options.tables for run in items.ITEMS[table].runs(options.scale, seeds)]
+    usual = runs.SCALES[options.scale].seeds
+    chosen = [items.ITEMS[table] for table in options.tables]
+    wanted = [run for item in chosen for run in item.runs(options.scale, options.seeds or item.seeds or usual)]
     wanted = [
         run
         for run in dict.fromkeys(wanted)

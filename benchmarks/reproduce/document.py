@@ -1,5 +1,74 @@
-"""Write results/README.md from the results."""
+"""results/README.md, from all results that are there."""
+
+import pathlib
+
+from benchmarks.reproduce import figures, items, store, tables
+from benchmarks.reproduce.runs import SCALES
+from unimix_jax import storage
+
+README = "README.md"
+_HEAD = """# Results
+
+Written by `python -m benchmarks.reproduce` from a file of results a run (config, machine, versions, commit, time,
+all measures, recalls of the classes): `SCALE/DATA_lt_IMBALANCE/METHOD/SEED.json`. What of the paper holds:
+[docs/reproduction.md](../docs/reproduction.md).
+
+Measures are of the test set and of the **last** epoch, never of the best one; mean ± standard deviation (divisor n - 1)
+of the seeds of training, all on the same long-tailed images. The column "best epoch on test" shows the habit of many
+codes: the highest test accuracy of all evaluations on the way. Groups of classes are those of the reports: many, medium
+and few by images (above 100, 20 to 100, below 20), or thirds where one of these is empty.
+"""
 
 
-def write(scale, tables, folder, results):
-    return []
+def text(results: pathlib.Path = store.RESULTS) -> str:
+    """Return the document."""
+    parts = [_HEAD]
+    for scale in reversed(SCALES):
+        sections = []
+        for name, item in items.ITEMS.items():
+            content = (
+                tables.TABLES[name](scale, results) if name in tables.TABLES else figures.shown(scale, name, results)
+            )
+            if content:
+                command = f"    python -m benchmarks.reproduce {name} --scale={scale}"
+                sections.append("\n\n".join([f"### {item.title}", command, *content]))
+        if sections:
+            parts.append("\n\n".join([f"## Scale `{scale}`: {SCALES[scale].about}", times(scale, results), *sections]))
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def times(scale: str, results: pathlib.Path) -> str:
+    """Return a sentence on the runs of a scale: how many, on what, how long."""
+    found = [storage.read_json(path) for path in sorted((results / scale).glob("*/*/*.json"))]
+    machines = sorted({_machine(result) for result in found})
+    hours = sum(result.get("seconds") or 0 for result in found if result["replicates"] == 1) / 3600
+    lost = sum(result["state"] != store.COMPLETE for result in found)
+    ended = f"; {lost} of them ended with a loss that is not finite" if lost else ""
+    return f"{len(found)} runs on {'; '.join(machines)}{ended}; the sum of their times is {hours:.1f} hours."
+
+
+def _machine(result: dict) -> str:
+    hardware = result["hardware"]
+    if hardware.get("device") == "cpu":
+        threads = hardware.get("cpu_threads") or 1
+        return f"{threads} core{'s' if threads > 1 else ''} of {hardware['processor']}"
+    return f"{hardware.get('devices', 1)} x {hardware.get('device')}"
+
+
+def write(
+    scale: str, names: list[str], runs: pathlib.Path, results: pathlib.Path = store.RESULTS
+) -> list[pathlib.Path]:
+    """Draw the figures that are asked for, and write README.md.
+
+    Args:
+      scale: of the figures.
+      names: of tables and figures.
+      runs: folder of the run directories.
+      results: folder of the results.
+
+    Returns:
+      The files that were written.
+    """
+    pictures = [path for name in names for path in figures.draw(scale, name, runs, results)]
+    storage.write_whole(results / README, text(results))
+    return [*pictures, results / README]

@@ -19,6 +19,7 @@ FACTOR_METHODS = (
     "unimix_bayias+natural_partners",
 )
 DTYPE_METHODS = ("erm", "unimix_bayias", "erm+bfloat16", "unimix_bayias+bfloat16")
+ORDER_METHODS = ("bayias+permuted", "bayias+independent")
 PICTURED = ("erm", "mixup", "remix", "ldam_drw", "logit_adjustment", "unimix", "bayias", "unimix_bayias")
 
 
@@ -27,6 +28,7 @@ class Item(NamedTuple):
 
     title: str
     runs: Callable[[str, int], list[Run]]  # (scale, seeds)
+    seeds: int = 0  # unless others are asked for; 0 for those of the scale
 
 
 def _one_set(methods):
@@ -84,6 +86,7 @@ ITEMS = {
     "d3": Item("Two stages: the paper's Table D3", _d3),
     "main": Item("Accuracy of every recipe", _main),
     "factor": Item("UniMix's factor", _one_set(FACTOR_METHODS)),
+    "order": Item("The order of the images", _one_set(ORDER_METHODS), seeds=20),
     "bfloat16": Item("bfloat16", _one_set(DTYPE_METHODS)),
     "figure_a1": Item("Class distributions: the paper's Figure A1", lambda scale, seeds: []),
     "figure_d1": Item("Test error by imbalance: the paper's Figure D1", _d1_figure),

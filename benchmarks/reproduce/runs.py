@@ -56,14 +56,18 @@ SCALES = {
 
 TEST_IMBALANCES = (100.0, 10.0, 1.0, 0.1, 0.01)  # of the paper's Table D2
 _MIXED = "method.stages.mixed"
+_SHORT = ("network=resnet8", "epochs=10", "eval_every=0")  # for many seeds
 # What a run changes of its recipe.
 VARIANTS = {
     **{f"test_prior_{imbalance:g}": (f"test_prior=imbalance:{imbalance:g}",) for imbalance in TEST_IMBALANCES},
     "unwrapped": (f"{_MIXED}.mixer.wrap=False",),
-    "constant_share": (f"{_MIXED}.mixer.name=benchmarks.reproduce.mixers:constant_share",),
+    "constant_share": (f"{_MIXED}.mixer.name=benchmarks.reproduce.parts:constant_share",),
     "natural_partners": (f"{_MIXED}.pair_sampler.class_exponent=1.0",),
     "bfloat16": ("dtype=bfloat16",),
+    "permuted": _SHORT,
+    "independent": (*_SHORT, "method.stages.plain.sampler.name=benchmarks.reproduce.parts:independent"),
 }
+ORDERS = ("permuted", "independent")  # variants whose results have the rare images of each step
 
 
 class Run(NamedTuple):

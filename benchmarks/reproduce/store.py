@@ -2,15 +2,20 @@
 
 import pathlib
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.reproduce.runs import Run
-from unimix_jax import metrics, storage
+from benchmarks.reproduce import runs
+from benchmarks.reproduce.runs import ORDERS, Run
+from unimix_jax import priors, registry, storage
+from unimix_jax.data import sampling, sources
 from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.report import evaluation
 from unimix_jax.training import rundir
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -72,12 +77,26 @@ def write(run: Run, directory: pathlib.Path, results: pathlib.Path = RESULTS) ->
     result |= {name: report[name] for name in ("temperature", "test_at_temperature") if name in report}
     result |= {name: own[name] for name in ("validation", "posthoc") if name in own}
     of_stages = sorted(path for path in directory.glob(rundir.stage_folder("*")) if path.is_dir())
+    if run.variant in ORDERS:
+        result["rare_images"] = rare_images(runs.command(run, config["data"].get("dir")).config)
     if of_stages:
         own_folder = of_seed.relative_to(directory)
         stages = {path.name: storage.read_json(path / own_folder / rundir.METRICS) for path in of_stages}
         result["stages"] = {name: values["test"] for name, values in stages.items()}
     save(run, result, results)
     return result
+
+
+def rare_images(config: "ConfigDict") -> list[int]:
+    """Return how many images of the rarest third of classes each step of a run has, by its sampler alone."""
+    labels = sources.load(config.data).train.labels
+    class_index = sampling.sorted_by_class(labels)
+    rare = priors.groups(class_index.counts, "thirds")["few"][labels]
+    sampler, size = registry.resolve("sampler", config.method.stages.plain.sampler.name), config.batch_size
+    total = config.epochs * sampling.steps_per_epoch(len(labels), size)
+    return [
+        int(rare[sampler(class_index, seed=config.seed, step=step, batch_size=size)].sum()) for step in range(total)
+    ]
 
 
 def save(run: Run, result: dict, results: pathlib.Path = RESULTS) -> None:
@@ -155,6 +174,3 @@ def values_of(results: list[dict], measure: str, where: str = "test") -> np.ndar
     complete = [result for result in results if result["state"] == COMPLETE]
     values = [(result.get(where) or {}).get(measure) for result in complete]
     return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-MEASURES = metrics.MEASURES

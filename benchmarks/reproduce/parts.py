@@ -1,10 +1,12 @@
-"""A mixer for the table of factors, outside of the library: UniMix whose factor is not drawn."""
+"""Parts of methods for the tables, outside of the library."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unimix_jax import registry
+from unimix_jax.data.rng import Stream, generator
+from unimix_jax.data.sampling import ClassIndex
 from unimix_jax.methods.mixing import Keys, Mixed
 
 
@@ -28,3 +30,19 @@ def constant_share(
     weight = counts[label_b] / (counts[label_a] + counts[label_b])
     share = weight[:, None, None, None]
     return Mixed(share * image_a + (1 - share) * image_b, label_a, label_b, weight)
+
+
+@registry.Sampler(class_frequencies="natural")
+def independent(class_index: ClassIndex, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Choose each example of a batch independently of all others, so that an epoch may miss some of them.
+
+    Args:
+      class_index: of the training labels.
+      seed: of the run.
+      step: from 0.
+      batch_size: of the whole batch.
+
+    Returns:
+      int64[batch_size].
+    """
+    return generator(seed, Stream.ORDER, step).integers(len(class_index.labels), size=batch_size)
