@@ -51,21 +51,6 @@ def test_what_a_program_imports_of_the_package_is_there(path):
                 assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), name
 
 
-def test_the_table_of_digits_is_made_of_runs(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("digits_table", FOLDER / "digits_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = []
-    monkeypatch.setattr(
-        module, "run", lambda config, directory: made.append((config.epochs, directory)) or {"test": RESULT}
-    )
-    assert module.measures("erm", 1, tmp_path, 2) == [50, 25, 10, 20]
-    assert made == [(2, tmp_path / "erm" / "1-2-epochs")]
-
-
-RESULT = {"accuracy": 0.5, "few": 0.25, "ece": 0.1, "mce": 0.2}
-
-
 HLO = """
 %body (p: (s32[], f32[64])) -> (s32[], f32[64]) {
   %p = (s32[], f32[64]{0}) parameter(0)

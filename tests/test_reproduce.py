@@ -249,6 +249,8 @@ def test_the_shared_mixer_gives_the_rare_image_the_larger_part():
 def test_the_document_is_that_of_the_results():
     path = store.RESULTS / document.README
     assert path.read_text(encoding="utf-8") == document.text(), "python -m benchmarks.reproduce writes it"
+    readme = (store.ROOT / document.README).read_text(encoding="utf-8")
+    assert readme == document.with_short_table(readme), "python -m benchmarks.reproduce writes its table"
 
 
 def test_runs_are_listed_and_mistakes_are_said(tmp_path, capsys):

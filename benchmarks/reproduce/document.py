@@ -1,12 +1,15 @@
 """results/README.md, from all results that are there."""
 
 import pathlib
+import textwrap
 
 from benchmarks.reproduce import figures, items, store, tables
 from benchmarks.reproduce.runs import SCALES
 from unimix_jax import storage
+from unimix_jax.report.tables import markdown_table
 
 README = "README.md"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 _HEAD = """# Results
 
 Written by `python -m benchmarks.reproduce` from a file of results a run (config, machine, versions, commit, time,
@@ -35,6 +38,30 @@ def text(results: pathlib.Path = store.RESULTS) -> str:
         if sections:
             parts.append("\n\n".join([f"## Scale `{scale}`: {SCALES[scale].about}", times(scale, results), *sections]))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def short_table(results: pathlib.Path = store.RESULTS) -> str:
+    """Return the table of the project's README: the methods of Table D1 at the largest scale that has results."""
+    measures = ("accuracy", "many", "medium", "few", "ece", "brier")
+    for scale in reversed(SCALES):
+        found = tables.grouped(scale, "d1", results)
+        data = next(iter(SCALES[scale].sets))
+        if found := {run: of_seeds for run, of_seeds in found.items() if run.data == data}:
+            rows = tables.rows_of_methods(found, measures)
+            name, imbalance = tables.NAMES[data], SCALES[scale].imbalance
+            about = f"{name}, imbalance {imbalance}: {SCALES[scale].about}. Test measures of the last epoch, mean ± standard "
+            about += "deviation of the seeds. More in [results/](results/README.md), from"
+            command = f"    python -m benchmarks.reproduce d1 --scale={scale}" + (
+                "" if data == "digits" else " --data=CIFAR"
+            )
+            return "\n\n".join([textwrap.fill(about, 119, break_on_hyphens=False), command, markdown_table(rows)])
+    return "There are no results yet."
+
+
+def with_short_table(readme: str, results: pathlib.Path = store.RESULTS) -> str:
+    """Return the project's README with the table of today's results between its marks."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{short_table(results)}\n{END}{rest.split(END)[1]}"
 
 
 def times(scale: str, results: pathlib.Path) -> str:
@@ -71,4 +98,7 @@ def write(
     """
     pictures = [path for name in names for path in figures.draw(scale, name, runs, results)]
     storage.write_whole(results / README, text(results))
+    if results == store.RESULTS:
+        path = store.ROOT / README
+        storage.write_whole(path, with_short_table(path.read_text(encoding="utf-8")))
     return [*pictures, results / README]

@@ -78,7 +78,7 @@ def d1(scale: str, results: pathlib.Path) -> list[str]:
     """Return the tables of calibration, and at the paper's scale those beside the paper's figures."""
     parts = []
     for (data, imbalance), found in _by_set(grouped(scale, "d1", results)).items():
-        rows = _rows_of_methods(found, _D1_SHOWN)
+        rows = rows_of_methods(found, _D1_SHOWN)
         parts += [f"{NAMES[data]}, imbalance {imbalance}:", markdown_table(rows)]
         if scale == "paper" and data in published.D1:
             rows = [
@@ -218,11 +218,11 @@ def main(scale: str, results: pathlib.Path) -> list[str]:
 
 
 def _measures_of_recipes(key: tuple[str, int], found: dict[Run, list[dict]]) -> list[str]:
-    rows = _rows_of_methods(found, ("accuracy", "many", "medium", "few", "ece", "mce", "nll"))
+    rows = rows_of_methods(found, ("accuracy", "many", "medium", "few", "ece", "mce", "nll"))
     return [f"{NAMES[key[0]]}, imbalance {key[1]}:", markdown_table(rows)]
 
 
-def _rows_of_methods(found: dict[Run, list[dict]], measures: tuple[str, ...]) -> list[list[str]]:
+def rows_of_methods(found: dict[Run, list[dict]], measures: tuple[str, ...]) -> list[list[str]]:
     """Return a row for each method: measures of the last epoch; those of a validation's temperature, the best epoch."""
     everything = [result for of_seeds in found.values() for result in of_seeds]
     more = {}
