@@ -49,8 +49,8 @@ def short_table(results: pathlib.Path = store.RESULTS) -> str:
         if found := {run: of_seeds for run, of_seeds in found.items() if run.data == data}:
             rows = tables.rows_of_methods(found, measures)
             name, imbalance = tables.NAMES[data], SCALES[scale].imbalance
-            about = f"{name}, imbalance {imbalance}: {SCALES[scale].about}. Test measures of the last epoch, mean ± standard "
-            about += "deviation of the seeds. More in [results/](results/README.md), from"
+            about = f"{name}, imbalance {imbalance}: {SCALES[scale].about}. Test measures of the last epoch, mean ± "
+            about += "standard deviation of the seeds. More in [results/](results/README.md), from"
             command = f"    python -m benchmarks.reproduce d1 --scale={scale}" + (
                 "" if data == "digits" else " --data=CIFAR"
             )
