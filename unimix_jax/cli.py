@@ -68,23 +68,38 @@ def _modules_of_current_folder() -> Iterator[None]:
 def _code(work: Callable[[], str]) -> int:
     try:
         text = work()
-    except errors.UserError as error:
-        return _fail(f"error: {error}", errors.MISTAKE)
-    except errors.NonFiniteError as error:
-        return _fail(f"error: {error}", errors.NON_FINITE)
-    except errors.Failure as error:
-        return _fail(f"error: {error}", errors.FAILED)
-    except errors.Interrupted as error:
-        return _fail(f"stopped: {error}", errors.INTERRUPTED)
-    except KeyboardInterrupt:
-        return _fail("stopped", errors.INTERRUPTED)
-    except SystemExit as error:  # of a user's function, in whose place a run would go on
-        return _fail(f"error: a function of yours ends the program: {errors.described(error)}", errors.MISTAKE)
-    except OSError as error:
-        code = errors.FAILED if errors.is_disk_failure(error) else errors.MISTAKE
-        return _fail(f"error: {error.filename or 'a file'}: {error.strerror or error}", code)
-    echo(text)
+    except BaseException as error:
+        if (known := sentence_and_code(error)) is None:
+            raise
+        return _fail(*known)
+    if text:
+        echo(text)
     return errors.COMPLETE
+
+
+def sentence_and_code(error: BaseException) -> tuple[str, int] | None:
+    """Return how a command ends by an exception: what it says, and its exit code; None for a fault of the program.
+
+    Args:
+      error: what was raised.
+    """
+    for kind, code in (
+        (errors.UserError, errors.MISTAKE),
+        (errors.NonFiniteError, errors.NON_FINITE),
+        (errors.Failure, errors.FAILED),
+    ):
+        if isinstance(error, kind):
+            return f"error: {error}", code
+    if isinstance(error, errors.Interrupted):
+        return f"stopped: {error}", errors.INTERRUPTED
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", errors.INTERRUPTED
+    if isinstance(error, SystemExit):  # of a user's function, in whose place a run would go on
+        return f"error: a function of yours ends the program: {errors.described(error)}", errors.MISTAKE
+    if isinstance(error, OSError):
+        code = errors.FAILED if errors.is_disk_failure(error) else errors.MISTAKE
+        return f"error: {error.filename or 'a file'}: {error.strerror or error}", code
+    return None
 
 
 def asks_for_help(argv: list[str]) -> bool:

@@ -36,6 +36,10 @@ class Interrupted(Exception):
     """A run was stopped by a signal and has saved its state."""
 
 
+class AllInterrupted(Interrupted):
+    """All processes of a run have stopped at the same step."""
+
+
 # Packages that stand between a user's function and the project: no place of a user's mistake.
 _NOT_OF_USER = {"contextlib", "flax", "functools", "importlib", "jax", "jaxlib", "numpy", "optax", "unimix_jax"}
 

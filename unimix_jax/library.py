@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -151,8 +152,12 @@ def run_directory(command: "Command") -> Iterator[pathlib.Path]:
     Raises:
       UserError: it cannot be made or written, or holds something else.
     """
-    from unimix_jax.training import rundir
+    from unimix_jax.training import processes, rundir
 
+    if processes.count() > 1:
+        with _shared_directory(command) as directory:
+            yield directory
+        return
     directory = rundir.create(command.workdir) if command.workdir else rundir.new_rundir(command.name)
     try:
         with cli.redirect_library_output(directory / rundir.LOG):
@@ -160,6 +165,27 @@ def run_directory(command: "Command") -> Iterator[pathlib.Path]:
     finally:
         if not command.workdir:
             rundir.discard(directory)  # it stays as soon as a run has begun in it
+
+
+@contextlib.contextmanager
+def _shared_directory(command: "Command") -> Iterator[pathlib.Path]:
+    """Make the run directory of several processes, which all of them must see; process 0 alone writes results."""
+    from unimix_jax.training import processes, rundir
+
+    if not command.workdir:
+        raise UserError("a run of several processes needs --workdir, a folder that all of them see")
+    directory = pathlib.Path(command.workdir)
+    seal = secrets.token_hex(8) if processes.is_first() else ""
+    seal = processes.from_first(lambda: rundir.seal(rundir.create(directory), seal))
+    seen = rundir.is_sealed(directory, seal)
+    if not processes.all_of(seen):
+        raise UserError(
+            f"process 0 has made the run directory {directory}, which "
+            f"{'another process' if seen else f'process {processes.index()}'} does not see; --workdir must be a folder "
+            "that all processes share"
+        )
+    with cli.redirect_library_output(directory / rundir.log_file(processes.index())):
+        yield directory
 
 
 def _command(config: "str | os.PathLike | ConfigDict", workdir, overrides: dict[str, Any]) -> "Command":

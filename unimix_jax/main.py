@@ -3,10 +3,11 @@
 import functools
 import shlex
 import sys
+import traceback
 
 from unimix_jax import cli, errors, library
 from unimix_jax.config import Command, parse, usage
-from unimix_jax.training import timings
+from unimix_jax.training import processes, timings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,8 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       The exit code (see `errors`).
     """
-    with cli.graceful_stop() as stop_requested:
-        return cli.run_command(functools.partial(_execute, sys.argv if argv is None else argv, stop_requested))
+    try:
+        with cli.graceful_stop() as stop_requested:
+            code = cli.run_command(functools.partial(_execute, sys.argv if argv is None else argv, stop_requested))
+    except BaseException:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()  # the interpreter's own end would wait for the other processes
+        code = errors.FAILED
+    return processes.leave(code)
 
 
 def _execute(argv: list[str], stop_requested) -> str:
@@ -31,7 +39,8 @@ def _execute(argv: list[str], stop_requested) -> str:
         command = parse(argv)
     if isinstance(command, str):
         return command
-    with library.run_directory(command) as directory:
+    cluster = processes.find(command.coordinator, command.processes, command.process)
+    with processes.joined(cluster, command.config.parallel.timeout), library.run_directory(command) as directory:
         return _run(command, directory, stop_requested, clock)
 
 
@@ -44,6 +53,8 @@ def _run(command: Command, directory, stop_requested, clock: timings.Clock) -> s
 
     with runtime.runtime(command.config.parallel.cpu_threads):
         result = run(command.config, directory, stop_requested, clock)
+        if not processes.is_first():
+            return ""
         cli.echo(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")
         with clock.part("report"):
             text = f"report: {_report(directory, command.report)}"

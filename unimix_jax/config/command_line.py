@@ -24,12 +24,15 @@ Train a model on long-tailed images and measure its calibration.
   --workdir=DIR                   the run directory; an interrupted run there goes on
                                   (default: a new one under runs/)
   --report=now                    write the report at the end of a run; later: say the command that does; no: neither
+  --coordinator=HOST:PORT --processes=N --process=I
+                                  this is process I of N; process 0 listens there (docs/launching.md; TPU pods, Slurm,
+                                  Kubernetes and Cloud Batch are found without them)
   --timings                       say at the end of a run where the time went
   --methods                       list the methods; one is chosen by --config=FILE:method=NAME
   --version                       the version of this program
   --help                          this text
 """
-_WITH_VALUE = ("workdir", "report")
+_WITH_VALUE = ("workdir", "report", "coordinator", "processes", "process")
 _SWITCHES = ("timings", "methods", "version")
 _OPTIONS = (*_WITH_VALUE, *_SWITCHES)
 _OPTION = re.compile(r"--?(?P<name>[^-=][^=]*)(=(?P<value>.*))?", re.DOTALL)
@@ -43,6 +46,9 @@ class Command(NamedTuple):
     name: str  # of the config file, for a new run directory
     timings: bool = False  # say where the time went
     report: str = "now"  # write the report; "later": say the command that does; "no": neither
+    coordinator: str | None = None  # HOST:PORT of process 0 of several
+    processes: int | None = None  # how many
+    process: int | None = None  # the number of this one
 
 
 class _Line(NamedTuple):
@@ -87,7 +93,9 @@ def parse(argv: list[str]) -> Command | str:
         return listing(config, name)
     flags = _parse_options(line.options)
     check(config)
-    return Command(config, flags.workdir, load.run_name(path, config), flags.timings, flags.report)
+    name = load.run_name(path, config)
+    several = flags.coordinator, flags.processes, flags.process
+    return Command(config, flags.workdir, name, flags.timings, flags.report, *several)
 
 
 def _split(arguments: list[str]) -> _Line:
@@ -145,6 +153,9 @@ def _parse_options(options: list[str]):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("timings", False, "", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_integer("processes", None, "", flag_values=values)
+    flags.DEFINE_integer("process", None, "", flag_values=values)
     flags.DEFINE_enum("report", "now", ["now", "later", "no"], "", flag_values=values)
     try:
         values(["", *options])

@@ -40,36 +40,37 @@ def training_view(
     source: Source,
     class_index: ClassIndex,
     indices_of: Callable[..., BatchIndices],
-    views: int,
+    rows: range,
+    partners: bool,
     seed: int,
     reading: Reading,
 ) -> View:
     """Decode one image of a training step, cropped at random.
 
     Args:
-      position: step * views + the number of the view in the step.
+      position: step * views + the number of the view among those of these rows: images first, then partners.
       source: of the training images.
       class_index: `sorted_by_class` of its labels.
       indices_of: called as indices_of(step=...).
-      views: images to decode in a step, at most.
+      rows: of the batch, those of this process.
+      partners: whether partners are among the views.
       seed: of the crops.
       reading: how.
 
     Returns:
-      The view; no image for a partner that is a view of the batch itself.
+      The view; no image for a partner that is among these rows itself.
 
     Raises:
       UserError: the image cannot be read and is not to be replaced, or no image of its class can be read.
     """
-    step, slot = divmod(position, views)
-    indices = cached_indices(indices_of, step)
-    size = len(indices.index)
-    if slot < size:
+    step, number = divmod(position, len(rows) * (2 if partners else 1))
+    indices, slot = cached_indices(indices_of, step), rows.start + number % len(rows)
+    if number < len(rows):
         index, view = indices.index[slot], indices.view[slot]
-    elif partner_is_in_batch(indices)[slot - size]:
+    elif partner_is_among(indices, rows)[slot]:
         return View(_NOTHING, ())
     else:
-        index, view = indices.partner[slot - size], indices.partner_view[slot - size]
+        index, view = indices.partner[slot], indices.partner_view[slot]
     box_of = functools.partial(decode.random_box, seed=seed, step=step, view=int(view), area=(reading.min_area, 1.0))
     image = decoded_image(source, index, box_of, reading.size, reading)
     if image is not None:
@@ -145,15 +146,17 @@ def cached_indices(indices_of: Callable[..., BatchIndices], step: int) -> BatchI
     return indices_of(step=step)
 
 
-def partner_is_in_batch(indices: BatchIndices) -> np.ndarray:
-    """Return which partners are views of the batch itself.
+def partner_is_among(indices: BatchIndices, rows: range) -> np.ndarray:
+    """Return which partners are views of these rows of the batch itself.
 
     Args:
       indices: of a batch with partners.
+      rows: of the batch.
 
     Returns:
       bool[B].
     """
     size = len(indices.index)
     slots = np.minimum(indices.partner_view, size - 1)
-    return (indices.partner_view < size) & (indices.index[slots] == indices.partner)
+    here = (indices.partner_view >= rows.start) & (indices.partner_view < rows.stop)
+    return here & (indices.partner_view < size) & (indices.index[slots] == indices.partner)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import pathlib
 from collections.abc import Collection, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 
 from unimix_jax import storage
 from unimix_jax.errors import Failure, UserError
+from unimix_jax.training import processes
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -107,20 +109,11 @@ def restore_newest(manager: "CheckpointManager", directory: pathlib.Path, like: 
     template = ocp.args.Composite(state=ocp.args.StandardRestore(like))
     wrong = {}
     for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            meta = manager.restore(step, args=naming)["meta"]
-            if foreign := _foreign(meta, step, run):
-                wrong[step] = "foreign", foreign
-                continue
-            state = manager.restore(step, args=template)["state"]
-            if digest(state) != meta["digest"]:
-                wrong[step] = "damaged", "is damaged (its numbers do not have their digest)"
-            elif (own := int(np.max(getattr(state, "step", step)))) != step:  # older versions wrote no step into `meta`
-                wrong[step] = "foreign", f"is of another step, {own}"
-            else:
-                break
-        except Exception as error:  # damage raises nearly any type of error
-            wrong[step] = "damaged", f"is damaged ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        state, fault = _restored(manager, step, naming, template, run)
+        faults = [fault for fault in map(json.loads, processes.exchanged(json.dumps(fault))) if fault]
+        if not faults:
+            break
+        wrong[step] = faults[0]  # of one process at least: then none goes on from this step
     else:
         if wrong or list(directory.glob("*.damaged*")) or list(directory.glob("*.foreign*")):
             why = next((f"checkpoint {step} {why}" for step, (_, why) in wrong.items()), "they were moved aside")
@@ -128,13 +121,31 @@ def restore_newest(manager: "CheckpointManager", directory: pathlib.Path, like: 
                 f"none of the checkpoints in {directory} is sound ({why}); give a new --workdir to start anew"
             )
         return None
-    for step, (suffix, why) in wrong.items():
-        aside = storage.unused(directory / f"{step}.{suffix}")
-        _log.warning("checkpoint %d %s; it is moved aside, to %s", step, why, aside.name)
-        (directory / str(step)).rename(aside)
+    if processes.is_first():
+        for step, (suffix, why) in wrong.items():
+            aside = storage.unused(directory / f"{step}.{suffix}")
+            _log.warning("checkpoint %d %s; it is moved aside, to %s", step, why, aside.name)
+            (directory / str(step)).rename(aside)
+    processes.all_of(True)  # the others go on when this is done
     if wrong:
         manager.reload()  # otherwise it would refuse to save these steps again
     return state
+
+
+def _restored(manager: "CheckpointManager", step: int, naming: Any, template: Any, run: str) -> tuple[Any, Any]:
+    """Return the state of a step and None, or None and what is wrong with it: a suffix for it, and a text."""
+    try:
+        meta = manager.restore(step, args=naming)["meta"]
+        if foreign := _foreign(meta, step, run):
+            return None, ("foreign", foreign)
+        state = manager.restore(step, args=template)["state"]
+        if digest(state) != meta["digest"]:
+            return None, ("damaged", "is damaged (its numbers do not have their digest)")
+        if (own := int(np.max(getattr(state, "step", step)))) != step:  # older versions wrote no step into `meta`
+            return None, ("foreign", f"is of another step, {own}")
+    except Exception as error:  # damage raises nearly any type of error
+        return None, ("damaged", f"is damaged ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+    return state, None
 
 
 def _foreign(meta: dict, step: int, run: str) -> str:

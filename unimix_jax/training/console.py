@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 from unimix_jax import cli
 from unimix_jax.errors import printable
-from unimix_jax.training.rundir import LOG
+from unimix_jax.training import processes
+from unimix_jax.training.rundir import log_file
 
 
 @contextlib.contextmanager
 def log_to(directory: pathlib.Path) -> Iterator[None]:
     """Send the project's log lines to standard error, around a progress bar, and to log.txt.
+
+    Of several processes each has a file of its own, and all but process 0 show warnings only.
 
     Inside of the context Orbax logs errors only. Afterwards all loggers are as they were before, and a handler that
     libraries gave the root logger when they were imported is removed.
@@ -28,9 +31,11 @@ def log_to(directory: pathlib.Path) -> Iterator[None]:
 
     logger, orbax = logging.getLogger("unimix_jax"), logging.getLogger("absl")  # Orbax logs 60 lines a save
     before = logger.level, logger.propagate, orbax.level
-    file, console = _File(directory / LOG, encoding="utf-8"), _Console()
+    process = processes.index()
+    file, console = _File(directory / log_file(process), encoding="utf-8"), _Console()
+    console.setLevel(logging.WARNING if process else logging.INFO)
     file.setFormatter(_OneLine("%(asctime)s %(message)s"))
-    console.setFormatter(_OneLine("%(message)s"))
+    console.setFormatter(_OneLine(f"process {process}: %(message)s" if process else "%(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False
     orbax.setLevel(max(orbax.level, logging.ERROR))

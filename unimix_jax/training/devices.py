@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from unimix_jax.errors import UserError, one_of
 from unimix_jax.models import accelerator, ops
-from unimix_jax.training import runtime
+from unimix_jax.training import processes, runtime
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +81,60 @@ def local_devices(count: int = 0) -> list:
     if count > len(devices):
         raise UserError(f"parallel.devices is {count}, but this process has {len(devices)} devices")
     return devices[: count or None]
+
+
+def run_devices(count: int = 0) -> list:
+    """Return the first `count` devices of each process of the run, all of them for 0, process by process.
+
+    Args:
+      count: of one process.
+
+    Raises:
+      UserError: a process has fewer, or other ones than process 0.
+    """
+    own = local_devices(count)
+    if processes.count() == 1:
+        return own
+    processes.check_agreement({"devices": len(own), "kind": own[0].device_kind}, "their devices")
+    by_process: dict[int, list] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for i in sorted(by_process) for device in by_process[i][: len(own)]]
+
+
+def own_rows(devices: Sequence, size: int) -> range:
+    """Return which rows of a batch are for the devices of this process.
+
+    Args:
+      devices: of `run_devices`.
+      size: of the batch, a multiple of their number.
+    """
+    mine = [i for i, device in enumerate(devices) if device.process_index == processes.index()]
+    share = size // len(devices)
+    return range(mine[0] * share, (mine[-1] + 1) * share)
+
+
+def own_part(array: jax.Array | np.ndarray) -> np.ndarray:
+    """Return the rows of an array, shared out over its first axis, that are on devices of this process."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def gathered(blocks: np.ndarray) -> np.ndarray:
+    """Return the rows of all processes, [blocks, rows, ...], from those of each one.
+
+    Args:
+      blocks: [blocks, rows of this process, ...].
+    """
+    if processes.count() == 1:
+        return blocks
+    from jax.experimental import multihost_utils
+
+    of_all = np.asarray(multihost_utils.process_allgather(blocks))  # [processes, blocks, rows of each, ...]
+    of_all = np.moveaxis(of_all, 0, 1)
+    return of_all.reshape(len(blocks), -1, *blocks.shape[2:])
 
 
 def check_batch(size: int, devices: int, parts: int = 1) -> None:
@@ -177,7 +231,7 @@ def shard(
     """Put arrays on the devices, to each its share of an axis, for a step of `distribute`.
 
     Args:
-      tree: arrays; the number of devices divides their axis.
+      tree: arrays; the number of devices divides their axis. Of several processes each has the rows of `own_rows`.
       devices: those of `distribute`.
       spmd: that of `distribute`.
       axis: which one is shared.
@@ -194,12 +248,23 @@ def shard(
 
         return jax.tree.map(shares, tree)
     specs = P(REPLICATE, *_specs(axis)) if replicates > 1 and of_each else _specs(axis)
-    return jax.device_put(tree, NamedSharding(_mesh(devices, replicates), specs))
+    sharding = NamedSharding(_mesh(devices, replicates), specs)
+    if processes.count() > 1:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    return jax.device_put(tree, sharding)
 
 
 def replicate(tree: Any, devices: Sequence) -> Any:
-    """Put a whole tree on every device."""
-    return jax.device_put(tree, NamedSharding(_mesh(devices), P()))
+    """Put a whole tree on every device; all processes have the same one."""
+    sharding = NamedSharding(_mesh(devices), P())
+    if processes.count() > 1:  # `device_put` would compare each array over the processes
+
+        def placed(x):
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(placed, jax.device_get(tree))
+    return jax.device_put(tree, sharding)
 
 
 def place_replicates(tree: Any, devices: Sequence, replicates: int) -> Any:

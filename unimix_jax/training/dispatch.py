@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from unimix_jax.errors import UserError
+from unimix_jax.training import processes
 from unimix_jax.training.devices import is_cpu
 
 _LARGEST = 512  # steps of a dispatch unless more are asked for: a signal to stop is heeded after them
@@ -43,7 +44,7 @@ def steps_per_dispatch(setting: int, steps_per_epoch: int, image_bytes: int | No
         )
     if setting:
         return setting
-    if is_cpu(devices) or image_bytes is None or image_bytes > _SHARE_OF_MEMORY * _memory(devices[0]):
+    if is_cpu(devices) or image_bytes is None or image_bytes > _SHARE_OF_MEMORY * _memory(processes.own(devices)[0]):
         return 1
     return steps_per_epoch // -(-steps_per_epoch // _LARGEST)
 

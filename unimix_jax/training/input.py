@@ -12,8 +12,8 @@ from unimix_jax import registry
 from unimix_jax.data import loading, pairs, sampling, thumbnails
 from unimix_jax.data.types import Batch
 from unimix_jax.methods.build import Stage
-from unimix_jax.training import dispatch, unreadable
-from unimix_jax.training.devices import replicate, shard
+from unimix_jax.training import dispatch, processes, unreadable
+from unimix_jax.training.devices import own_rows, replicate, shard
 from unimix_jax.training.setup import Experiment, indices_within_batch
 
 _log = logging.getLogger(__name__)
@@ -57,20 +57,22 @@ def dispatches(experiment: Experiment, first: int) -> Iterator[Dispatch]:
             where = f"stage {stage.name!r} of {experiment.method.name!r}"
             indices_of_seeds = [functools.partial(indices_within_batch, of, where) for of in indices_of_seeds]
         steps = range(max(first, stage.first), stage.last)
+        rows = own_rows(experiment.devices, config.batch_size) if processes.count() > 1 else range(config.batch_size)
         place = functools.partial(
             shard, devices=experiment.devices, spmd=config.parallel.spmd, replicates=config.replicates
         )
         if experiment.steps_per_dispatch > 1:
             cut = experiment.steps_per_epoch, experiment.steps_per_dispatch
             for part in dispatch.ranges(steps.start, steps.stop, *cut):
-                stacked = _stacked([_stacked([of(step=step) for step in part]) for of in indices_of_seeds])
+                of_rows = [[loading.rows_of(of(step=step), rows) for step in part] for of in indices_of_seeds]
+                stacked = _stacked([_stacked(of_steps) for of_steps in of_rows])
                 yield Dispatch(stage, part, place(stacked if config.replicates > 1 else _first(stacked), axis=1))
             continue
         if train.images is None:
             (indices_of,) = indices_of_seeds
-            stage_batches = _read(experiment, pair_sampler, indices_of, steps)
+            stage_batches = _read(experiment, pair_sampler, indices_of, steps, rows)
         else:
-            of_seeds = ([of(step=step) for of in indices_of_seeds] for step in steps)
+            of_seeds = ([loading.rows_of(of(step=step), rows) for of in indices_of_seeds] for step in steps)
             if not experiment.on_device:
                 of_seeds = ([loading.gather(train.images, train.labels, i) for i in of_step] for of_step in of_seeds)
             stage_batches = (_stacked(of_step) if config.replicates > 1 else of_step[0] for of_step in of_seeds)
@@ -94,15 +96,19 @@ def resident(experiment: Experiment) -> tuple:
     return replicate((train.images, train.labels), experiment.devices)
 
 
-def _read(experiment: Experiment, pair_sampler: Callable | None, indices_of: Callable, steps: range) -> Iterator[Batch]:
-    """Read the batches of some steps of a stage from files, and record the images that could not be read."""
-    outside = pair_sampler is not None and not registry.traits("pair_sampler", pair_sampler).in_batch
+def _read(
+    experiment: Experiment, pair_sampler: Callable | None, indices_of: Callable, steps: range, rows: range
+) -> Iterator[Batch]:
+    """Read rows of the batches of some steps of a stage from files, and record the images that could not be read."""
+    in_batch = pair_sampler is None or registry.traits("pair_sampler", pair_sampler).in_batch
+    alone = len(rows) == experiment.config.batch_size
     batches = loading.batches(
         experiment.splits.train,
         experiment.class_index,
         indices_of,
         steps,
-        views=experiment.config.batch_size * (2 if outside else 1),
+        rows=rows,
+        partners=not in_batch or (pair_sampler is not None and not alone),
         seed=experiment.config.seed,
         reading=experiment.reading,
     )

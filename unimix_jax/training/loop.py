@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from unimix_jax import metrics
 from unimix_jax.data import loading
-from unimix_jax.errors import Interrupted, NonFiniteError
+from unimix_jax.errors import AllInterrupted, NonFiniteError
 from unimix_jax.methods.build import Stage
 from unimix_jax.models import init
-from unimix_jax.training import checkpoints, loggers, predict, results
+from unimix_jax.training import checkpoints, loggers, predict, processes, results
 from unimix_jax.training import input as training_input
-from unimix_jax.training.devices import AXIS, REPLICATE, distribute, is_cpu, place_replicates, replicate
+from unimix_jax.training.devices import AXIS, REPLICATE, distribute, is_cpu, place_replicates, replicate, shard
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import StepInputs, TrainState, kernel_dtype, many_steps, over_replicates, train_step
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 30.0  # on accelerators, where an epoch takes less than a save does
+_STOP = "stop"
 _WATCHED = ("accuracy", "ece", "nll")  # measures that evaluations on the way record
 
 
@@ -57,7 +58,7 @@ def train(
 
     Raises:
       NonFiniteError: the loss, the state or a logit is not finite.
-      Interrupted: `stop_requested` was set, and the state is saved.
+      AllInterrupted: `stop_requested` was set, of one process at least, and the state is saved.
     """
     config, clock, num_steps, first = experiment.config, experiment.clock, experiment.steps, steps_taken(state)
     predict_splits = predict.predictor(experiment)
@@ -65,7 +66,11 @@ def train(
     resident = training_input.resident(experiment)
     dispatches = loading.prefetch(training_input.dispatches(experiment, first))
     run_loggers = loggers.opened(
-        config.loggers, directory=experiment.directory, config=config, first_step=first, num_steps=num_steps
+        config.loggers if processes.is_first() else (),
+        directory=experiment.directory,
+        config=config,
+        first_step=first,
+        num_steps=num_steps,
     )
     with clock.part("steps"), run_loggers as records, contextlib.closing(dispatches):
         previous_sums, timed_from, timer, saved = None, first, time.monotonic(), time.monotonic()
@@ -81,13 +86,15 @@ def train(
             rates = np.array([rate(step) for step in steps], np.float32)
             rates = rates if experiment.steps_per_dispatch > 1 else rates[0]
             inputs = StepInputs(constants[0], rates, constants[1])
+            flag = () if processes.count() == 1 else (_flag(stop_requested, experiment.devices),)
             with clock.part("compile" if compiles else "steps"):
-                state, sums = compiled_steps[program](state, batch, inputs, *resident)
+                state, sums = compiled_steps[program](state, batch, inputs, *flag, *resident)
             jax.block_until_ready(previous_sums)  # at most two dispatches in flight: each has its own buffers
-            previous_sums = sums
+            # Several processes leave at the same step: one dispatch after that in which one of them was told to.
+            stopping = stop_requested.is_set() if processes.count() == 1 else _any_flag(previous_sums)
+            previous_sums, last = sums, steps.stop
             records.update(len(steps))
 
-            stopping, last = stop_requested.is_set(), steps.stop
             due = _due(experiment, steps, stopping, time.monotonic() - saved)
             if any(due):
                 means = _means(sums, config.replicates)
@@ -113,7 +120,7 @@ def train(
                 values = [metrics.summary(predictions, names=_WATCHED) for predictions in scores[name].predictions()]
                 watched = {measure: np.array([of[measure] for of in values]) for measure in _WATCHED}
                 records.log(_line(experiment, last) | {"split": name} | _of_seeds(watched, experiment.seeds))
-            if last in ended_by_restart:
+            if last in ended_by_restart and processes.is_first():
                 results.write(experiment, scores, posthoc, ended_by_restart[last])
             if due.save:
                 # After the records of these steps: a resumed run keeps them and begins behind them.
@@ -121,7 +128,10 @@ def train(
                     checkpoints.save(manager, last, state, experiment.run_id)
                 saved = time.monotonic()
                 if stopping and last < num_steps:
-                    raise Interrupted(f"at step {last} of {num_steps}, saved; --workdir={experiment.directory} goes on")
+                    manager.wait_until_finished()
+                    raise AllInterrupted(
+                        f"at step {last} of {num_steps}, saved; --workdir={experiment.directory} goes on"
+                    )
             if compiles or any(due):
                 # The rate is of steps only, without compilation, evaluation and saving.
                 jax.block_until_ready(sums)
@@ -129,6 +139,26 @@ def train(
     if first == num_steps:
         scores, posthoc = predict_splits(state, tuple(experiment.splits.evaluated))
     return state, scores, posthoc
+
+
+def _flag(stop_requested: threading.Event, devices: list) -> jax.Array:
+    """Return whether this process was told to stop, on each of its devices, for `_with_flag`."""
+    return shard(np.full(len(processes.own(devices)), stop_requested.is_set(), np.int32), devices)
+
+
+def _any_flag(sums: dict | None) -> bool:
+    """Return whether a process was told to stop before the dispatch of these sums; all processes get the same answer."""
+    return sums is not None and bool(sums[_STOP])
+
+
+def _with_flag(take_steps: Callable) -> Callable:
+    """Let the steps of a dispatch say whether a process was told to stop, as one more of their sums."""
+
+    def flagged(state, batch, inputs, flag, *resident, axis):
+        state, sums = take_steps(state, batch, inputs, *resident, axis=axis)
+        return state, {**sums, _STOP: jax.lax.pmax(flag.max(), axis)}
+
+    return flagged
 
 
 def _due(experiment: Experiment, steps: range, stopping: bool, unsaved: float) -> Due:
@@ -183,7 +213,7 @@ def _means(sums: dict, replicates: int) -> dict[str, np.ndarray]:
     """Return the means of the steps of a dispatch, float64[replicates, steps], from sums and weights on the devices."""
     return {
         name: np.divide(total, weight, dtype=float).reshape(replicates, -1)
-        for name, (total, weight) in jax.device_get(sums).items()
+        for name, (total, weight) in jax.device_get({k: v for k, v in sums.items() if k != _STOP}).items()
     }
 
 
@@ -272,6 +302,8 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
         take_steps, result = over_replicates(take_steps), P(REPLICATE)
         batch_specs = P(REPLICATE, *(None,) * many, AXIS)
         split = (result, batch_specs, StepInputs(result, P(), P()), *split)
+    if processes.count() > 1:
+        take_steps, split = _with_flag(take_steps), (*split[:3], 0, *split[3:])
     return distribute(
         take_steps,
         experiment.devices,

@@ -13,8 +13,19 @@ from jax.sharding import PartitionSpec as P
 from unimix_jax.data import loading
 from unimix_jax.errors import UserError
 from unimix_jax.metrics.predictions import Predictions
-from unimix_jax.training import unreadable
-from unimix_jax.training.devices import AXIS, REPLICATE, batch_devices, distribute, is_cpu, rounded_up, shard
+from unimix_jax.training import processes, unreadable
+from unimix_jax.training.devices import (
+    AXIS,
+    REPLICATE,
+    batch_devices,
+    distribute,
+    gathered,
+    is_cpu,
+    own_part,
+    own_rows,
+    rounded_up,
+    shard,
+)
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import TrainState, predict_step
 
@@ -82,7 +93,8 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
         if name in resident:
             yield from resident[name]
             return
-        with contextlib.closing(loading.prefetch(loading.blocks(source, size, experiment.reading))) as blocks:
+        rows = own_rows(devices, size) if processes.count() > 1 else None
+        with contextlib.closing(loading.prefetch(loading.blocks(source, size, experiment.reading, rows))) as blocks:
             blocks = ((placed(images), present, names) for images, present, names in blocks)
             if experiment.on_device:
                 blocks = resident[name] = list(blocks)
@@ -100,12 +112,15 @@ def predictor(experiment: Experiment) -> Callable[[TrainState, tuple[str, ...]],
             compiles = False
             present.append(here)
             if not experiment.on_device:  # a block of the host's is used before the next one comes
-                logits[-1] = np.asarray(logits[-1])
-        rows = np.flatnonzero(np.concatenate(present))
+                logits[-1] = own_part(logits[-1])
+        present = np.concatenate(gathered(np.stack(present)))
+        rows = np.flatnonzero(present)
         if not len(rows):
             raise UserError(f"none of the {len(source.labels)} {name} images can be read")
-        logits = [np.asarray(block)[..., here, :] for block, here in zip(logits, present, strict=True)]
-        return Scores(np.concatenate(logits, axis=-2), source.labels[rows], rows)
+        if processes.count() > 1:
+            logits = gathered(np.stack([own_part(block) for block in logits]))
+        logits = np.concatenate([np.asarray(block) for block in logits], axis=-2)
+        return Scores(logits[..., present, :], source.labels[rows], rows)
 
     @experiment.clock.part("evaluation")
     def predict(state, names):

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from unimix_jax import storage
+from unimix_jax.config import compare
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.models import pretrained
 from unimix_jax.training import (
@@ -18,6 +19,7 @@ from unimix_jax.training import (
     loggers,
     loop,
     manifest,
+    processes,
     results,
     rundir,
     runtime,
@@ -60,30 +62,27 @@ def run(
       OSError: another file of the run could not be written.
       Interrupted: `stop_requested` was set, and the state is saved.
     """
-    directory, clock = rundir.create(directory), clock or timings.Clock()
+    directory, clock = pathlib.Path(directory), clock or timings.Clock()
     stop_requested = stop_requested or threading.Event()
-    with rundir.locked(directory), console.log_to(directory):
-        previous = manifest.previous_manifest(config, directory)
-        if previous.get("state") == "complete" and (result := _earlier_result(directory, previous, config)):
-            manifest.warn_of_changed_code(previous)
-            _log.info("%s is complete", directory)
+    if processes.is_first():
+        rundir.create(directory)
+    with rundir.locked(directory) if processes.is_first() else contextlib.nullcontext(), console.log_to(directory):
+        processes.check_agreement(compare.flat(manifest.plain(config)), "their configs")
+        previous, result = processes.from_first(lambda: _earlier(config, directory))
+        if result:
             return result
-        if not previous and rundir.has_checkpoints(directory):
-            raise UserError(
-                f"{directory} has checkpoints but no {rundir.RUN}, which says what they were trained on; restore it "
-                "or give a new --workdir"
-            )
         start = time.monotonic()
         loggers.check(config.loggers)
         with clock.part("set-up"):
             experiment = setup.prepare(config, directory, clock, stop_requested)
         about = _write_manifest(previous, experiment)
         experiment = dataclasses.replace(experiment, run_id=about["id"])
+        processes.check_agreement({"digest": checkpoints.digest(experiment.variables)}, "the weights they begin with")
         try:
             result = _train_and_evaluate(experiment, stop_requested)
         except Exception:
             with contextlib.suppress(OSError):  # on a full disk, the error that stopped the run is what the user needs
-                storage.write_json(directory / rundir.RUN, {**about, "state": "stopped"})
+                _write_run(directory, {**about, "state": "stopped"})
             raise
         about |= {
             "state": "complete",
@@ -93,8 +92,28 @@ def run(
             "unreadable": unreadable.count(directory),
             "outputs": rundir.output_digests(directory),
         }
-        storage.write_json(directory / rundir.RUN, about)
+        _write_run(directory, about)
         return result
+
+
+def _write_run(directory: pathlib.Path, about: dict) -> None:
+    if processes.is_first():
+        storage.write_json(directory / rundir.RUN, about)
+
+
+def _earlier(config: "ConfigDict", directory: pathlib.Path) -> tuple[dict, dict | None]:
+    """Return run.json of an earlier start, {} without one, and the result of a finished run, None if there is none."""
+    previous = manifest.previous_manifest(config, directory)
+    if previous.get("state") == "complete" and (result := _earlier_result(directory, previous, config)):
+        manifest.warn_of_changed_code(previous)
+        _log.info("%s is complete", directory)
+        return previous, result
+    if not previous and rundir.has_checkpoints(directory):
+        raise UserError(
+            f"{directory} has checkpoints but no {rundir.RUN}, which says what they were trained on; restore it "
+            "or give a new --workdir"
+        )
+    return previous, None
 
 
 def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
@@ -118,10 +137,16 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
             pretrained.digest(config.pretrained) if config.pretrained and not has_checkpoints else None,
             saved=has_checkpoints,
         )
+    processes.check_agreement(compare.flat(about["data"]), "their data")
+    versions = {name: environment.get(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "ops")}
+    processes.check_agreement(
+        versions | {name: about["starts"][-1][name] for name in ("version", "commit")}, "their versions"
+    )
     _log.info("run directory: %s", directory)
-    storage.write_json(directory / rundir.CONFIG, manifest.plain(config))
-    storage.write_json(directory / rundir.RUN, about)
-    return about
+    if processes.is_first():
+        storage.write_json(directory / rundir.CONFIG, manifest.plain(config))
+    _write_run(directory, about)
+    return processes.from_first(lambda: about)
 
 
 def _train_and_evaluate(experiment: setup.Experiment, stop_requested: threading.Event) -> dict:
@@ -134,7 +159,7 @@ def _train_and_evaluate(experiment: setup.Experiment, stop_requested: threading.
             state = starting_state(experiment, manager)
         _, scores, posthoc = loop.train(experiment, state, manager, stop_requested)
         with clock.part("evaluation"):
-            return results.write(experiment, scores, posthoc)
+            return processes.from_first(lambda: results.write(experiment, scores, posthoc))
 
 
 @contextlib.contextmanager
@@ -164,7 +189,8 @@ def starting_state(experiment: setup.Experiment, manager: "CheckpointManager") -
     if restored is not None:
         state = restored
         _log.info("resuming at step %d of %d", loop.steps_taken(state), experiment.steps)
-    rundir.truncate_metrics(experiment.directory / rundir.METRICS_LINES, loop.steps_taken(state))
+    if processes.is_first():
+        rundir.truncate_metrics(experiment.directory / rundir.METRICS_LINES, loop.steps_taken(state))
     return place_replicates(state, experiment.devices, replicates)
 
 

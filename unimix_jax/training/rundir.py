@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -32,9 +33,13 @@ LOG = "log.txt"
 METRICS = "metrics.json"
 METRICS_LINES = "metrics.jsonl"
 RUN = "run.json"
+SEAL = "seal"  # a random text, by which other processes see that they have the same folder
 UNREADABLE = "unreadable.txt"
 # Files that a run writes before config.json.
-_BEFORE_CONFIG = (LOCK, LOG, UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED + ".tmp")
+_BEFORE_CONFIG = (LOCK, LOG, SEAL, SEAL + ".tmp", UNREADABLE, UNREADABLE + ".tmp", CHECKED, CHECKED + ".tmp")
+
+_OF_PROCESSES = re.compile(r"(log|unreadable)_\d+\.txt(\.tmp)?")
+_LONGEST_SIGHT = 30.0  # seconds in which a new file is seen on a shared folder
 
 # Names in `environment` of run.json, and backends of the layers, that had another name before.
 _NEW_NAMES = {"kernels": "ops", "how": "spmd", "cores": "cpu_threads"}
@@ -43,6 +48,16 @@ _ALWAYS_BEFORE = {"steps_per_dispatch": 1, "matmul_precision": "default"}  # wha
 _MOST_METRICS = 256 * storage.MIB  # bytes of metrics.jsonl, a million lines
 _LONGEST_LINE = 1 << 16
 _SHOWN = ("accuracy", "many", "medium", "few", "ece", "mce")  # measures that are shown when a run ends
+
+
+def log_file(process: int) -> str:
+    """Return the name of the log of a process."""
+    return LOG if process == 0 else f"log_{process}.txt"
+
+
+def unreadable_file(process: int) -> str:
+    """Return the name of the list of images that a process could not read."""
+    return UNREADABLE if process == 0 else f"unreadable_{process}.txt"
 
 
 def predictions_file(split: str) -> str:
@@ -127,7 +142,8 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
     own = (*_BEFORE_CONFIG, CONFIG + ".tmp")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(path.name for path in directory.iterdir() if path.name not in own)
+        there = (path.name for path in directory.iterdir() if not _OF_PROCESSES.fullmatch(path.name))
+        strangers = sorted(name for name in there if name not in own)
         if strangers and not (directory / CONFIG).exists():
             raise UserError(
                 f"{directory} holds other files ({strangers[0]}, ...) and no run; give an empty or new --workdir"
@@ -142,6 +158,29 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
         reason = error.strerror or error
         raise UserError(f"cannot write the run directory {directory} ({reason}); give another --workdir") from None
     return directory
+
+
+def seal(directory: pathlib.Path, text: str) -> str:
+    """Write a text into the run directory, by which other processes see that it is the same one; return it."""
+    storage.write_whole(directory / SEAL, text)
+    return text
+
+
+def is_sealed(directory: pathlib.Path, text: str) -> bool:
+    """Return whether the run directory has this seal; waits for it as long as shared folders may take.
+
+    Args:
+      directory: of the run, as this process sees it.
+      text: of `seal`.
+    """
+    end = time.monotonic() + _LONGEST_SIGHT
+    while True:
+        with contextlib.suppress(OSError, UserError):
+            if storage.read_text(directory / SEAL, 1024) == text:
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
 
 
 def _is_utf8(path: pathlib.Path) -> bool:

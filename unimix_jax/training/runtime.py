@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from unimix_jax.training import processes
+
 # XLA's CPU backend hands convolutions to a library that is very slow at their weight gradients; its
 # matrix products and sums are good. A step of ResNet-32 takes .8 of the time without.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
@@ -184,7 +186,7 @@ def peak_device_memory_mib(devices: Sequence) -> int | None:
     Args:
       devices: those of the run.
     """
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in processes.own(devices)]
     return None if None in peaks else max(peaks) // 2**20
 
 

@@ -19,8 +19,20 @@ from unimix_jax.data.views import Reading
 from unimix_jax.errors import UserError
 from unimix_jax.methods import build as methods
 from unimix_jax.models import heads
-from unimix_jax.training import augment, dispatch, network, optim, runtime, schedules, stages, step, timings, unreadable
-from unimix_jax.training.devices import batch_devices, check_batch, is_cpu, local_devices, ops_backend
+from unimix_jax.training import (
+    augment,
+    dispatch,
+    network,
+    optim,
+    processes,
+    runtime,
+    schedules,
+    stages,
+    step,
+    timings,
+    unreadable,
+)
+from unimix_jax.training.devices import batch_devices, check_batch, is_cpu, ops_backend, run_devices
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -96,7 +108,7 @@ def prepare(
     class_index = sampling.sorted_by_class(splits.train.labels)
     steps_per_epoch = sampling.steps_per_epoch(len(splits.train.labels), config.batch_size)
     method = _method(config, splits.counts, steps_per_epoch)
-    devices = local_devices(config.parallel.devices)
+    devices = run_devices(config.parallel.devices)
     _check_parallel(config, reading)
     sharing = batch_devices(devices, config.replicates)
     check_batch(config.batch_size, sharing, config.grad_accum_steps)
@@ -171,8 +183,14 @@ def _check_parallel(config, reading: Reading | None) -> None:
     """Refuse replicates where they cannot be trained together, and options that pmap does not pass on."""
     if config.parallel.deterministic and config.parallel.spmd == "pmap":
         raise UserError("config.parallel.deterministic is True; it needs config.parallel.spmd shard_map, not pmap")
+    if processes.count() > 1 and config.parallel.spmd == "pmap":
+        raise UserError(
+            "config.parallel.spmd is pmap; a run of several processes needs shard_map, which is the same step"
+        )
     if config.replicates == 1:
         return
+    if processes.count() > 1:
+        raise UserError(f"config.replicates is {config.replicates}; it must be 1 in a run of several processes")
     if config.seed + config.replicates > 2**32:
         last = config.seed + config.replicates - 1
         raise UserError(f"the last of the config.replicates has the seed {last}; it must be below 4294967296")

@@ -11,10 +11,10 @@ import numpy as np
 from unimix_jax import storage
 from unimix_jax.data import sources, thumbnails
 from unimix_jax.data.digests import digest
-from unimix_jax.data.types import Splits
+from unimix_jax.data.types import Source, Splits
 from unimix_jax.data.views import Reading
 from unimix_jax.errors import Interrupted
-from unimix_jax.training import rundir
+from unimix_jax.training import processes, rundir
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,18 @@ def without_unreadable(
       Interrupted: `stop_requested` was set.
     """
     train = splits.train
+    left_out = processes.from_first(lambda: _left_out(train, reading, directory, stop_requested).tolist())
+    left_out = np.array(left_out, np.int64)
+    readable = np.delete(np.arange(len(train.labels)), left_out)
+    splits = splits._replace(train=train.take(readable) if len(left_out) else train, unreadable=len(left_out))
+    sources.check_classes(splits)
+    return splits
+
+
+def _left_out(
+    train: Source, reading: Reading, directory: pathlib.Path, stop_requested: threading.Event | None
+) -> np.ndarray:
+    """Return the positions of the images to leave out, int64[M], and keep them in the run directory."""
     about = {"images": len(train.labels), "digest": digest(train)}
     about["max_megapixels"] = reading._asdict().get("max_megapixels")  # a larger image counts as unreadable
     kept = _known_unreadable(directory, about)
@@ -62,10 +74,7 @@ def without_unreadable(
         left_out = _unreadable_images(train, reading, stop_requested)
         record(directory, [train.path_of(i) for i in left_out.tolist()])
     storage.write_json(directory / rundir.CHECKED, about | {"left_out": left_out.tolist()})
-    readable = np.delete(np.arange(len(train.labels)), left_out)
-    splits = splits._replace(train=train.take(readable) if len(left_out) else train, unreadable=len(left_out))
-    sources.check_classes(splits)
-    return splits
+    return left_out
 
 
 def _known_unreadable(directory: pathlib.Path, about: dict) -> np.ndarray | None:
@@ -105,7 +114,7 @@ def record(directory: pathlib.Path, names: Iterable[str]) -> None:
     """Add names of images that could not be read to the run's list, each once, and log a warning."""
     if not names:
         return
-    path = directory / rundir.UNREADABLE
+    path = directory / rundir.unreadable_file(processes.index())  # no two processes write one file
     with _LOCK:
         known = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1] if path.exists() else []
         there = set(known)
@@ -120,6 +129,6 @@ def record(directory: pathlib.Path, names: Iterable[str]) -> None:
 
 
 def count(directory: pathlib.Path) -> int:
-    """Return the number of images in the run's list of unreadable images."""
-    path = directory / rundir.UNREADABLE
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    """Return the number of images in the run's lists of unreadable images, of all its processes."""
+    paths = (path for i in range(processes.count()) if (path := directory / rundir.unreadable_file(i)).exists())
+    return len({name for path in paths for name in path.read_bytes().split(b"\n")[:-1]})
