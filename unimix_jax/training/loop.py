@@ -147,7 +147,7 @@ def _flag(stop_requested: threading.Event, devices: list) -> jax.Array:
 
 
 def _any_flag(sums: dict | None) -> bool:
-    """Return whether a process was told to stop before the dispatch of these sums; all processes get the same answer."""
+    """Return whether a process was told to stop before the dispatch of these sums, the same in all processes."""
     return sums is not None and bool(sums[_STOP])
 
 

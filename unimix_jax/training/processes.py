@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, what they agree on, and how all of them end. No jax at import.
+"""Several processes of one run: how they find each other, what they agree on, how all of them end. No jax at import.
 
 One process is the usual case, in which nothing here does anything. With several, each has its devices and the same
 command; JAX's coordination service, which process 0 holds, passes short texts between them.
@@ -157,7 +157,7 @@ def _gpus_of_slurm(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     if tasks == gpus:
         return None  # JAX's own choice: one each
     raise UserError(
-        f"Slurm starts {tasks} processes on this machine, each of which sees {gpus} GPUs; start one, or one for each GPU"
+        f"Slurm starts {tasks} processes on this machine, each of which sees {gpus} GPUs; start one, or one for each"
     )
 
 
@@ -218,6 +218,7 @@ def joined(cluster: Cluster | None, timeout: float) -> Iterator[None]:
 
     Raises:
       UserError: the others did not come, or JAX does not find them.
+      AllInterrupted: of what runs inside.
       Interrupted: another process is gone.
     """
     global _joined
@@ -266,14 +267,10 @@ def _initialise(cluster: Cluster, timeout: float) -> None:
         ) from None
     except Exception as error:  # of several types
         reason = str(error).partition("\n")[0]
-        who = (
-            f"process {cluster.index} of {cluster.count} at {cluster.coordinator}"
-            if cluster.coordinator
-            else cluster.found
-        )
+        who = f"{cluster.index} of {cluster.count} at {cluster.coordinator}" if cluster.coordinator else cluster.found
         raise UserError(
-            f"not all processes of the run came within {seconds} s ({who}: {reason}); see that all are started and reach "
-            "process 0, or set --config.parallel.timeout"
+            f"not all processes of the run came within {seconds} s ({who}: {reason}); see that all are started and "
+            "reach process 0, or set --config.parallel.timeout"
         ) from None
 
 
@@ -347,8 +344,8 @@ def check_agreement(values: Mapping[str, Any], what: str) -> None:
         for name in sorted(texts[0].keys() | other.keys()):
             if texts[0].get(name) != other.get(name):
                 raise UserError(
-                    f"the processes of this run differ in {what}: {name} is {texts[0].get(name, 'absent')} in process 0, "
-                    f"{other.get(name, 'absent')} in process {i}; start all of them alike"
+                    f"the processes of this run differ in {what}: {name} is {texts[0].get(name, 'absent')} in process "
+                    f"0, {other.get(name, 'absent')} in process {i}; start all of them alike"
                 )
 
 
