@@ -1,0 +1,23 @@
+"""Plots from arrays: each function returns a matplotlib figure in one style.
+
+The colours are those of Okabe and Ito, and cividis for areas: colour-blind readers, and readers of grey prints, can
+tell them apart.
+"""
+
+from unimix_jax import names
+from unimix_jax.report.plots.calibration import density, reliability
+from unimix_jax.report.plots.classes import accuracy_by_count, class_distributions, confusion
+from unimix_jax.report.plots.drawing import image
+from unimix_jax.report.plots.runs import error_bars, training_curves
+
+__all__ = [
+    "accuracy_by_count",
+    "class_distributions",
+    "confusion",
+    "density",
+    "error_bars",
+    "image",
+    "reliability",
+    "training_curves",
+]
+__getattr__, __dir__ = names.of_module(__name__, __all__)
