@@ -214,26 +214,19 @@ def class_distributions_section(panels: list[dict], factor: dict) -> Section:
       factor: alpha, class_exponent and wrap of UniMix.
     """
     prior = panels[0]["exact"]
-
-    def rarer_first(exponent):
-        """Return the percentage of pairs whose natural first image is of a rarer class than its partner."""
-        partner_prior = prior**exponent / (prior**exponent).sum()
-        return 100 * (prior[:, None] * partner_prior * (prior[:, None] < prior)).sum()
-
     text = (
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, "
         "A.5 of mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of "
         "UniMix, factor and sampler (Corollary 3). They are made for counts that fall exponentially from the most to "
         "the least frequent class.",
         "A.8 and A.12 are parts of a distribution: they count only pairs whose natural first image is the rarer one. "
-        f"A.8 counts {rarer_first(1.0):.2g} % of the pairs of these classes; the pairs whose second image is the rarer "
-        "one are as many and have the same distribution. A.12 counts "
-        f"{rarer_first(factor['class_exponent']):.2g} % with this sampler. Both take the factor for constant, which "
-        "gives every mixed image to its rarer class.",
+        f"A.8 counts {_rarer_first(prior, 1.0):.2g} % of the pairs of these classes; the pairs whose second image is "
+        "the rarer one are as many and have the same distribution. A.12 counts "
+        f"{_rarer_first(prior, factor['class_exponent']):.2g} % with this sampler. Both take the factor for constant, "
+        "which gives every mixed image to its rarer class.",
         "The bars are the exact distribution of the class that dominates a mixed image under this project's sampler "
         "and factor, the dots a sample of it.",
-        f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
-        f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}.",
+        _described_factor(factor),
     )
     rows = [
         ["class, most frequent first", *(f"{p['title']}, {kind}" for p in panels for kind in ("exact, %", "drawn, %"))]
@@ -244,6 +237,53 @@ def class_distributions_section(panels: list[dict], factor: dict) -> Section:
     picture = Picture("class_distributions", caption, plots.class_distributions(panels))
     return Section(
         "Class distributions of mixed images", text, (Table("Class distributions", rows, folded=True),), (picture,)
+    )
+
+
+def paper_distributions_section(panels: dict[str, list[dict]], factor: dict) -> Section:
+    """Return the section on all panels of the paper's Fig. A1.
+
+    Args:
+      panels: of `class_distributions.paper_panels`.
+      factor: alpha, class_exponent and wrap of UniMix.
+    """
+    text = (
+        "Lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, A.5 of "
+        "mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of UniMix, "
+        "factor and sampler (Corollary 3). Marks are the exact distribution of the class that dominates a mixed image "
+        "under this project's sampler and factor; of 100 classes every fourth or so has one.",
+        "A.8 and A.12 are masses, not distributions: they count only the pairs whose natural first image is the rarer "
+        "one, and give each of these to that image's class. The table says how many of all pairs they are.",
+        _described_factor(factor),
+    )
+    counted = [["panel", "A.8, % of the pairs", "A.12, % of the pairs"]]
+    shares = []
+    for title, distributions in panels.items():
+        prior, columns = distributions[0]["exact"], [each["exact"] for each in distributions]
+        counted.append([title, *(f"{_rarer_first(prior, e):.2g}" for e in (1.0, factor["class_exponent"]))])
+        rows = [["class, most frequent first", *(f"{each['title']}, %" for each in distributions)]]
+        rows += [[str(c), *(f"{100 * p:.2f}" for p in row)] for c, row in enumerate(zip(*columns, strict=True), 1)]
+        shares.append(Table(f"Exact distributions: {title}", rows, folded=True))
+    figure = plots.class_distributions_side_by_side(panels)
+    caption = "Class distributions of Corollaries 1 to 3: closed forms as lines, exact distributions as marks."
+    return Section(
+        "Class distributions of mixed images",
+        text,
+        (Table("The pairs that the closed forms count", counted), *shares),
+        (Picture("class_distributions", caption, figure),),
+    )
+
+
+def _rarer_first(prior: np.ndarray, exponent: float) -> float:
+    """Return the percentage of pairs whose natural first image is of a rarer class than its partner."""
+    partner_prior = prior**exponent / (prior**exponent).sum()
+    return 100 * (prior[:, None] * partner_prior * (prior[:, None] < prior)).sum()
+
+
+def _described_factor(factor: dict) -> str:
+    return (
+        f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
+        f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}."
     )
 
 

@@ -6,13 +6,19 @@ tell them apart.
 
 from unimix_jax import names
 from unimix_jax.report.plots.calibration import density, reliability
-from unimix_jax.report.plots.classes import accuracy_by_count, class_distributions, confusion
+from unimix_jax.report.plots.classes import (
+    accuracy_by_count,
+    class_distributions,
+    class_distributions_side_by_side,
+    confusion,
+)
 from unimix_jax.report.plots.drawing import image
 from unimix_jax.report.plots.runs import error_bars, training_curves
 
 __all__ = [
     "accuracy_by_count",
     "class_distributions",
+    "class_distributions_side_by_side",
     "confusion",
     "density",
     "error_bars",

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unimix_jax.report.plots.drawing import LABELLED, fitting_name, grid, in_turn, log_scale, short_name, subplots
-from unimix_jax.report.style import RED, SKY, in_style
+from unimix_jax.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, in_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_COLOURS, _LINES = (GREY, BLUE, GREEN, RED, ORANGE, PURPLE), ("-", "--", "-.", "-", ":", "--")
+_MARKS = 25  # of a distribution over many classes
 _BLOCKS = 300  # rows and columns of a confusion matrix at most
 
 
@@ -117,4 +119,49 @@ def class_distributions(panels: list[dict]) -> "Figure":
         )
         axis.set(title=panel["title"], xlabel="class, most frequent first", ylabel="probability", ylim=(0, None))
         axis.legend()
+    return figure
+
+
+@in_style
+def class_distributions_side_by_side(panels: dict[str, list[dict]]) -> "Figure":
+    """Draw several class distributions into each panel, closed forms as lines, exact ones as marks (Fig. A1).
+
+    Args:
+      panels: title -> dicts of title; y float[M] and values float[M], the closed form on the scale of a distribution
+        over the classes; exact (float[K] over the classes, the most frequent first). At most six a panel, with the
+        same titles in each.
+
+    Returns:
+      The figure.
+    """
+    from matplotlib.lines import Line2D
+
+    rows, columns = grid(len(panels))
+    figure, axes = subplots(3.3 * columns, 2.7 * rows + 0.4, rows, columns, squeeze=False, sharey="row")
+    for position, (axis, (title, curves)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+        # The later curves are thinner, so that one which lies upon another leaves it to be seen.
+        for i, (curve, colour, line, marker) in enumerate(zip(curves, _COLOURS, _LINES, "osx^Dv", strict=False)):
+            classes = np.arange(1, len(curve["exact"]) + 1)
+            shown = np.unique(np.linspace(0, len(classes) - 1, min(len(classes), _MARKS)).round().astype(int))
+            style = {"color": colour, "label": curve["title"]}
+            axis.plot(curve["y"], curve["values"], linestyle=line, linewidth=max(3.2 - i, 1.3), **style)
+            size = {"markersize": (6.5, 4, 4.5, 4.5, 4, 4)[i], "markerfacecolor": "white" if i == 0 else colour}
+            axis.plot(
+                classes[shown], np.asarray(curve["exact"])[shown], linestyle="none", marker=marker, **size, **style
+            )
+        axis.set(title=title, xlabel="class, most frequent first")
+        if position % columns == 0:
+            axis.set_ylabel("probability")
+    for row in axes:
+        row[0].set_ylim(0, None)  # when all panels of the row are drawn
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    lines = axes[0, 0].lines
+    kinds = [Line2D([], [], color="black"), Line2D([], [], color="black", linestyle="none", marker="o", markersize=4)]
+    figure.legend(
+        handles=[*zip(lines[::2], lines[1::2], strict=True), *kinds],
+        labels=[*(line.get_label() for line in lines[::2]), "closed form, scaled", "exact"],
+        loc="outside upper center",
+        ncols=2 * columns,
+    )
     return figure
