@@ -17,7 +17,8 @@ _GROUPS = {
     "shots": "many: more than 100 training images, few: fewer than 20",
     "thirds": "thirds of the classes by training images",
 }
-_PANELS = 9  # reliability diagrams side by side at most
+_PANELS, _MATRICES = 9, 8  # reliability diagrams and densities, and confusion matrices, side by side at most
+_COLUMNS = "a column holds the predictions for the test images of one class and sums to one"
 
 
 PICTURES = (
@@ -253,10 +254,10 @@ def paper_distributions_section(panels: dict[str, list[dict]], factor: dict) -> 
         "factor and sampler (Corollary 3). Marks are the exact distribution of the class that dominates a mixed image "
         "under this project's sampler and factor; of 100 classes every fourth or so has one.",
         "A.8 and A.12 are masses, not distributions: they count only the pairs whose natural first image is the rarer "
-        "one, and give each of these to that image's class. The table says how many of all pairs they are.",
+        "one, and give each of these to that image's class. The table has their share of the pairs of these classes.",
         _described_factor(factor),
     )
-    counted = [["panel", "A.8, % of the pairs", "A.12, % of the pairs"]]
+    counted = [["panel", "natural partners (A.8), %", "sampled partners (A.12), %"]]
     shares = []
     for title, distributions in panels.items():
         prior, columns = distributions[0]["exact"], [each["exact"] for each in distributions]
@@ -269,7 +270,7 @@ def paper_distributions_section(panels: dict[str, list[dict]], factor: dict) -> 
     return Section(
         "Class distributions of mixed images",
         text,
-        (Table("The pairs that the closed forms count", counted), *shares),
+        (Table("Pairs of these classes whose first image is the rarer one", counted), *shares),
         (Picture("class_distributions", caption, figure),),
     )
 
@@ -320,7 +321,7 @@ def _calibration_pictures(outputs: ModelOutputs, result: dict) -> tuple[Picture,
     if "temperature" in result:
         cooled = per_example.softmax(outputs.test.logits / result["temperature"])
         panels[f"test, T = {result['temperature']:.2f}"] = metrics.reliability(cooled, labels, bins)
-    batch = min(int(np.clip(len(hits) // 20, 10, 100)), len(hits))
+    batch = _batch(len(hits))
     return (
         Picture(
             "reliability",
@@ -346,7 +347,7 @@ def _class_pictures(outputs: ModelOutputs, result: dict) -> tuple[Picture, ...]:
     matrix = per_example.confusion_matrix(labels, logits.argmax(axis=1), len(names))
     for log in (False, True):
         name = "log_confusion" if log else "confusion"
-        caption = "The same on a logarithmic scale." if log else "Which class is taken for which."
+        caption = "The same on a logarithmic scale." if log else f"Which class is taken for which: {_COLUMNS}."
         pictures.append(Picture(name, caption, plots.confusion(matrix, counts, names, log=log)))
     return tuple(pictures)
 
@@ -355,12 +356,31 @@ def _side_pictures(measured: list[tuple[ModelOutputs, dict]]) -> tuple[Picture, 
     errors = {r["name"]: (r["test"]["accuracy"], r["test"].get("intervals", {}).get("accuracy")) for _, r in measured}
     intervals = ", with 95 % intervals over images" if any(ends for _, ends in errors.values()) else ""
     pictures = [Picture("test_errors", f"Test error{intervals}.", plots.error_bars(errors))]
-    panels = {}
+    bins, tops, matrices = {}, {}, {}
     for outputs, result in measured[:_PANELS]:
-        probabilities = per_example.softmax(outputs.test.logits)
-        panels[result["name"]] = metrics.reliability(probabilities, outputs.test.labels, result["test"]["bins"])
-    more = f" (the first {_PANELS} runs)" if len(measured) > _PANELS else ""
-    pictures.append(Picture("reliability", f"Accuracy in each bin of confidence{more}.", plots.reliability(panels)))
+        logits, labels, name = np.asarray(outputs.test.logits), outputs.test.labels, result["name"]
+        probabilities = per_example.softmax(logits)
+        bins[name] = metrics.reliability(probabilities, labels, result["test"]["bins"])
+        tops[name] = per_example.top_label(probabilities, labels)
+        if len(matrices) < _MATRICES:
+            names, counts = result["class_names"], result.get("counts")
+            matrix = per_example.confusion_matrix(labels, logits.argmax(axis=1), len(names))
+            matrices[name] = matrix, None if counts is None else np.array(counts), names
+    batch = _batch(min(len(hits) for _, hits in tops.values()))
+    shown, of_matrices = (_first(most, measured) for most in (_PANELS, _MATRICES))
+    confused = f"Which class is taken for which{of_matrices}: {_COLUMNS}."
+    pictures += [
+        Picture("reliability", f"Accuracy in each bin of confidence{shown}.", plots.reliability(bins)),
+        Picture(
+            "density",
+            f"Accuracy against confidence of mini-batches of {batch} test images drawn at random{shown}.",
+            plots.densities(tops, batch=batch),
+        ),
+        Picture("confusion", confused, plots.confusions(matrices)),
+        Picture(
+            "log_confusion", f"The same on a logarithmic scale{of_matrices}.", plots.confusions(matrices, log=True)
+        ),
+    ]
     by_count = {}
     for _, result in measured:
         if "counts" in result:
@@ -370,6 +390,16 @@ def _side_pictures(measured: list[tuple[ModelOutputs, dict]]) -> tuple[Picture, 
         figure = plots.accuracy_by_count(by_count)
         pictures.append(Picture("accuracy_by_count", "Accuracy of each class against its training images.", figure))
     return tuple(pictures)
+
+
+def _first(most: int, measured: list) -> str:
+    """Return words that say that only the first runs are shown; "" if all are."""
+    return f" (the first {most} runs)" if len(measured) > most else ""
+
+
+def _batch(images: int) -> int:
+    """Return the size of the mini-batches whose density is drawn."""
+    return min(int(np.clip(images // 20, 10, 100)), images)
 
 
 def _images(measured: list[tuple[ModelOutputs, dict]]) -> str:

@@ -5,12 +5,13 @@ tell them apart.
 """
 
 from unimix_jax import names
-from unimix_jax.report.plots.calibration import density, reliability
+from unimix_jax.report.plots.calibration import densities, density, reliability
 from unimix_jax.report.plots.classes import (
     accuracy_by_count,
     class_distributions,
     class_distributions_side_by_side,
     confusion,
+    confusions,
 )
 from unimix_jax.report.plots.drawing import image
 from unimix_jax.report.plots.runs import error_bars, training_curves
@@ -20,6 +21,8 @@ __all__ = [
     "class_distributions",
     "class_distributions_side_by_side",
     "confusion",
+    "confusions",
+    "densities",
     "density",
     "error_bars",
     "image",

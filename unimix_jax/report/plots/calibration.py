@@ -6,7 +6,7 @@ import numpy as np
 
 from unimix_jax import metrics
 from unimix_jax.errors import UserError
-from unimix_jax.report.plots.drawing import fitting_name, grid, subplots, whole_ticks
+from unimix_jax.report.plots.drawing import fitting_name, grid, label_axes, subplots, whole_ticks
 from unimix_jax.report.style import BLUE, GREY, RED, in_style
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
     accuracy = {"facecolor": BLUE, "edgecolor": "white"}
     over = {"facecolor": "#F6D5BF", "edgecolor": RED, "hatch": "////"}
     under = {"facecolor": BLUE, "edgecolor": "#D6E9F8", "hatch": "////"}  # the bar is seen to end at the accuracy
+    most = 1.05 * max(bins.count.max() for bins in panels.values())
     for i, (title, bins) in enumerate(panels.items()):
         upper, lower = axes[2 * (i // columns)][i % columns], axes[2 * (i // columns) + 1][i % columns]
         left, width = bins.edges[:-1], np.diff(bins.edges)
@@ -58,7 +59,7 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         upper.tick_params(labelbottom=False)
         lower.bar(left, bins.count, width=width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
-        lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+        lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1), ylim=(0, most))
         lower.yaxis.set_major_locator(whole_ticks(3))
     for j in range(len(panels), rows * columns):
         for row in range(2):
@@ -73,7 +74,6 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
     return figure
 
 
-@in_style
 def density(
     confidence: np.ndarray, hits: np.ndarray, *, batch: int = 100, draws: int = 2000, seed: int = 0
 ) -> "Figure":
@@ -89,32 +89,84 @@ def density(
     Returns:
       The figure.
     """
-    batch, random = min(batch, len(hits)), np.random.Generator(np.random.Philox(key=seed))
+    return densities({"Mini-batches": (confidence, hits)}, batch=batch, draws=draws, seed=seed)
+
+
+@in_style
+def densities(
+    panels: dict[str, tuple[np.ndarray, np.ndarray]], *, batch: int = 100, draws: int = 2000, seed: int = 0
+) -> "Figure":
+    """Draw the joint density of accuracy and confidence of several models side by side, on the same axes (Fig. D2, D3).
+
+    Args:
+      panels: title -> confidence float[N] and hits bool[N].
+      batch: images of a mini-batch, at most the smallest N.
+      draws: mini-batches of each model, each drawn without replacement from all images.
+      seed: of the draws.
+
+    Returns:
+      The figure. Each density is shown as a share of its own peak.
+
+    Raises:
+      UserError: no panel.
+    """
+    if not panels:
+        raise UserError("there is no model whose density could be drawn; panels must hold one at least")
+    batch = min(batch, *(len(hits) for _, hits in panels.values()))
+    means = {title: _means_of_batches(*arrays, batch, draws, seed) for title, arrays in panels.items()}
+    low, high = zip(*(_limits(points) for points in means.values()), strict=True)
+    low, high = min(low), max(high)
+    rows, columns = grid(len(panels))
+    alone = len(panels) == 1
+    figure, axes = subplots(
+        3.9 if alone else 2.8 * columns + 0.7, 3.6 if alone else 2.9 * rows + 0.2, rows, columns, squeeze=False
+    )
+    for axis, (title, points) in zip(axes.flat, means.items(), strict=False):
+        edges = [_cells(values) for values in points.T]
+        counts, _, _ = np.histogram2d(*points.T, bins=edges)
+        counts = _smoothed(_smoothed(counts, 2.5).T, 2.5).T
+        centres = [(each[:-1] + each[1:]) / 2 for each in edges]
+        levels = np.linspace(0.05, 1, 20)
+        areas = axis.contourf(*centres, counts.T / counts.max(), levels=levels, cmap="cividis")
+        axis.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=1, label="confidence = accuracy")
+        confidence, hits = panels[title]
+        axis.plot(
+            confidence.mean(), hits.mean(), marker="+", markersize=10, color=RED, linestyle="none", label="all images"
+        )
+        axis.set(title=fitting_name(title, 2.2, 10, bold=True), xlim=(low, high), ylim=(low, high))
+        axis.set_aspect("equal")
+        axis.xaxis.set_major_locator(axis.yaxis.get_major_locator())
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    label_axes(figure, axes, f"mean confidence of {batch} images", f"accuracy of {batch} images")
+    ends = {"ticks": [0.05, 0.25, 0.5, 0.75, 1], "aspect": 20 * rows}
+    figure.colorbar(areas, ax=axes, label="density, share of its peak", **ends)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _means_of_batches(confidence: np.ndarray, hits: np.ndarray, batch: int, draws: int, seed: int) -> np.ndarray:
+    """Return the mean confidence and the accuracy of mini-batches, float64[draws, 2], the latter with some noise."""
+    random = np.random.Generator(np.random.Philox(key=seed))
     means = np.empty((draws, 2))
     for row in means:
         index = random.choice(len(hits), batch, replace=False, shuffle=False)
         row[:] = confidence[index].mean(), hits[index].mean()
     # Accuracies lie on the lattice of 1 / batch: spread over one cell of it, which a smooth density needs.
     means[:, 1] += (random.random(draws) - 0.5) / batch
-    means = np.clip(means, 0, 1)
-    low, high = max(means.min() - 0.05, 0), min(means.max() + 0.05, 1)
-    edges = np.linspace(low, high, 61)
-    counts, _, _ = np.histogram2d(*means.T, bins=[edges, edges])
-    counts = _smoothed(_smoothed(counts, 1.5).T, 1.5).T
-    figure, axis = subplots(3.9, 3.6)
-    centres = (edges[:-1] + edges[1:]) / 2
-    levels = np.linspace(0.05, 1, 9) * counts.max()
-    areas = axis.contourf(centres, centres, counts.T, levels=levels, cmap="cividis")
-    figure.colorbar(areas, ax=axis, label="density", ticks=[])
-    axis.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=1)
-    axis.plot(
-        confidence.mean(), hits.mean(), marker="+", markersize=10, color=RED, linestyle="none", label="all images"
-    )
-    axis.set(title="Mini-batches", xlim=(low, high), ylim=(low, high))
-    axis.set(xlabel=f"mean confidence of {batch} images", ylabel=f"accuracy of {batch} images")
-    axis.set_aspect("equal")
-    axis.legend(loc="upper left")
-    return figure
+    return np.clip(means, 0, 1)
+
+
+def _limits(points: np.ndarray) -> tuple[float, float]:
+    """Return the limits of both axes for points with coordinates in 0..1."""
+    return max(points.min() - 0.05, 0.0), min(points.max() + 0.05, 1.0)
+
+
+def _cells(values: np.ndarray) -> np.ndarray:
+    """Return the edges of cells that are as fine as the spread of values needs, and reach beyond them."""
+    reach = 0.2 * np.ptp(values) + 0.005
+    return np.linspace(values.min() - reach, values.max() + reach, 61)
 
 
 def _smoothed(values: np.ndarray, width: float) -> np.ndarray:

@@ -4,7 +4,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unimix_jax.report.plots.drawing import LABELLED, fitting_name, grid, in_turn, log_scale, short_name, subplots
+from unimix_jax.errors import UserError
+from unimix_jax.report.plots.drawing import (
+    LABELLED,
+    fitting_name,
+    grid,
+    in_turn,
+    label_axes,
+    log_scale,
+    short_name,
+    subplots,
+    whole_ticks,
+)
 from unimix_jax.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, in_style
 
 if TYPE_CHECKING:
@@ -12,12 +23,12 @@ if TYPE_CHECKING:
 
 _COLOURS, _LINES = (GREY, BLUE, GREEN, RED, ORANGE, PURPLE), ("-", "--", "-.", "-", ":", "--")
 _MARKS = 25  # of a distribution over many classes
+_LABELLED_SMALL = 20  # the same where panels stand side by side
 _BLOCKS = 300  # rows and columns of a confusion matrix at most
 
 
-@in_style
 def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *, log: bool = False) -> "Figure":
-    """Draw the confusion matrix, with classes sorted by training images (the paper's Fig. D4 to D7).
+    """Draw the confusion matrix of one model, see `confusions`.
 
     Args:
       matrix: int[K, K], examples of each (label, predicted class).
@@ -28,28 +39,78 @@ def confusion(matrix: np.ndarray, counts: np.ndarray | None, names: list[str], *
     Returns:
       The figure.
     """
-    order = np.arange(len(names)) if counts is None else np.argsort(-np.asarray(counts), kind="stable")
+    return confusions({"Log-confusion" if log else "Confusion": (matrix, counts, names)}, log=log)
+
+
+@in_style
+def confusions(panels: dict[str, tuple[np.ndarray, np.ndarray | None, list[str]]], *, log: bool = False) -> "Figure":
+    """Draw confusion matrices side by side, with the true class on the x axis (the paper's Fig. D4 to D7).
+
+    A column shows the predictions for the test images of one class and sums to one. Classes are sorted by training
+    images, the most frequent at the left and at the top.
+
+    Args:
+      panels: title -> matrix int[K, K], examples of each (label, predicted class); counts int[K], training images, or
+        None, which keeps the order of the classes; K class names.
+      log: show the logarithm of the shares, so that rare mistakes can be seen.
+
+    Returns:
+      The figure, with one colour bar for all panels.
+
+    Raises:
+      UserError: no panel.
+    """
+    if not panels:
+        raise UserError("there is no model whose confusion matrix could be drawn; panels must hold one at least")
+    rows, columns = grid(len(panels), 4 if len(panels) > 6 else 3)
+    alone, side = len(panels) == 1, 4.0 if len(panels) == 1 else 2.5
+    figure, axes = subplots(side * columns + 1, side * rows + 0.4, rows, columns, squeeze=False)
+    shares = {title: _shares_of_labels(matrix, counts) for title, (matrix, counts, _) in panels.items()}
+    written = [[short_name(names[c]) for c in _order(counts, names)] for _, counts, names in panels.values()]
+    alike = all(names == written[0] for names in written)  # so that they need not stand at each panel
+    # Half an example of the largest class stands for none.
+    least = min(0.5 / max(matrix.sum(axis=1).max(), 1) for matrix, _, _ in panels.values())
+    limits = {"vmin": np.log10(least), "vmax": 0} if log else {"vmin": 0, "vmax": 1}
+    for i, (axis, (title, (_, counts, _)), names) in enumerate(zip(axes.flat, panels.items(), written, strict=False)):
+        first = 0 if counts is None else 1  # the class with most training images is that of rank 1
+        ends = (first - 0.5, first + len(names) - 0.5)
+        shown = np.log10(np.maximum(shares[title].T, least)) if log else shares[title].T
+        picture = axis.imshow(shown, cmap="cividis", extent=(*ends, *ends[::-1]), **limits)
+        axis.grid(visible=False)
+        axis.set_title(fitting_name(title, side - 0.4, 10, bold=True))
+        turned = 90 if max(map(len, names)) > 2 else 0
+        for ticks, rotation, at_edge in (
+            (axis.xaxis, turned, i + columns >= len(panels)),
+            (axis.yaxis, 0, i % columns == 0),
+        ):
+            if len(names) <= (LABELLED if alone else _LABELLED_SMALL):
+                ticks.set_ticks(np.arange(len(names)) + first, names, rotation=rotation, fontsize=7 if alone else 6.5)
+            else:
+                ticks.set_major_locator(whole_ticks(5))
+            if alike and not at_edge:
+                ticks.set_tick_params(labelbottom=False, labelleft=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    ranked = all(counts is not None for _, counts, _ in panels.values())
+    label_axes(figure, axes, f"true class{', most training images first' if ranked else ''}", "predicted class")
+    bar = figure.colorbar(picture, ax=axes, label="share of the column", aspect=20 * rows)
+    if log:
+        powers = np.arange(np.ceil(np.log10(least)), 1)
+        bar.set_ticks(powers, labels=[f"{10**power:g}" for power in powers])
+    return figure
+
+
+def _order(counts: np.ndarray | None, names: list[str]) -> np.ndarray:
+    """Return the classes in the order of a confusion matrix, int[K]."""
+    return np.arange(len(names)) if counts is None else np.argsort(-np.asarray(counts), kind="stable")
+
+
+def _shares_of_labels(matrix: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+    """Return the shares of the predictions for each label, in order, of many classes in blocks; a row sums to one."""
+    order = _order(counts, range(len(matrix)))
     starts = np.linspace(0, len(order), min(len(order), _BLOCKS), endpoint=False).astype(np.int64)
     summed = np.add.reduceat(np.add.reduceat(matrix[np.ix_(order, order)], starts, axis=0), starts, axis=1)
-    shares = summed / np.maximum(summed.sum(axis=1, keepdims=True), 1.0)
-    figure, axis = subplots(4.6, 4.0)
-    if log:
-        floor = 1 / max(summed.sum(axis=1).max(), 1)
-        picture = axis.imshow(np.log10(np.maximum(shares, floor / 2)), cmap="cividis", vmax=0)
-        label = "share of the label's images, log10"
-    else:
-        picture = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-        label = "share of the label's images"
-    figure.colorbar(picture, ax=axis, label=label)
-    axis.grid(visible=False)
-    sorted_by = "" if counts is None else ", most training images first"
-    axis.set(title="Log-confusion" if log else "Confusion", xlabel="predicted class", ylabel=f"label{sorted_by}")
-    if len(order) <= LABELLED:
-        ticks, short = range(len(order)), [short_name(names[c]) for c in order]
-        turned = max(map(len, short)) > 2
-        axis.set_xticks(ticks, short, rotation=90 if turned else 0, fontsize=7)
-        axis.set_yticks(ticks, short, fontsize=7)
-    return figure
+    return summed / np.maximum(summed.sum(axis=1, keepdims=True), 1.0)
 
 
 @in_style

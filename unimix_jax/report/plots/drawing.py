@@ -45,6 +45,16 @@ def grid(panels: int, most: int = 3) -> tuple[int, int]:
     return rows, -(-panels // rows)
 
 
+def label_axes(figure: "Figure", axes: "np.ndarray", x: str, y: str) -> None:
+    """Label axes that all show the same: y at the left of each row, x once below all."""
+    for row in axes:
+        row[0].set_ylabel(y)
+    if axes.size == 1:
+        axes[0, 0].set_xlabel(x)
+    else:
+        figure.supxlabel(x, fontsize="medium")
+
+
 def in_turn(runs: dict) -> Iterator[tuple[tuple, str, str]]:
     """Yield the items of a dict with a colour and a marker, whose pair is unique for the first 36 items."""
     for i, item in enumerate(runs.items()):
