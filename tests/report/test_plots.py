@@ -256,6 +256,58 @@ def test_test_errors_have_their_intervals():
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [5, 20])
 
 
+def test_errors_by_imbalance_have_means_deviations_and_the_best_and_worst_marked():
+    errors = {
+        "erm": {100: [0.30, 0.34], 10: [0.2]},
+        "mixup": {10: [0.25], 100: [0.28]},
+        "_a$b": {10: [0.1, 0.12, 0.14]},
+    }
+    figure = plots.errors_by_imbalance(errors, "Digits")
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["10", "100"]
+    shown = [container for container in axis.containers if container.lines]
+    expected = [(20, 0), (25, 0), (12, 2), (32, 2 * 2**0.5), (28, 0)]  # by imbalance, then by method
+    for container, (mean, deviation) in zip(shown, expected, strict=True):
+        point, _, bars = container.lines
+        assert float(point.get_ydata()[0]) == pytest.approx(mean)
+        ends = [end for bar in bars for path in bar.get_paths() for end in path.vertices[:, 1]]
+        assert ends == pytest.approx([mean - deviation, mean + deviation] if deviation else [])
+    colours = [container.lines[0].get_color() for container in shown]
+    assert colours[0] == colours[3] != colours[1] == colours[4]
+    rings = [float(line.get_ydata()[0]) for line in axis.lines if line.get_fillstyle() == "none"]
+    np.testing.assert_allclose(rings, [12, 25, 28, 32])
+    assert [text.get_text() for text in axis.texts] == ["best\n12.0", "worst\n25.0", "best\n28.0", "worst\n32.0"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["erm", "mixup", " _a\\$b"]
+
+
+@pytest.mark.slow
+def test_the_words_on_the_best_and_the_worst_lie_in_the_axes():
+    random = np.random.default_rng(0)
+    panels = {
+        name: {f"method {m}": {i: random.uniform(0.1, 0.9, 3) for i in (10, 50, 100, 200)} for m in range(9)}
+        for name in ("one", "two")
+    }
+    figure = plots.errors_side_by_side(panels)
+    _, renderer = drawn(figure)
+    for axis in figure.axes:
+        box = axis.get_window_extent(renderer)
+        words = [text.get_window_extent(renderer) for text in axis.texts]
+        assert len(words) == 8
+        assert all(box.y0 <= word.y0 < word.y1 <= box.y1 for word in words)
+        assert all(figure.bbox.x0 <= word.x0 < word.x1 <= figure.bbox.x1 for word in words)
+
+
+def test_one_method_is_neither_best_nor_worst():
+    axis = plots.errors_by_imbalance({"erm": {10: [0.1], 100: [0.2]}}).axes[0]
+    assert not axis.texts
+
+
+@pytest.mark.parametrize(("errors", "said"), [({}, "none"), ({"a": {10: [28.0]}}, "28"), ({"a": {10: []}}, "none")])
+def test_errors_that_are_no_shares_are_refused(errors, said):
+    with pytest.raises(UserError, match=f"an error is {said}.*; panels must hold errors in 0..1"):
+        plots.errors_by_imbalance(errors)
+
+
 def test_class_distributions_show_closed_exact_and_drawn():
     panel = {"title": "t", "closed": ("closed", np.arange(3), np.ones(3) / 3), "exact": [0.5, 0.3, 0.2]}
     panels = [panel | {"drawn": [0.4, 0.4, 0.2]}] * 4

@@ -8,7 +8,7 @@ import numpy as np
 from unimix_jax import metrics
 from unimix_jax.errors import printable
 from unimix_jax.metrics import per_example
-from unimix_jax.report import plots, tables
+from unimix_jax.report import plots, seeds, tables
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.tables import Table
 
@@ -30,6 +30,7 @@ PICTURES = (
     "training_curves",
     "class_distributions",
     "test_errors",
+    "errors_by_imbalance",
 )
 
 
@@ -112,7 +113,7 @@ def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Sectio
                 if "test_at_temperature" in r
             ]
             shown.append(tables.side_by_side("The same at the temperature fitted on validation", cooled))
-        shown += tables.seeds_tables(measured)
+        shown += [*seeds.seeds_tables(measured), *seeds.errors_tables(seeds.errors_by_imbalance(measured))]
         shown += [*tables.cut_tables_side_by_side(measured), *tables.estimates_side_by_side(results)]
         corrected = [
             (f"{r['name']}, corrected for {r['corrected']['for']}", r["corrected"])
@@ -172,6 +173,9 @@ def csv_rows(results: list[dict]) -> list[list]:
                 if key in values:
                     rows += [[name, part, c, key, v, "", ""] for c, v in zip(names, values[key], strict=True)]
             rows += [[name, f"{part}, by chance", "", key, v, "", ""] for key, v in values.get("by_chance", {}).items()]
+        for seed, values in result.get("seeds", {}).items():
+            measured = [key for key in tables.shown_measures(values) if key in values]
+            rows += [[name, f"test, seed {seed}", "", key, values[key], "", ""] for key in measured]
         if "temperature" in result:
             rows.append([name, "validation", "", "temperature", result["temperature"], "", ""])
         for row in result.get("cut_tests", ()):
@@ -356,6 +360,12 @@ def _side_pictures(measured: list[tuple[ModelOutputs, dict]]) -> tuple[Picture, 
     errors = {r["name"]: (r["test"]["accuracy"], r["test"].get("intervals", {}).get("accuracy")) for _, r in measured}
     intervals = ", with 95 % intervals over images" if any(ends for _, ends in errors.values()) else ""
     pictures = [Picture("test_errors", f"Test error{intervals}.", plots.error_bars(errors))]
+    if by_imbalance := seeds.errors_by_imbalance(measured):
+        caption = (
+            "Test error by imbalance and method: means, standard deviations where there are several seeds, the best "
+            "and the worst method of each imbalance."
+        )
+        pictures.append(Picture("errors_by_imbalance", caption, plots.errors_side_by_side(by_imbalance)))
     bins, tops, matrices = {}, {}, {}
     for outputs, result in measured[:_PANELS]:
         logits, labels, name = np.asarray(outputs.test.logits), outputs.test.labels, result["name"]

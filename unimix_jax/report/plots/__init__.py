@@ -14,7 +14,7 @@ from unimix_jax.report.plots.classes import (
     confusions,
 )
 from unimix_jax.report.plots.drawing import image
-from unimix_jax.report.plots.runs import error_bars, training_curves
+from unimix_jax.report.plots.runs import error_bars, errors_by_imbalance, errors_side_by_side, training_curves
 
 __all__ = [
     "accuracy_by_count",
@@ -25,6 +25,8 @@ __all__ = [
     "densities",
     "density",
     "error_bars",
+    "errors_by_imbalance",
+    "errors_side_by_side",
     "image",
     "reliability",
     "training_curves",
