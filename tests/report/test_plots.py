@@ -209,6 +209,15 @@ def test_a_confusion_matrix_of_many_classes_is_drawn_in_blocks():
     assert axis.get_xlim() == (-0.5, 999.5)  # ticks are classes, not blocks
 
 
+def test_long_names_of_panels_take_two_lines_and_stay_apart():
+    names = [f"unimix_bayias_{i}, ensemble of 2 seeds" for i in (10, 50)]
+    figure = plots.confusions({name: (np.eye(2), None, ["u", "v"]) for name in (*names, "short", "W" * 60)})
+    titles = [axis.get_title(loc="left") for axis in figure.axes[:4]]
+    assert titles[:3] == [*(name.replace(", ", ",\n") for name in names), "short"]
+    assert "\n" not in titles[3]
+    assert "…" in titles[3]
+
+
 @pytest.mark.parametrize("draw", [plots.confusions, plots.densities])
 def test_no_panel_is_refused(draw):
     with pytest.raises(UserError, match="panels must hold one at least"):

@@ -6,7 +6,7 @@ import numpy as np
 
 from unimix_jax import metrics
 from unimix_jax.errors import UserError
-from unimix_jax.report.plots.drawing import fitting_name, grid, label_axes, subplots, whole_ticks
+from unimix_jax.report.plots.drawing import fitting_title, grid, label_axes, subplots, whole_ticks
 from unimix_jax.report.style import BLUE, GREY, RED, in_style
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def reliability(panels: dict[str, metrics.Bins]) -> "Figure":
         for mask, style in ((filled & (gap > 0), over), (filled & (gap < 0), under)):
             bottom = bins.accuracy[mask]
             upper.bar(left[mask], gap[mask], width[mask], bottom, align="edge", linewidth=0.6, **style)
-        upper.set(title=f"{fitting_name(title, figure_width / columns - 0.75, 10, bold=True)}\nECE {100 * error:.1f} %")
+        upper.set(title=f"{fitting_title(title, figure_width / columns - 0.75)}\nECE {100 * error:.1f} %")
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         upper.tick_params(labelbottom=False)
         lower.bar(left, bins.count, width=width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
@@ -133,7 +133,7 @@ def densities(
         axis.plot(
             confidence.mean(), hits.mean(), marker="+", markersize=10, color=RED, linestyle="none", label="all images"
         )
-        axis.set(title=fitting_name(title, 2.2, 10, bold=True), xlim=(low, high), ylim=(low, high))
+        axis.set(title=fitting_title(title, 2.2), xlim=(low, high), ylim=(low, high))
         axis.set_aspect("equal")
         axis.xaxis.set_major_locator(axis.yaxis.get_major_locator())
     for axis in axes.flat[len(panels) :]:

@@ -8,6 +8,7 @@ from unimix_jax.errors import UserError
 from unimix_jax.report.plots.drawing import (
     LABELLED,
     fitting_name,
+    fitting_title,
     grid,
     in_turn,
     label_axes,
@@ -77,7 +78,7 @@ def confusions(panels: dict[str, tuple[np.ndarray, np.ndarray | None, list[str]]
         shown = np.log10(np.maximum(shares[title].T, least)) if log else shares[title].T
         picture = axis.imshow(shown, cmap="cividis", extent=(*ends, *ends[::-1]), **limits)
         axis.grid(visible=False)
-        axis.set_title(fitting_name(title, side - 0.4, 10, bold=True))
+        axis.set_title(fitting_title(title, side - 0.4))
         turned = 90 if max(map(len, names)) > 2 else 0
         for ticks, rotation, at_edge in (
             (axis.xaxis, turned, i + columns >= len(panels)),

@@ -1,5 +1,6 @@
 """What the plots have in common: figures and their files, colours in turn, names that fit, ticks."""
 
+import functools
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,6 +83,16 @@ def fitting_name(name: str, inches: float, points: float, bold: bool = False) ->
             if text_to_path.get_text_width_height_descent(shortened, font, ismath=False)[0] <= 72 * inches:
                 return shortened
     return short_name(name, 3)
+
+
+def fitting_title(name: str, inches: float) -> str:
+    """Return a user's name as the title of a panel so wide: on two lines if it is longer, each shortened if needed."""
+    fits = functools.partial(fitting_name, inches=inches, points=10, bold=True)
+    first, *others = name.split(" ")
+    while others and fits(longer := f"{first} {others[0]}") == short_name(longer, len(longer)):
+        first = longer
+        del others[0]
+    return "\n".join(fits(line) for line in (first, " ".join(others)) if line)
 
 
 def log_scale(axis: "Axis", set_scale: Callable[[str], None]) -> None:
