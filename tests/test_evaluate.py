@@ -544,6 +544,21 @@ def test_the_class_distributions(command, tmp_path):
     assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_class_distributions_of_the_paper_s_six_panels(command, tmp_path):
+    code, out, _ = command("--figure=A1", "--alpha=.7", f"--output={tmp_path}/a1")
+    assert (code, out) == (0, f"report: {tmp_path}/a1/report.html\n")
+    page = Page((tmp_path / "a1" / "report.html").read_text())
+    panels = [f"{classes} classes, imbalance {imbalance}" for classes in (10, 100) for imbalance in (10, 100, 200)]
+    assert page.texts["summary"] == [f"Exact distributions: {panel}" for panel in panels]
+    assert any("A.8 and A.12 are masses, not distributions" in text for text in page.texts["p"])
+    assert any("alpha 0.7" in text for text in page.texts["p"])
+    counted = dict(zip(panels, zip(page.texts["td"][:12:2], page.texts["td"][1:12:2], strict=True), strict=True))
+    # Of 100 classes nearly the integrals: 1/2, and [ln r - (1 - 1/r)] / [(1 - 1/r)(r - 1)].
+    assert counted[panels[4]] == ("49", "3.5")
+    assert (tmp_path / "a1" / "figures" / "class_distributions.png").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_is_written_again_but_nothing_else_is_overwritten(command, tmp_path):

@@ -23,7 +23,7 @@ Measure predictions of classes: accuracy, calibration, test priors, pictures.
 
   python -m unimix_jax.evaluate --workdir=RUN [--workdir=RUN2 ...] [--output=DIR | --output=FILE.html]
   python -m unimix_jax.evaluate --predictions=FILE.npz [--validation=FILE.npz] [--counts=FILE] [--output=...]
-  python -m unimix_jax.evaluate --figure=A1 --classes=10 --imbalance=100 --output=DIR
+  python -m unimix_jax.evaluate --figure=A1 [--classes=10 --imbalance=100] --output=DIR
 
   --workdir=RUN           a finished run; give several to see them side by side
   --predictions=FILE.npz  arrays `logits` or `probabilities` [N, K] and `labels` [N]; and, if you have them, `counts`
@@ -40,9 +40,9 @@ Measure predictions of classes: accuracy, calibration, test priors, pictures.
   --measure=my:function   one more measure, (probabilities, labels) -> number, of your module; may be repeated
   --test_prior=PRIOR      a column corrected for uniform, train, imbalance:R, a file of shares, or estimate (by EM); of
                           calibrated logits where there are validation predictions
-  --figure=A1             the class distributions of Corollaries 1 to 3, with --classes, --imbalance, and for UniMix
-                          --alpha=.5, --class_exponent=-1, --nowrap; the paper's panel (f) has --classes=100
-                          --imbalance=200
+  --figure=A1             the class distributions of Corollaries 1 to 3: the paper's six panels, or with --classes and
+                          --imbalance one of them with draws (panel (f): --classes=100 --imbalance=200); for UniMix
+                          --alpha=.5, --class_exponent=-1, --nowrap
   --help                  this text
 """
 _NUMBERS = {  # options: default, least, most
@@ -81,7 +81,9 @@ def _execute(argv: list[str]) -> str:
         if not flags.output:
             raise UserError("--figure=A1 needs an --output=DIR")
         factor = {name: flags[name].value for name in _FACTOR}
-        return build.write_class_distributions(flags.output, flags.classes, flags.imbalance, factor)
+        of_one_panel = flags["classes"].present or flags["imbalance"].present
+        panel = (flags.classes, flags.imbalance) if of_one_panel else None
+        return build.write_class_distributions(flags.output, panel, factor)
     inputs = files.read_all(flags.workdir, flags.predictions, flags.validation, flags.counts)
     output = files.output(flags.output) if flags.output else None
     if output is None and len(inputs) == len(flags.workdir) == 1:

@@ -6,7 +6,14 @@ from unimix_jax import __version__
 from unimix_jax.errors import UserError
 from unimix_jax.report import evaluation, files, tables
 from unimix_jax.report.evaluation import ModelOutputs
-from unimix_jax.report.sections import class_distributions_section, of_many, of_one, printed, remarks
+from unimix_jax.report.sections import (
+    class_distributions_section,
+    of_many,
+    of_one,
+    paper_distributions_section,
+    printed,
+    remarks,
+)
 from unimix_jax.theory import closed_forms
 from unimix_jax.training import rundir
 
@@ -68,13 +75,12 @@ def write_run_report(directory: pathlib.Path) -> pathlib.Path:
     return output.html
 
 
-def write_class_distributions(path: str, num_classes: int, imbalance: float, factor: dict) -> str:
+def write_class_distributions(path: str, classes_and_imbalance: tuple[int, float] | None, factor: dict) -> str:
     """Write the report on the class distributions of the paper's Fig. A1 alone.
 
     Args:
       path: of the folder, or of the .html file.
-      num_classes: K.
-      imbalance: largest class / smallest.
+      classes_and_imbalance: K and largest class / smallest of one panel; None for all six of the paper.
       factor: alpha, class_exponent and wrap of UniMix.
 
     Returns:
@@ -88,9 +94,14 @@ def write_class_distributions(path: str, num_classes: int, imbalance: float, fac
     output = files.output(path)
     if output.others["json"].exists():
         raise UserError(f"{output.html} is a report on models, which this figure would replace; give another --output")
-    profile = closed_forms.exponential_profile(num_classes, imbalance)
-    title = f"Class distributions: {num_classes} classes, imbalance {imbalance:g}"
-    section = class_distributions_section(class_distributions.panels(profile, **factor), factor)
+    if classes_and_imbalance is None:
+        title = "Class distributions"
+        section = paper_distributions_section(class_distributions.paper_panels(**factor), factor)
+    else:
+        classes, imbalance = classes_and_imbalance
+        title = f"Class distributions: {classes} classes, imbalance {imbalance:g}"
+        panels = class_distributions.panels(closed_forms.exponential_profile(classes, imbalance), **factor)
+        section = class_distributions_section(panels, factor)
     files.write(output, title, _ABOUT, [section], [])
     return f"report: {output.html}"
 

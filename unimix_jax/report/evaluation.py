@@ -22,9 +22,10 @@ class ModelOutputs(NamedTuple):
     name: str  # of the model in a report
     test: Predictions
     validation: Predictions | None = None
-    # Of a run directory: config, run, metrics (dicts), lines (of metrics.jsonl), digests (of results), changed and gone
-    # (names of results).
+    # Of a run directory: name, config, run, metrics (dicts), lines (of metrics.jsonl), digests (of results), changed
+    # and gone (names of results).
     about: dict | None = None
+    seeds: dict[int, Predictions] | None = None  # test predictions of each replicate; `test` is their ensemble's
 
 
 class _Source(NamedTuple):
@@ -57,9 +58,10 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
 
     Returns:
       What report.json holds of one model: name, images, classes, class_names, options; test and validation (the
-      summaries, in test with `intervals` and `by_chance`), temperature, test_at_temperature, corrected, cut_tests,
-      estimates (by method), test_share, counts, each where it can be had; corrected_logits: which logits a correction
-      for a prior begins with; missing: a sentence for each thing that cannot; warnings: what a reader should know.
+      summaries, in test with `intervals` and `by_chance`), seeds (the summary of each replicate by its seed),
+      temperature, test_at_temperature, corrected, cut_tests, estimates (by method), test_share, counts, each where it
+      can be had; corrected_logits: which logits a correction for a prior begins with; missing: a sentence for each
+      thing that cannot; warnings: what a reader should know.
 
     Raises:
       UserError: predictions that do not fit together, or an unknown test prior.
@@ -98,6 +100,9 @@ def evaluate(outputs: ModelOutputs, options: Options = Options()) -> dict:  # no
             result["test"]["intervals"] = {name: list(ends) for name, ends in intervals.items()}
             chance = {"samples": min(options.samples, 200), "seed": options.seed, "bins": options.bins}
             result["test"]["by_chance"] = bootstrap.expected_if_calibrated(test, **chance)
+        if outputs.seeds:
+            each = {s: checked_predictions(p, f"{outputs.name} (seed {s})") for s, p in outputs.seeds.items()}
+            result["seeds"] = {str(s): metrics.summary(p, names=names, **measured) for s, p in each.items()}
         if "temperature" in result:
             # Divided by a temperature the logits stand for no prior that is known.
             cooled = test._replace(logits=test.logits / result["temperature"], logits_prior=None)

@@ -14,7 +14,7 @@ import numpy as np
 from unimix_jax import npz, storage
 from unimix_jax.config import old_names
 from unimix_jax.errors import UserError, raise_write_error
-from unimix_jax.metrics.predictions import read_predictions
+from unimix_jax.metrics.predictions import Predictions, read_predictions
 from unimix_jax.report import html, plots
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.sections import PICTURES, Section, csv_rows, facts
@@ -52,7 +52,9 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
     if not test.exists():
         raise UserError(f"the run in {directory} is not finished: it has no {test.name}; start its command again first")
     validation = directory / rundir.predictions_file("validation")
+    name = name or directory.resolve().name
     about = {
+        "name": name,
         "config": config,
         "run": storage.read_json(directory / rundir.RUN),
         "metrics": storage.read_json(directory / rundir.METRICS),
@@ -63,10 +65,11 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
     replicates = config.get("replicates", 1)
     together = f", ensemble of {replicates} seeds" if replicates != 1 else ""
     outputs = ModelOutputs(
-        (name or directory.resolve().name) + together,
+        name + together,
         read_predictions(test),
         read_predictions(validation) if validation.exists() else None,
         about,
+        _read_seeds(directory) if replicates != 1 else None,
     )
     try:
         facts(outputs)
@@ -74,6 +77,13 @@ def read_run(directory: str | os.PathLike, name: str | None = None) -> ModelOutp
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{directory} holds records that no run writes ({error!r}); restore them") from None
     return outputs
+
+
+def _read_seeds(directory: pathlib.Path) -> dict[int, Predictions]:
+    """Read the test predictions of each replicate of a run; `changed_outputs` knows of those that are gone."""
+    folders = {path.name: path for path in directory.glob(rundir.seed_folder("*"))}
+    paths = {int(seed): path / rundir.predictions_file("test") for seed, path in folders.items() if seed.isdecimal()}
+    return {seed: read_predictions(path) for seed, path in sorted(paths.items()) if path.exists()}
 
 
 def unimix_factor(config: dict) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 from unimix_jax import metrics
 from unimix_jax.errors import printable
 from unimix_jax.metrics import per_example
-from unimix_jax.report import plots, tables
+from unimix_jax.report import plots, seeds, tables
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.tables import Table
 
@@ -17,7 +17,8 @@ _GROUPS = {
     "shots": "many: more than 100 training images, few: fewer than 20",
     "thirds": "thirds of the classes by training images",
 }
-_PANELS = 9  # reliability diagrams side by side at most
+_PANELS, _MATRICES = 9, 8  # reliability diagrams and densities, and confusion matrices, side by side at most
+_COLUMNS = "a column holds the predictions for the test images of one class and sums to one"
 
 
 PICTURES = (
@@ -29,6 +30,7 @@ PICTURES = (
     "training_curves",
     "class_distributions",
     "test_errors",
+    "errors_by_imbalance",
 )
 
 
@@ -111,7 +113,7 @@ def of_many(all_outputs: list[ModelOutputs], results: list[dict]) -> list[Sectio
                 if "test_at_temperature" in r
             ]
             shown.append(tables.side_by_side("The same at the temperature fitted on validation", cooled))
-        shown += tables.seeds_tables(measured)
+        shown += [*seeds.seeds_tables(measured), *seeds.errors_tables(seeds.errors_by_imbalance(measured))]
         shown += [*tables.cut_tables_side_by_side(measured), *tables.estimates_side_by_side(results)]
         corrected = [
             (f"{r['name']}, corrected for {r['corrected']['for']}", r["corrected"])
@@ -171,6 +173,9 @@ def csv_rows(results: list[dict]) -> list[list]:
                 if key in values:
                     rows += [[name, part, c, key, v, "", ""] for c, v in zip(names, values[key], strict=True)]
             rows += [[name, f"{part}, by chance", "", key, v, "", ""] for key, v in values.get("by_chance", {}).items()]
+        for seed, values in result.get("seeds", {}).items():
+            measured = [key for key in tables.shown_measures(values) if key in values]
+            rows += [[name, f"test, seed {seed}", "", key, values[key], "", ""] for key in measured]
         if "temperature" in result:
             rows.append([name, "validation", "", "temperature", result["temperature"], "", ""])
         for row in result.get("cut_tests", ()):
@@ -214,26 +219,19 @@ def class_distributions_section(panels: list[dict], factor: dict) -> Section:
       factor: alpha, class_exponent and wrap of UniMix.
     """
     prior = panels[0]["exact"]
-
-    def rarer_first(exponent):
-        """Return the percentage of pairs whose natural first image is of a rarer class than its partner."""
-        partner_prior = prior**exponent / (prior**exponent).sum()
-        return 100 * (prior[:, None] * partner_prior * (prior[:, None] < prior)).sum()
-
     text = (
         "The red lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, "
         "A.5 of mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of "
         "UniMix, factor and sampler (Corollary 3). They are made for counts that fall exponentially from the most to "
         "the least frequent class.",
         "A.8 and A.12 are parts of a distribution: they count only pairs whose natural first image is the rarer one. "
-        f"A.8 counts {rarer_first(1.0):.2g} % of the pairs of these classes; the pairs whose second image is the rarer "
-        "one are as many and have the same distribution. A.12 counts "
-        f"{rarer_first(factor['class_exponent']):.2g} % with this sampler. Both take the factor for constant, which "
-        "gives every mixed image to its rarer class.",
+        f"A.8 counts {_rarer_first(prior, 1.0):.2g} % of the pairs of these classes; the pairs whose second image is "
+        "the rarer one are as many and have the same distribution. A.12 counts "
+        f"{_rarer_first(prior, factor['class_exponent']):.2g} % with this sampler. Both take the factor for constant, "
+        "which gives every mixed image to its rarer class.",
         "The bars are the exact distribution of the class that dominates a mixed image under this project's sampler "
         "and factor, the dots a sample of it.",
-        f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
-        f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}.",
+        _described_factor(factor),
     )
     rows = [
         ["class, most frequent first", *(f"{p['title']}, {kind}" for p in panels for kind in ("exact, %", "drawn, %"))]
@@ -244,6 +242,53 @@ def class_distributions_section(panels: list[dict], factor: dict) -> Section:
     picture = Picture("class_distributions", caption, plots.class_distributions(panels))
     return Section(
         "Class distributions of mixed images", text, (Table("Class distributions", rows, folded=True),), (picture,)
+    )
+
+
+def paper_distributions_section(panels: dict[str, list[dict]], factor: dict) -> Section:
+    """Return the section on all panels of the paper's Fig. A1.
+
+    Args:
+      panels: of `class_distributions.paper_panels`.
+      factor: alpha, class_exponent and wrap of UniMix.
+    """
+    text = (
+        "Lines are the paper's closed forms, scaled to sum to 1 over the classes: A.4 of the training images, A.5 of "
+        "mixup (Corollary 1: the same), A.8 of UniMix's factor with natural partners (Corollary 2), A.12 of UniMix, "
+        "factor and sampler (Corollary 3). Marks are the exact distribution of the class that dominates a mixed image "
+        "under this project's sampler and factor; of 100 classes every fourth or so has one.",
+        "A.8 and A.12 are masses, not distributions: they count only the pairs whose natural first image is the rarer "
+        "one, and give each of these to that image's class. The table has their share of the pairs of these classes.",
+        _described_factor(factor),
+    )
+    counted = [["panel", "natural partners (A.8), %", "sampled partners (A.12), %"]]
+    shares = []
+    for title, distributions in panels.items():
+        prior, columns = distributions[0]["exact"], [each["exact"] for each in distributions]
+        counted.append([title, *(f"{_rarer_first(prior, e):.2g}" for e in (1.0, factor["class_exponent"]))])
+        rows = [["class, most frequent first", *(f"{each['title']}, %" for each in distributions)]]
+        rows += [[str(c), *(f"{100 * p:.2f}" for p in row)] for c, row in enumerate(zip(*columns, strict=True), 1)]
+        shares.append(Table(f"Exact distributions: {title}", rows, folded=True))
+    figure = plots.class_distributions_side_by_side(panels)
+    caption = "Class distributions of Corollaries 1 to 3: closed forms as lines, exact distributions as marks."
+    return Section(
+        "Class distributions of mixed images",
+        text,
+        (Table("Pairs of these classes whose first image is the rarer one", counted), *shares),
+        (Picture("class_distributions", caption, figure),),
+    )
+
+
+def _rarer_first(prior: np.ndarray, exponent: float) -> float:
+    """Return the percentage of pairs whose natural first image is of a rarer class than its partner."""
+    partner_prior = prior**exponent / (prior**exponent).sum()
+    return 100 * (prior[:, None] * partner_prior * (prior[:, None] < prior)).sum()
+
+
+def _described_factor(factor: dict) -> str:
+    return (
+        f"UniMix here: partner's class by prior to the power {factor['class_exponent']:g}, alpha {factor['alpha']:g}, "
+        f"factor {'wrapped' if factor['wrap'] else 'un-wrapped'}."
     )
 
 
@@ -280,7 +325,7 @@ def _calibration_pictures(outputs: ModelOutputs, result: dict) -> tuple[Picture,
     if "temperature" in result:
         cooled = per_example.softmax(outputs.test.logits / result["temperature"])
         panels[f"test, T = {result['temperature']:.2f}"] = metrics.reliability(cooled, labels, bins)
-    batch = min(int(np.clip(len(hits) // 20, 10, 100)), len(hits))
+    batch = _batch(len(hits))
     return (
         Picture(
             "reliability",
@@ -306,7 +351,7 @@ def _class_pictures(outputs: ModelOutputs, result: dict) -> tuple[Picture, ...]:
     matrix = per_example.confusion_matrix(labels, logits.argmax(axis=1), len(names))
     for log in (False, True):
         name = "log_confusion" if log else "confusion"
-        caption = "The same on a logarithmic scale." if log else "Which class is taken for which."
+        caption = "The same on a logarithmic scale." if log else f"Which class is taken for which: {_COLUMNS}."
         pictures.append(Picture(name, caption, plots.confusion(matrix, counts, names, log=log)))
     return tuple(pictures)
 
@@ -315,12 +360,37 @@ def _side_pictures(measured: list[tuple[ModelOutputs, dict]]) -> tuple[Picture, 
     errors = {r["name"]: (r["test"]["accuracy"], r["test"].get("intervals", {}).get("accuracy")) for _, r in measured}
     intervals = ", with 95 % intervals over images" if any(ends for _, ends in errors.values()) else ""
     pictures = [Picture("test_errors", f"Test error{intervals}.", plots.error_bars(errors))]
-    panels = {}
+    if by_imbalance := seeds.errors_by_imbalance(measured):
+        caption = (
+            "Test error by imbalance and method: means, standard deviations where there are several seeds, the best "
+            "and the worst method of each imbalance."
+        )
+        pictures.append(Picture("errors_by_imbalance", caption, plots.errors_side_by_side(by_imbalance)))
+    bins, tops, matrices = {}, {}, {}
     for outputs, result in measured[:_PANELS]:
-        probabilities = per_example.softmax(outputs.test.logits)
-        panels[result["name"]] = metrics.reliability(probabilities, outputs.test.labels, result["test"]["bins"])
-    more = f" (the first {_PANELS} runs)" if len(measured) > _PANELS else ""
-    pictures.append(Picture("reliability", f"Accuracy in each bin of confidence{more}.", plots.reliability(panels)))
+        logits, labels, name = np.asarray(outputs.test.logits), outputs.test.labels, result["name"]
+        probabilities = per_example.softmax(logits)
+        bins[name] = metrics.reliability(probabilities, labels, result["test"]["bins"])
+        tops[name] = per_example.top_label(probabilities, labels)
+        if len(matrices) < _MATRICES:
+            names, counts = result["class_names"], result.get("counts")
+            matrix = per_example.confusion_matrix(labels, logits.argmax(axis=1), len(names))
+            matrices[name] = matrix, None if counts is None else np.array(counts), names
+    batch = _batch(min(len(hits) for _, hits in tops.values()))
+    shown, of_matrices = (_first(most, measured) for most in (_PANELS, _MATRICES))
+    confused = f"Which class is taken for which{of_matrices}: {_COLUMNS}."
+    pictures += [
+        Picture("reliability", f"Accuracy in each bin of confidence{shown}.", plots.reliability(bins)),
+        Picture(
+            "density",
+            f"Accuracy against confidence of mini-batches of {batch} test images drawn at random{shown}.",
+            plots.densities(tops, batch=batch),
+        ),
+        Picture("confusion", confused, plots.confusions(matrices)),
+        Picture(
+            "log_confusion", f"The same on a logarithmic scale{of_matrices}.", plots.confusions(matrices, log=True)
+        ),
+    ]
     by_count = {}
     for _, result in measured:
         if "counts" in result:
@@ -330,6 +400,16 @@ def _side_pictures(measured: list[tuple[ModelOutputs, dict]]) -> tuple[Picture, 
         figure = plots.accuracy_by_count(by_count)
         pictures.append(Picture("accuracy_by_count", "Accuracy of each class against its training images.", figure))
     return tuple(pictures)
+
+
+def _first(most: int, measured: list) -> str:
+    """Return words that say that only the first runs are shown; "" if all are."""
+    return f" (the first {most} runs)" if len(measured) > most else ""
+
+
+def _batch(images: int) -> int:
+    """Return the size of the mini-batches whose density is drawn."""
+    return min(int(np.clip(images // 20, 10, 100)), images)
 
 
 def _images(measured: list[tuple[ModelOutputs, dict]]) -> str:

@@ -160,7 +160,7 @@ def side_by_side(title: str, models: list[tuple[str, dict]], keys: tuple[str, ..
     """Return the measures of several models, one row each."""
     shown = {k: v for k, v in shown_measures(*(values for _, values in models)).items() if k in keys or ":" in k}
     columns = [key for key in shown if any(values.get(key) is not None for _, values in models)]
-    rows = [["run", *(_head(shown[key]) for key in columns), "groups by", "images"]]
+    rows = [["run", *(head(shown[key]) for key in columns), "groups by", "images"]]
     for name, values in models:
         cells = [shown[key].shown(values.get(key)) for key in columns]
         rows.append([name, *cells, values.get("groups", "-"), str(values["images"])])
@@ -180,7 +180,7 @@ def intervals_side_by_side(models: list[tuple[str, dict]]) -> list[Table]:
     columns = [key for key in shown if any(key in values.get("intervals", {}) for _, values in models)]
     if not columns:
         return []
-    rows = [["run", *(_head(shown[key]) for key in columns)]]
+    rows = [["run", *(head(shown[key]) for key in columns)]]
     for name, values in models:
         intervals = values.get("intervals", {})
         rows.append([name, *(" to ".join(map(shown[key].shown, intervals.get(key, ()))) or "-" for key in columns)])
@@ -201,28 +201,6 @@ def estimates_side_by_side(results: list[dict]) -> list[Table]:
     return [
         Table("The prior of the test images, estimated without their labels", rows, folded=len(shares_by_group) > 12)
     ]
-
-
-def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
-    """Return mean and standard deviation of the runs that differ only in their seed."""
-    alike: dict[str, list[tuple[str, dict]]] = {}
-    for outputs, result in measured:
-        if outputs.about and outputs.about["config"].get("replicates", 1) == 1:  # replicates have their own table
-            config = {k: v for k, v in outputs.about["config"].items() if k != "seed"}
-            alike.setdefault(json.dumps(config, sort_keys=True), []).append((outputs.name, result["test"]))
-    repeated = [runs for runs in alike.values() if len(runs) > 1]
-    if not repeated:
-        return []
-    columns = [key for key in MEASURES if key in SIDE_BY_SIDE]
-    columns = [key for key in columns if all(values.get(key) is not None for runs in repeated for _, values in runs)]
-    rows = [["runs", "number", *(_head(MEASURES[key]) for key in columns)]]
-    for runs in repeated:
-        cells = []
-        for key in columns:
-            values = np.array([values[key] for _, values in runs])
-            cells.append(" ± ".join(map(MEASURES[key].shown, (values.mean(), values.std(ddof=1)))))
-        rows.append([", ".join(name for name, _ in runs), str(len(runs)), *cells])
-    return [Table("Runs that differ in the seed only: mean and standard deviation", rows)]
 
 
 def cut_tables(result: dict) -> list[Table]:
@@ -389,7 +367,7 @@ def _number(value: float | None, factor: float = 1, decimals: int = 1) -> str:
     return "-" if value is None else f"{factor * value:.{decimals}f}"
 
 
-def _head(measure: registry.Measure) -> str:
+def head(measure: registry.Measure) -> str:
     """Return the head of a measure's column."""
     return f"{measure.short_title}, {measure.unit}"
 
