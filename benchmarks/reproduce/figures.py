@@ -21,8 +21,8 @@ PICTURES = "pictures"
 _CAPTIONS = {
     "figure_a1": "Class distributions of training images, mixup, UniMix's factor and UniMix: the paper's closed forms "
     "as lines, the exact distributions as marks.",
-    "figure_d1": "Test error of the last epoch by imbalance: means of the seeds, their standard deviation, the best and "
-    "the worst method of each imbalance ringed.",
+    "figure_d1": "Test error of the last epoch by imbalance: means of the seeds, their standard deviation; the best "
+    "and the worst method of each imbalance ringed.",
     "figure_d2_density": "Accuracy against confidence of mini-batches of 100 test images, seed 0.",
     "figure_d2_reliability": "Accuracy in each of 15 bins of confidence, seed 0.",
     "figure_d4_confusion": "Predicted class by true class (x axis), seed 0; columns sum to one.",
