@@ -63,7 +63,14 @@ def cases(paths: list[pathlib.Path], threads: list[int]) -> dict:
         reading = Reading(224, 256, 0.08, False, threads=count, workers=0)
         indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=64)
         for _ in loading.batches(
-            source, class_index, indices_of, range(len(paths) // 64), views=64, seed=0, reading=reading
+            source,
+            class_index,
+            indices_of,
+            range(len(paths) // 64),
+            rows=range(64),
+            partners=False,
+            seed=0,
+            reading=reading,
         ):
             pass
 

@@ -43,7 +43,7 @@ TOUCH_FILES = {
     "cli", "config/load", "data/download", "data/readers", "data/sources/cifar", "data/sources/digits",
     "data/sources/folder_layout", "data/sources/folder_scan", "data/sources/inaturalist", "data/sources/list_file",
     "data/sources/tfds", "npz", "report/files", "storage", "training/checkpoints", "training/manifest",
-    "training/rundir", "training/unreadable",
+    "training/preemption", "training/processes", "training/rundir", "training/unreadable",
 }  # fmt: skip
 FILE_CALLS = {
     "glob", "iterdir", "load_file", "mkdir", "open", "read_bytes", "read_text", "rglob", "unlink", "walk",

@@ -48,11 +48,12 @@ def _run(command: Command, directory, stop_requested, clock: timings.Clock) -> s
     # Only now the heavy imports: help and mistakes are answered at once.
     with clock.part("import"):
         from unimix_jax.report import tables
-        from unimix_jax.training import runtime
+        from unimix_jax.training import preemption, runtime
         from unimix_jax.training.run import run
 
-    with runtime.runtime(command.config.parallel.cpu_threads):
-        result = run(command.config, directory, stop_requested, clock)
+    notice = preemption.Notice(command.config.parallel.notice)
+    with runtime.runtime(command.config.parallel.cpu_threads), preemption.heeded(stop_requested, notice):
+        result = run(command.config, directory, stop_requested, clock, notice)
         if not processes.is_first():
             return ""
         cli.echo(f"\n{tables.closing_table(result)}\n\nrun directory: {errors.printable(str(directory))}")

@@ -79,11 +79,21 @@ READING = Reading(size=8, resize=10, min_area=0.5, skip_unreadable=False, thread
 CLASSES = np.array([0, 0, 0, 1, 1, 2], np.int32)  # of the photographs
 
 
-def read(source, steps, reading=READING, partners=None, views=4, **options):
+def read(source, steps, reading=READING, partners=None, rows=range(4), **options):
     class_index = sampling.sorted_by_class(source.labels)
     indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=4, pair_sampler=partners)
     return list(
-        loading.batches(source, class_index, indices_of, steps, views=views, seed=0, reading=reading, **options)
+        loading.batches(
+            source,
+            class_index,
+            indices_of,
+            steps,
+            rows=rows,
+            partners=partners is not None,
+            seed=0,
+            reading=reading,
+            **options,
+        )
     )
 
 
@@ -92,9 +102,7 @@ UNIMIX = functools.partial(pairs.by_class, class_exponent=-1.0)
 
 def test_a_batch_of_photographs_is_its_crops(photographs):
     class_index = sampling.sorted_by_class(photographs.labels)
-    for step, (batch, unreadable) in zip(
-        range(3, 6), read(photographs, range(3, 6), partners=UNIMIX, views=8), strict=True
-    ):
+    for step, (batch, unreadable) in zip(range(3, 6), read(photographs, range(3, 6), partners=UNIMIX), strict=True):
         indices = sampling.indices(class_index, seed=0, step=step, batch_size=4, pair_sampler=UNIMIX)
         for position, view, image in [
             *zip(indices.index, indices.view, batch.image, strict=True),
@@ -119,8 +127,8 @@ def digest(batches):
 )
 def test_pixels_are_the_same_whatever_reads_them_and_wherever_a_run_begins(photographs, threads, workers, parts):
     reading = READING._replace(threads=threads, workers=workers)
-    found = [b for first, last in parts for b in read(photographs, range(first, last), reading, UNIMIX, 8)]
-    assert digest(found) == digest(read(photographs, range(6), READING, UNIMIX, 8))
+    found = [b for first, last in parts for b in read(photographs, range(first, last), reading, UNIMIX)]
+    assert digest(found) == digest(read(photographs, range(6), READING, UNIMIX))
 
 
 TABLE = pairs.neighbour_table(
@@ -129,19 +137,19 @@ TABLE = pairs.neighbour_table(
 
 
 @pytest.mark.parametrize(
-    ("partners", "views", "decoded"),
+    ("partners", "decoded"),
     [
-        (pairs.permutation, 4, 4),
-        (pairs.in_batch, 4, 4),
-        (functools.partial(pairs.nearest, table=TABLE, neighbours=2), 8, None),
-        (UNIMIX, 8, 8),
+        (pairs.permutation, 4),
+        (pairs.in_batch, 4),
+        (functools.partial(pairs.nearest, table=TABLE, neighbours=2), None),
+        (UNIMIX, 8),
     ],
 )
-def test_partners_are_decoded_once(photographs, monkeypatch, partners, views, decoded):
+def test_partners_are_decoded_once(photographs, monkeypatch, partners, decoded):
     seen = []
     of = decode.decoded
     monkeypatch.setattr(decode, "decoded", lambda *args: seen.append(1) or of(*args))
-    ((batch, _),) = read(photographs, range(1), partners=partners, views=views)
+    ((batch, _),) = read(photographs, range(1), partners=partners)
     assert decoded in (None, len(seen))
     class_index = sampling.sorted_by_class(photographs.labels)
     indices = sampling.indices(class_index, seed=0, step=0, batch_size=4, pair_sampler=partners)
@@ -199,6 +207,41 @@ def test_an_evaluation_sees_every_image_once_in_order(photographs, size):
     np.testing.assert_array_equal(again, seen)
 
 
+@pytest.mark.parametrize("partners", [None, UNIMIX, pairs.permutation])
+def test_processes_that_read_their_rows_have_the_batch_together(photographs, partners):
+    """Partners in rows of another process are decoded again, to the same pixels."""
+    whole = [batch for batch, _ in read(photographs, range(3), partners=partners)]
+    halves = [
+        [batch for batch, _ in read(photographs, range(3), partners=partners, rows=rows)]
+        for rows in (range(2), range(2, 4))
+    ]
+    for step, expected in enumerate(whole):
+        for name, value in expected._asdict().items():
+            found = [getattr(half[step], name) for half in halves]
+            assert (value is None) == (found[0] is None)
+            if value is not None:
+                np.testing.assert_array_equal(np.concatenate(found), value)
+
+
+@pytest.mark.parametrize("size", [2, 4, 6, 10])
+def test_processes_that_evaluate_their_rows_see_every_image_once(photographs, size):
+    whole = list(loading.blocks(photographs, size, READING))
+    halves = [
+        list(loading.blocks(photographs, size, READING, rows)) for rows in (range(size // 2), range(size // 2, size))
+    ]
+    assert [len(half) for half in halves] == [len(whole)] * 2
+    for block, *parts in zip(whole, *halves, strict=True):
+        for value, *found in zip(block[:2], *(part[:2] for part in parts), strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), value)
+    arrays = photographs._replace(images=np.concatenate([b[here] for b, here, _ in whole]), names=None)
+    for block, *parts in zip(
+        whole,
+        *(loading.blocks(arrays, size, None, half) for half in (range(size // 2), range(size // 2, size))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), block[0])
+
+
 def test_an_evaluation_leaves_out_what_cannot_be_read(damaged):
     ((block, here, unreadable),) = loading.blocks(damaged, 8, READING._replace(skip_unreadable=True))
     np.testing.assert_array_equal(np.flatnonzero(here), [0, 2, 3])
@@ -209,7 +252,9 @@ def test_an_evaluation_leaves_out_what_cannot_be_read(damaged):
 def test_threads_end_with_the_batches(photographs):
     class_index = sampling.sorted_by_class(photographs.labels)
     indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=4)
-    made = loading.batches(photographs, class_index, indices_of, range(10**6), views=4, seed=0, reading=READING)
+    made = loading.batches(
+        photographs, class_index, indices_of, range(10**6), rows=range(4), partners=False, seed=0, reading=READING
+    )
     items = loading.prefetch(made)
     next(items)
     assert any(thread.name.startswith("grain") for thread in threading.enumerate())

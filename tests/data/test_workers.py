@@ -32,7 +32,7 @@ def test_a_suspended_worker_is_told_and_a_killed_one_ends_the_run(photographs, m
     monkeypatch.setattr(workers, "_PATIENCE", 0.2)
     class_index = sampling.sorted_by_class(photographs.labels)
     indices_of = functools.partial(sampling.indices, class_index, seed=0, batch_size=4)
-    options = {"views": 4, "seed": 0, "reading": READING._replace(workers=1)}
+    options = {"rows": range(4), "partners": False, "seed": 0, "reading": READING._replace(workers=1)}
     made = loading.batches(photographs, class_index, indices_of, range(10**6), **options)
     next(made)
     (worker,) = workers.multiprocessing.active_children()

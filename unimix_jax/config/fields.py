@@ -253,8 +253,8 @@ _OPTIM = (
 )
 
 _MACHINE = (
-    Field("parallel.devices", 0, "How many devices of this process to use; 0 for all.",
-          _at_least(0, "a number of devices, or 0 for all"), hints=("gpus", "num_gpus", "gpu", "device")),
+    Field("parallel.devices", 0, "How many devices of each process to use; 0 for all.",
+          _at_least(0, "a number of devices, or 0 for all"), FREE, hints=("gpus", "num_gpus", "gpu", "device")),
     Field("parallel.spmd", "shard_map", "How a step is put on the devices; the update is the same.",
           choice("shard_map", "pmap"), FREE, old="parallel.how"),
     Field("parallel.cpu_threads", 0, "Threads of XLA on this machine; 0 for one a core. $NPROC goes before it.",

@@ -5,6 +5,8 @@ import hashlib
 import json
 import logging
 import pathlib
+import threading
+import time
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_SAVE = 3600.0  # seconds
 UNNAMED = "unnamed"  # the id of runs that began before a checkpoint named its run
 
 
@@ -54,6 +57,31 @@ def opened(directory: pathlib.Path, keep: int, always: Collection[int] = ()) -> 
                 manager.close()  # which waits, and may fail, once more
         except (OSError, ValueError) as error:
             raise Failure(_not_written(directory, error)) from error
+
+
+class Duration:
+    """How long the last save took until it was complete on disk, which is after `save` has returned."""
+
+    def __init__(self):
+        self.seconds: float | None = None
+
+    def watch(self, manager: "CheckpointManager", step: int) -> None:
+        """Measure the save of a step that begins now, in a thread.
+
+        Args:
+          manager: of `opened`.
+          step: that is saved.
+        """
+        begun, path = time.monotonic(), manager.directory / str(step)
+
+        def wait() -> None:
+            while not path.exists():  # it is renamed to this when it is complete
+                if time.monotonic() - begun > _LONGEST_SAVE:
+                    return
+                time.sleep(0.05)
+            self.seconds = time.monotonic() - begun
+
+        threading.Thread(target=wait, daemon=True, name="save").start()
 
 
 def save(manager: "CheckpointManager", step: int, state: Any, run: str = "") -> None:

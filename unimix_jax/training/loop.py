@@ -21,6 +21,7 @@ from unimix_jax.models import init
 from unimix_jax.training import checkpoints, loggers, predict, processes, results
 from unimix_jax.training import input as training_input
 from unimix_jax.training.devices import AXIS, REPLICATE, distribute, is_cpu, place_replicates, replicate, shard
+from unimix_jax.training.preemption import Notice
 from unimix_jax.training.setup import Experiment
 from unimix_jax.training.step import StepInputs, TrainState, kernel_dtype, many_steps, over_replicates, train_step
 
@@ -43,7 +44,11 @@ class Due(NamedTuple):
 
 
 def train(
-    experiment: Experiment, state: TrainState, manager: "CheckpointManager", stop_requested: threading.Event
+    experiment: Experiment,
+    state: TrainState,
+    manager: "CheckpointManager",
+    stop_requested: threading.Event,
+    notice: Notice | None = None,
 ) -> tuple[TrainState, dict[str, predict.Scores], list[dict]]:
     """Take the steps that are left, with records, evaluations and checkpoints at their times.
 
@@ -52,6 +57,7 @@ def train(
       state: on the devices; donated: do not use it afterwards.
       manager: of `checkpoints.opened`.
       stop_requested: set from outside to save after the dispatch that runs, and leave.
+      notice: the time that is left for that, if it is known.
 
     Returns:
       The last state, the scores of each evaluated split after it, and what was chosen post hoc, of each replicate.
@@ -73,6 +79,7 @@ def train(
         num_steps=num_steps,
     )
     with clock.part("steps"), run_loggers as records, contextlib.closing(dispatches):
+        saving = checkpoints.Duration()
         previous_sums, timed_from, timer, saved = None, first, time.monotonic(), time.monotonic()
         for next_stage, steps, batch in dispatches:
             if next_stage is not stage:
@@ -91,9 +98,10 @@ def train(
                 state, sums = compiled_steps[program](state, batch, inputs, *flag, *resident)
             jax.block_until_ready(previous_sums)  # at most two dispatches in flight: each has its own buffers
             # Several processes leave at the same step: one dispatch after that in which one of them was told to.
-            stopping = stop_requested.is_set() if processes.count() == 1 else _any_flag(previous_sums)
+            agreed = _any_flag(previous_sums)
             previous_sums, last = sums, steps.stop
             records.update(len(steps))
+            stopping = stop_requested.is_set() if processes.count() == 1 else agreed
 
             due = _due(experiment, steps, stopping, time.monotonic() - saved)
             if any(due):
@@ -122,9 +130,15 @@ def train(
                 records.log(_line(experiment, last) | {"split": name} | _of_seeds(watched, experiment.seeds))
             if last in ended_by_restart and processes.is_first():
                 results.write(experiment, scores, posthoc, ended_by_restart[last])
+            if due.save and stopping and last < num_steps and not _save_fits(notice, saving):
+                raise AllInterrupted(
+                    f"at step {last} of {num_steps}, not saved, for the last save took {saving.seconds:.0f} s; "
+                    f"--workdir={experiment.directory} goes on from step {manager.latest_step()}"
+                )
             if due.save:
                 # After the records of these steps: a resumed run keeps them and begins behind them.
                 with clock.part("checkpoints"):
+                    saving.watch(manager, last)
                     checkpoints.save(manager, last, state, experiment.run_id)
                 saved = time.monotonic()
                 if stopping and last < num_steps:
@@ -141,6 +155,14 @@ def train(
     return state, scores, posthoc
 
 
+def _save_fits(notice: Notice | None, saving: checkpoints.Duration) -> bool:
+    """Return whether a save like the last one ends before the machine does, on all machines of the run."""
+    if notice is not None:
+        notice.begin()
+    left = None if notice is None else notice.left()
+    return processes.all_of(left is None or saving.seconds is None or saving.seconds < left)
+
+
 def _flag(stop_requested: threading.Event, devices: list) -> jax.Array:
     """Return whether this process was told to stop, on each of its devices, for `_with_flag`."""
     return shard(np.full(len(processes.own(devices)), stop_requested.is_set(), np.int32), devices)
@@ -148,7 +170,7 @@ def _flag(stop_requested: threading.Event, devices: list) -> jax.Array:
 
 def _any_flag(sums: dict | None) -> bool:
     """Return whether a process was told to stop before the dispatch of these sums, the same in all processes."""
-    return sums is not None and bool(sums[_STOP])
+    return sums is not None and bool(sums.get(_STOP, False))
 
 
 def _with_flag(take_steps: Callable) -> Callable:

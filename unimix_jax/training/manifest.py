@@ -18,6 +18,7 @@ import unimix_jax
 from unimix_jax import storage
 from unimix_jax.config import old_names
 from unimix_jax.config.compare import differing_keys, flat
+from unimix_jax.config.fields import FIELDS, SEEN_IN_DATA
 from unimix_jax.data.digests import content, digest
 from unimix_jax.data.types import Splits
 from unimix_jax.errors import UserError
@@ -35,6 +36,23 @@ _LARGEST_MODULE = 16 * storage.MIB
 def plain(config: "ConfigDict") -> dict:
     """Return a config as nested dicts of JSON values."""
     return json.loads(config.to_json_best_effort())
+
+
+# Fields that may differ between the processes of a run: machines have their own paths, cores and logs.
+_OF_A_MACHINE = (
+    "data.threads",
+    "data.workers",
+    "parallel.cpu_threads",
+    "parallel.timeout",
+    "parallel.notice",
+    "loggers",
+)
+
+
+def common(config: "ConfigDict") -> dict:
+    """Return the fields of a config, by their dotted names, in which the processes of a run must agree."""
+    left_out = {name for name, field in FIELDS.items() if field.resume == SEEN_IN_DATA}.union(_OF_A_MACHINE)
+    return {name: value for name, value in flat(plain(config)).items() if name not in left_out}
 
 
 def previous_manifest(config: "ConfigDict", directory: pathlib.Path) -> dict:

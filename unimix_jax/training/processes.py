@@ -14,19 +14,19 @@ import pathlib
 import signal
 import socket
 import sys
+import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unimix_jax import cli, errors
-from unimix_jax.errors import AllInterrupted, Interrupted, UserError
+from unimix_jax.errors import AllInterrupted, Failure, Interrupted, UserError
 
 _log = logging.getLogger(__name__)
 
 _HEARTBEAT = 60.0  # seconds without a sign of a process, at most, after which it counts as dead
 _WAIT = 24 * 3600.0  # for what another process does; if it dies, JAX ends this one
-_TELLING = 3.0  # seconds for which a process that fails stays, so that the others learn why
+_TELLING = 10.0  # seconds for which process 0 stays at most, so that another one learns why the run ends
 _VARIABLES = ("UNIMIX_COORDINATOR", "UNIMIX_PROCESSES", "UNIMIX_PROCESS")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # inside of srun
 _BATCH_PORT = 8476
@@ -217,7 +217,8 @@ def joined(cluster: Cluster | None, timeout: float) -> Iterator[None]:
       Nothing.
 
     Raises:
-      UserError: the others did not come, or JAX does not find them.
+      UserError: JAX does not find the others.
+      Failure: they did not come.
       AllInterrupted: of what runs inside.
       Interrupted: another process is gone.
     """
@@ -229,8 +230,7 @@ def joined(cluster: Cluster | None, timeout: float) -> Iterator[None]:
 
     jax.config.update("jax_enable_preemption_service", False)  # its handler of SIGTERM would replace ours, silently
     _initialise(cluster, timeout)
-    _joined = cluster._replace(count=jax.process_count(), index=jax.process_index())
-    _say_why_at_abort()
+    _joined = cluster._replace(count=_state().num_processes, index=_state().process_id)
     threading.Thread(target=_end_if_another_fails, daemon=True, name="watch").start()
     try:
         yield
@@ -246,32 +246,43 @@ def joined(cluster: Cluster | None, timeout: float) -> Iterator[None]:
 
 
 def _initialise(cluster: Cluster, timeout: float) -> None:
+    """Connect to the other processes.
+
+    Raises:
+      UserError: JAX does not find them.
+      Failure: they did not come; JAX aborts as often as it raises then.
+    """
     import jax
 
-    options = {"local_device_ids": cluster.local_devices}
+    global _at_abort
+    options: dict[str, Any] = {"local_device_ids": cluster.local_devices}
     if cluster.coordinator:
         options |= {"coordinator_address": cluster.coordinator, "cluster_detection_method": "deactivate"}
         options |= {"num_processes": cluster.count, "process_id": cluster.index}
     seconds = max(1, round(timeout))
-    try:
-        jax.distributed.initialize(
-            **options,
-            initialization_timeout=seconds,
-            heartbeat_timeout_seconds=round(min(_HEARTBEAT, max(timeout, 5))),
-            shutdown_timeout_seconds=seconds,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"{cluster.found} names several processes, but JAX does not find them ({error}); give --coordinator, "
-            "--processes and --process"
-        ) from None
-    except Exception as error:  # of several types
-        reason = str(error).partition("\n")[0]
-        who = f"{cluster.index} of {cluster.count} at {cluster.coordinator}" if cluster.coordinator else cluster.found
-        raise UserError(
-            f"not all processes of the run came within {seconds} s ({who}: {reason}); see that all are started and "
-            "reach process 0, or set --config.parallel.timeout"
-        ) from None
+    who = f"{cluster.index} of {cluster.count} at {cluster.coordinator}" if cluster.coordinator else cluster.found
+    absent = (
+        f"not all processes of the run came within {seconds} s (this is {who}); see that all are started and reach "
+        "process 0, or set --config.parallel.timeout"
+    )
+    _at_abort = f"error: {absent}", errors.FAILED
+    _end_with_sentence_at_abort()
+    with tempfile.NamedTemporaryFile() as log, cli.redirect_library_output(log.name):  # of pages that JAX prints
+        try:
+            jax.distributed.initialize(
+                **options,
+                initialization_timeout=seconds,
+                heartbeat_timeout_seconds=round(min(_HEARTBEAT, max(timeout, 5))),
+                shutdown_timeout_seconds=seconds,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{cluster.found} names several processes, but JAX does not find them ({error}); give --coordinator, "
+                "--processes and --process"
+            ) from None
+        except Exception as error:  # of several types
+            raise Failure(f"{absent}: {str(error).partition(chr(10))[0]}") from None
+    _at_abort = f"stopped: {_LOST}", errors.INTERRUPTED
 
 
 def _shutdown() -> None:
@@ -292,11 +303,16 @@ def leave(code: int) -> int:
     return code
 
 
-def _client() -> Any:
-    """Return the client of JAX's coordination service, which has no public name."""
+def _state() -> Any:
+    """Return what JAX knows of the processes, before it has devices; it has no public name."""
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
+
+
+def _client() -> Any:
+    """Return the client of JAX's coordination service."""
+    return _state().client
 
 
 def exchanged(text: str) -> list[str]:
@@ -355,7 +371,18 @@ def _tell(error: BaseException) -> None:
     about = {"process": index(), "sentence": sentence, "code": code}
     with contextlib.suppress(Exception):  # another one told first, or the service is gone
         _client().key_value_set("unimix/failed", json.dumps(about))
-        time.sleep(_TELLING)
+    _let_others_know(code)
+
+
+def _let_others_know(code: int) -> None:
+    """Return when this process may end: process 0, by which the others learn of the end, when all of them know."""
+    global _at_abort
+    _at_abort = "", code  # JAX may abort as soon as another process is gone
+    with contextlib.suppress(Exception):
+        if not is_first():
+            _client().key_value_set(f"unimix/knows/{index()}", "=")
+        for i in range(1, count() if is_first() else 1):
+            _client().blocking_key_value_get(f"unimix/knows/{i}", round(1e3 * _TELLING))
 
 
 def _end_if_another_fails() -> None:
@@ -370,12 +397,15 @@ def _end_if_another_fails() -> None:
             return
         sentence = f"process {about['process']} has ended the run, {about['sentence']}"
         _say(sentence)
-        time.sleep(_TELLING / 3 if is_first() else 0)  # process 0 holds the service, by which the others learn of it
+        _let_others_know(about["code"])
         os._exit(about["code"])
 
 
-def _say_why_at_abort() -> None:
-    """End with a sentence and 75 where JAX would abort: it does so when another process is dead, and raises nothing.
+_at_abort = "", errors.FAILED  # what to say, and the exit code
+
+
+def _end_with_sentence_at_abort() -> None:
+    """End with a sentence and an exit code where JAX aborts: as it does when another process is dead.
 
     The handler is one of C, for JAX aborts in a thread of its own, where Python's handlers do not run.
     """
@@ -383,16 +413,19 @@ def _say_why_at_abort() -> None:
         return
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    library.signal(signal.SIGABRT, ctypes.cast(_at_abort, ctypes.c_void_p))
+    library.signal(signal.SIGABRT, ctypes.cast(_abort_handler, ctypes.c_void_p))
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _at_abort(number: int) -> None:
-    _say(f"stopped: {_LOST}")
-    os._exit(errors.INTERRUPTED)
+def _abort_handler(number: int) -> None:
+    sentence, code = _at_abort
+    _say(sentence)
+    os._exit(code)
 
 
 def _say(sentence: str) -> None:
+    if not sentence:
+        return
     stream = cli.terminal()  # the process's own standard error goes to the log
     stream.write(f"{errors.printable(sentence)}\n")
     stream.flush()

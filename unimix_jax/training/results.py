@@ -40,8 +40,7 @@ def write(
     config, splits, method = experiment.config, experiment.splits, experiment.method
     directory, prior = experiment.directory, method.logits_prior
     if ended is not None:
-        directory = directory / rundir.stage_folder(ended.name)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = rundir.create_stage_folder(directory, ended.name)
         prior = None if method.posthoc else ended.logits_prior  # which a change of logits is made for at the end
     predictions = {}
     for name, source in splits.evaluated.items():

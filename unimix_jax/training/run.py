@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from unimix_jax import storage
-from unimix_jax.config import compare
+from unimix_jax.config.compare import flat
 from unimix_jax.errors import Interrupted, UserError
 from unimix_jax.models import pretrained
 from unimix_jax.training import (
@@ -19,6 +19,7 @@ from unimix_jax.training import (
     loggers,
     loop,
     manifest,
+    preemption,
     processes,
     results,
     rundir,
@@ -42,6 +43,7 @@ def run(
     directory: str | os.PathLike,
     stop_requested: threading.Event | None = None,
     clock: timings.Clock | None = None,
+    notice: preemption.Notice | None = None,
 ) -> dict:
     """Train as the config says, or go on where an earlier call stopped.
 
@@ -50,6 +52,7 @@ def run(
       directory: the run directory; made if needed.
       stop_requested: of `cli.graceful_stop`; once it is set, the run saves and leaves.
       clock: counts the time of each part.
+      notice: the time that is left after a stop is asked for, if it is known.
 
     Returns:
       What metrics.json holds.
@@ -67,7 +70,7 @@ def run(
     if processes.is_first():
         rundir.create(directory)
     with rundir.locked(directory) if processes.is_first() else contextlib.nullcontext(), console.log_to(directory):
-        processes.check_agreement(compare.flat(manifest.plain(config)), "their configs")
+        processes.check_agreement(manifest.common(config), "their configs")
         previous, result = processes.from_first(lambda: _earlier(config, directory))
         if result:
             return result
@@ -79,7 +82,7 @@ def run(
         experiment = dataclasses.replace(experiment, run_id=about["id"])
         processes.check_agreement({"digest": checkpoints.digest(experiment.variables)}, "the weights they begin with")
         try:
-            result = _train_and_evaluate(experiment, stop_requested)
+            result = _train_and_evaluate(experiment, stop_requested, notice)
         except Exception:
             with contextlib.suppress(OSError):  # on a full disk, the error that stopped the run is what the user needs
                 _write_run(directory, {**about, "state": "stopped"})
@@ -137,7 +140,7 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
             pretrained.digest(config.pretrained) if config.pretrained and not has_checkpoints else None,
             saved=has_checkpoints,
         )
-    processes.check_agreement(compare.flat(about["data"]), "their data")
+    processes.check_agreement(flat(about["data"]), "their data")
     versions = {name: environment.get(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "ops")}
     processes.check_agreement(
         versions | {name: about["starts"][-1][name] for name in ("version", "commit")}, "their versions"
@@ -149,7 +152,9 @@ def _write_manifest(previous: dict, experiment: setup.Experiment) -> dict:
     return processes.from_first(lambda: about)
 
 
-def _train_and_evaluate(experiment: setup.Experiment, stop_requested: threading.Event) -> dict:
+def _train_and_evaluate(
+    experiment: setup.Experiment, stop_requested: threading.Event, notice: preemption.Notice | None
+) -> dict:
     """Train from the newest checkpoint, or from the start, to the end; write and return the metrics."""
     directory, clock = experiment.directory, experiment.clock
     if stop_requested.is_set():
@@ -157,7 +162,7 @@ def _train_and_evaluate(experiment: setup.Experiment, stop_requested: threading.
     with _checkpoint_manager(experiment) as manager:
         with clock.part("set-up"):
             state = starting_state(experiment, manager)
-        _, scores, posthoc = loop.train(experiment, state, manager, stop_requested)
+        _, scores, posthoc = loop.train(experiment, state, manager, stop_requested, notice)
         with clock.part("evaluation"):
             return processes.from_first(lambda: results.write(experiment, scores, posthoc))
 

@@ -75,6 +75,18 @@ def stage_folder(stage: str) -> str:
     return f"stages/{stage}"
 
 
+def create_stage_folder(directory: pathlib.Path, stage: str) -> pathlib.Path:
+    """Return the path of the folder of a stage, which is made if needed.
+
+    Args:
+      directory: of the run.
+      stage: its name.
+    """
+    folder = directory / stage_folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def create_seed_folder(directory: pathlib.Path, seed: int) -> pathlib.Path:
     """Return the path of a replicate's folder, which is made if needed.
 
