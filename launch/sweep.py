@@ -28,7 +28,7 @@ Train every combination of methods, imbalances, seeds and values of fields.
   --imbalance=NUMBER,...          values of config.data.imbalance
   --seed=NUMBER,...               values of config.seed
   --config.FIELD=VALUE,...        a value for all runs, or several; a value that has commas itself stands in brackets or
-                                  quotes, as in --config.data.jitter='(.1,.1,0),(.4,.4,.4)'
+                                  quotes: --config.data.jitter="(.1,.1,0),(.4,.4,.4)", --config.data.dir="'a,b'"
   --workdir=ROOT                  run directories are ROOT/METHOD-IMBALANCE-SEED[-FIELD_VALUE ...]
   --on=local                      one run after the other on this machine; a finished one is skipped, one that was
                                   stopped goes on, one that fails does not stop the others
@@ -177,7 +177,7 @@ def split(text: str) -> list[str]:
     """Split a list of values at its commas, but not inside of brackets or quotes.
 
     Args:
-      text: such as "0,1,2", or "(.1,.1,0),(.4,.4,.4)" for two values.
+      text: such as "0,1,2", or "(.1,.1,0),(.4,.4,.4)" for two values; quotes around a value are taken off.
 
     Returns:
       The values.
@@ -186,25 +186,29 @@ def split(text: str) -> list[str]:
       UserError: a value is empty, or a bracket or quote is not closed.
 
     Example:
-      >>> split("a,(b,c)")
-      ['a', '(b,c)']
+      >>> split("a,(b,c),'d,e'")
+      ['a', '(b,c)', 'd,e']
     """
-    values, closing = [""], []
+    values, closing, quote = [""], [], ""
     for character in text:
-        if closing and character == closing[-1]:
+        if quote:
+            quote = "" if character == quote else quote
+            if not quote and not closing:
+                continue
+        elif character in "'\"" and (closing or not values[-1]):  # an apostrophe inside of a word is none
+            quote = character
+            if not closing:
+                continue
+        elif closing and character == closing[-1]:
             closing.pop()
-        elif closing and closing[-1] in "'\"":
-            pass
         elif character in _BRACKETS:
             closing.append(_BRACKETS[character])
-        elif character in "'\"":
-            closing.append(character)
         elif character == "," and not closing:
             values.append("")
             continue
         values[-1] += character
-    if closing:
-        raise UserError(f"{text!r} has no {closing[-1]} at its end")
+    if quote or closing:
+        raise UserError(f"{text!r} has no {quote or closing[-1]} at its end")
     if len(values) > 1 and "" in values:
         raise UserError(f"{text!r} has an empty value between its commas")
     return values
@@ -358,7 +362,7 @@ def _passing_signals_on() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _submission(sweep: Sweep, run: Run, python: str = sys.executable) -> list[str]:
+def _submission(sweep: Sweep, run: Run, python: str) -> list[str]:
     """Return the command that submits one run by the launcher of a cloud, which does not wait for its end."""
     # The name of this package: `launch` in a clone, `unimix_jax.launch` where it is installed.
     module = f"{__package__}.{sweep.place}"
@@ -372,7 +376,7 @@ def _submit_each(sweep: Sweep) -> dict[str, Outcome]:
         if run.finished:
             outcomes[run.name] = Outcome("finished before")
             continue
-        code = subprocess.run(_submission(sweep, run), check=False).returncode
+        code = subprocess.run(_submission(sweep, run, sys.executable), check=False).returncode
         outcomes[run.name] = Outcome("failed", f"code {code}") if code else Outcome("submitted")
     return outcomes
 
