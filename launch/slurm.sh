@@ -68,12 +68,14 @@ fi
 # A start without one would make a new run directory, and a job that is queued again would begin anew.
 [ -n "$workdir" ] || mistake "--workdir is missing; a job that is queued again goes on in it"
 
-command=(srun --gpu-bind=none --kill-on-bad-exit=0 --wait=120 "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}"
+# srun does not take the cores of a task from the job (since Slurm 22.05).
+command=(srun --gpu-bind=none --kill-on-bad-exit=0 --wait=120
+  ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
   "${PYTHON:-python}" -m unimix_jax.main "${arguments[@]}" "--workdir=$workdir")
 
 if [ -n "$dry_run" ]; then
-  printf '%q ' "${command[@]}"
-  echo
+  line="$(printf '%q ' "${command[@]}")"
+  echo "${line% }"
   exit 0
 fi
 [ -n "${SLURM_JOB_ID:-}" ] || mistake "this is no job of Slurm; submit the script with sbatch, or see --dry_run"

@@ -122,7 +122,7 @@ def test_an_array_goes_over_seeds(slurm):
         "--config=c", "--workdir=runs/x", SLURM_ARRAY_TASK_ID="4", SLURM_ARRAY_JOB_ID="7", PYTHON="python3.12"
     )
     assert result.returncode == 0
-    assert recorded["srun"][4:] == [
+    assert recorded["srun"][3:] == [
         "python3.12", "-m", "unimix_jax.main", "--config=c", "--config.seed=4", "--workdir=runs/x/seed-4",
     ]  # fmt: skip
 
@@ -134,9 +134,9 @@ def test_an_array_goes_over_the_lines_of_a_file(slurm):
     array = {"SLURM_ARRAY_JOB_ID": "7"}
     result, recorded = slurm("--runs=runs.txt", "--config.epochs=2", SLURM_ARRAY_TASK_ID="0", **array)
     assert result.returncode == 0
-    assert recorded["srun"][7:] == ["--config=a", "--config.epochs=2", "--workdir=mine"]
+    assert recorded["srun"][6:] == ["--config=a", "--config.epochs=2", "--workdir=mine"]
     result, recorded = slurm("--runs=runs.txt", "--workdir=root", SLURM_ARRAY_TASK_ID="1", **array)
-    assert recorded["srun"][7:] == [
+    assert recorded["srun"][6:] == [
         "--config=b", "--config.data.jitter=(.1, .1, 0)", "--config.x=it's $HOME `id` *", "--workdir=root/run-1",
     ]  # fmt: skip
 

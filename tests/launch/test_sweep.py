@@ -316,3 +316,28 @@ def test_print_shows_each_command_and_starts_nothing(root, stand_in, capsys):
 def test_help_needs_no_other_argument(capsys):
     assert sweep.main(["sweep", "--help"]) == 0
     assert "python -m launch.sweep --config=" in capsys.readouterr().out
+
+
+def shown(module):
+    """Return the commands of docs/launching.md that a module or a script of `launch` runs, with what they print."""
+    text = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+    blocks = [block.partition("\n```")[0] for block in text.split("```console\n$ ")[1:]]
+    commands = dict(block.split("\n", 1) for block in blocks)
+    return {command: printed for command, printed in commands.items() if module in shlex.split(command)}
+
+
+def test_the_document_shows_what_sweeps_print(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = shown("launch.sweep")
+    assert len(commands) == 2
+    for command, printed in commands.items():
+        assert sweep.main(shlex.split(command)[2:]) == 0
+        assert capsys.readouterr().out == f"{printed}\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script of bash")
+def test_the_document_shows_what_the_script_of_slurm_prints(monkeypatch):
+    ((command, printed),) = shown("launch/slurm.sh").items()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {"PYTHON": ""}
+    result = subprocess.run(shlex.split(command), cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == f"{printed}\n"
