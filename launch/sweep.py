@@ -69,7 +69,7 @@ class Sweep(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a run."""
 
-    state: str  # finished, finished before, submitted, failed, stopped, not started
+    state: str  # finished, finished before, submitted, dry run, failed, stopped, not started
     about: str = ""  # why, or how long it took
 
 
@@ -365,19 +365,20 @@ def _passing_signals_on() -> Iterator[_Signals]:
 def _submission(sweep: Sweep, run: Run, python: str) -> list[str]:
     """Return the command that submits one run by the launcher of a cloud, which does not wait for its end."""
     # The name of this package: `launch` in a clone, `unimix_jax.launch` where it is installed.
-    module = f"{__package__}.{sweep.place}"
+    module = f"{__package__ or 'launch'}.{sweep.place}"
     return [python, "-m", module, *run.arguments, "--nofollow", *sweep.options]
 
 
 def _submit_each(sweep: Sweep) -> dict[str, Outcome]:
     """Submit each run that is not finished."""
     outcomes = {}
+    good = "dry run" if "--dry_run" in sweep.options else "submitted"
     for run in sweep.runs:
         if run.finished:
             outcomes[run.name] = Outcome("finished before")
             continue
         code = subprocess.run(_submission(sweep, run, sys.executable), check=False).returncode
-        outcomes[run.name] = Outcome("failed", f"code {code}") if code else Outcome("submitted")
+        outcomes[run.name] = Outcome("failed", f"code {code}") if code else Outcome(good)
     return outcomes
 
 

@@ -289,6 +289,8 @@ def test_a_cloud_gets_a_submission_a_run(root, stand_in, capsys, monkeypatch, pl
         for seed in (0, 1)
     ]  # fmt: skip
     assert "unimix_bayias-20-1  submitted" in capsys.readouterr().out
+    assert sweep.main(arguments(root, f"--on={place}", "--", "--dry_run")) == 0
+    assert "unimix_bayias-20-0  dry run" in capsys.readouterr().out
     monkeypatch.setattr(sys, "executable", str(stand_in("python", code=2)))
     assert sweep.main(arguments(root, f"--on={place}")) == 74
 
