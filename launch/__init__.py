@@ -1,0 +1,1 @@
+"""Launchers: Cloud Batch, TPU, Slurm, Kubernetes, sweeps."""
