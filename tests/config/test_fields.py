@@ -58,6 +58,8 @@ DEFAULT = {
     },
     "parallel": {
         "devices": 0,
+        "timeout": 300.0,
+        "notice": 0.0,
         "spmd": "shard_map",
         "cpu_threads": 0,
         "ops": "auto",
@@ -106,7 +108,7 @@ SOURCES = {
 NEUTRAL = {
     "data.on_device", "data.threads", "data.workers", "eval_every", "log_every", "measures", "loggers",
     "parallel.cpu_threads", "parallel.ops", "parallel.spmd", "remat", "steps_per_dispatch", "checkpoint.every",
-    "checkpoint.seconds", "parallel.deterministic",
+    "checkpoint.seconds", "parallel.deterministic", "parallel.devices", "parallel.timeout", "parallel.notice",
     "checkpoint.keep",
 }  # fmt: skip
 SEEN_IN_DATA = {

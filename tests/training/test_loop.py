@@ -552,7 +552,7 @@ def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, 
     assert main.main([*argv, "--config.network=resnet9"]) == 2
     assert not list((tmp_path / "runs").iterdir())
 
-    def untrained(experiment, state, manager, stopped):
+    def untrained(experiment, state, manager, stopped, notice):
         scores = {
             name: predict.Scores(np.zeros((len(s.labels), 10), np.float32), s.labels, np.arange(len(s.labels)))
             for name, s in experiment.splits.evaluated.items()

@@ -210,6 +210,16 @@ def test_code_that_is_gone_or_changed_is_told_of_a_finished_run(package, caplog)
     assert "alone" not in caplog.text
 
 
+def test_other_devices_are_refused_where_each_has_statistics_of_its_own():
+    config = ConfigDict({"parallel": {"batch_norm": "device"}})
+    manifest._check_devices(config, {"devices": 8}, {"devices": 8})
+    manifest._check_devices(config, {}, {"devices": 8})
+    with pytest.raises(UserError, match="this run began on 8 devices.*so many only, not on 4"):
+        manifest._check_devices(config, {"devices": 8}, {"devices": 4})
+    config.parallel.batch_norm = "global"
+    manifest._check_devices(config, {"devices": 8}, {"devices": 4})
+
+
 def test_another_config_is_told_without_what_is_equal(tmp_path):
     old = default()
     old.epochs = 60

@@ -112,7 +112,7 @@ def new_manifest(
       The content for run.json.
 
     Raises:
-      UserError: the data differs from the data that the run began with.
+      UserError: the data differs from the data that the run began with, or the number of devices where it matters.
     """
     data = {name: _facts(source) for name, source in {"train": splits.train, **splits.evaluated}.items()}
     data["train"]["counts"] = splits.counts.tolist()
@@ -147,8 +147,19 @@ def new_manifest(
                 old.get(name),
                 new.get(name),
             )
+    _check_devices(config, rundir.environment(starts[0]), environment)
     _compare_code(previous, start["code"])
     return {"id": run_id, "seed": config.seed, "data": data, "starts": starts, "state": "running"}
+
+
+def _check_devices(config: "ConfigDict", began: dict, now: dict) -> None:
+    """Refuse another number of devices where each has statistics of its own, which are other numbers then."""
+    before, here = began.get("devices"), now.get("devices")
+    if before != here and None not in (before, here) and config.parallel.batch_norm == "device":
+        raise UserError(
+            f"config.parallel.batch_norm is device, and this run began on {before} devices, each with statistics of its "
+            f"own: it can go on on so many only, not on {here}"
+        )
 
 
 def warn_of_changed_code(run: dict) -> None:
