@@ -157,8 +157,8 @@ def _check_devices(config: "ConfigDict", began: dict, now: dict) -> None:
     before, here = began.get("devices"), now.get("devices")
     if before != here and None not in (before, here) and config.parallel.batch_norm == "device":
         raise UserError(
-            f"config.parallel.batch_norm is device, and this run began on {before} devices, each with statistics of its "
-            f"own: it can go on on so many only, not on {here}"
+            f"config.parallel.batch_norm is device, and this run began on {before} devices, each with statistics of "
+            f"its own: it can go on on so many only, not on {here}"
         )
 
 
