@@ -261,7 +261,9 @@ def program(case: Case, devices: list):
         devices=devices,
         steps_per_dispatch=case.steps,
         on_device=small,
-        config=types.SimpleNamespace(parallel=types.SimpleNamespace(spmd="shard_map", deterministic=False)),
+        config=types.SimpleNamespace(
+            replicates=case.replicates, parallel=types.SimpleNamespace(spmd="shard_map", deterministic=False)
+        ),
     )
     lead = (case.steps,) if case.steps > 1 else ()
     inputs = StepInputs(shape_of((), np.uint32), shape_of(lead, np.float32), shape_of((case.classes,), np.float32))
@@ -276,24 +278,12 @@ def program(case: Case, devices: list):
     if case.replicates == 1:
         return loop.compiled_step(experiment, method.stages[0]), (state, indices, inputs, *resident)
 
-    def together(step, devices, spmd="shard_map", *, split, **keywords):
-        """Wrap a step as `distribute` does, for several seeds at once, each with its own state and indices."""
-
-        def of_all(*arguments, axis):
-            axes = (0, 0, StepInputs(0, None, None), None, None)
-            return jax.vmap(functools.partial(step, axis=axis), in_axes=axes)(*arguments)
-
-        split = tuple(None if axis is None else axis + 1 for axis in split)
-        return distribute(of_all, devices, spmd, split=split, **keywords)
-
-    loop.distribute = together
-
     def of_seeds(tree):
         return jax.tree.map(lambda leaf: shape_of((case.replicates, *leaf.shape), leaf.dtype), tree)
 
     inputs = inputs._replace(seed=of_seeds(inputs.seed))
-    compiled = loop.compiled_step(experiment, method.stages[0])
-    return compiled, (of_seeds(state), of_seeds(indices), inputs, *resident)
+    arguments = of_seeds(state), of_seeds(indices), inputs, *resident
+    return loop.compiled_step(experiment, method.stages[0]), arguments
 
 
 def compiled(case: Case, text: pathlib.Path | None, more_options: dict) -> dict:
