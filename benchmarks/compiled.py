@@ -74,12 +74,12 @@ def cases() -> dict[str, Case]:
     named = {}
     for dtype in ("float32", "bfloat16"):
         for steps, form in ((1, "step"), (STEPS, "scan")):
-            for backend in ("xla", "accelerator"):
+            for backend in ("xla", "accelerator", "pallas"):
                 named[f"h100_resnet32_{dtype}_{form}_{backend}"] = Case("resnet32", dtype, backend, steps)
         plain = Case("resnet32", dtype, steps=STEPS, options=False)
         named[f"h100_resnet32_{dtype}_scan_accelerator_no_options"] = plain
     photographs = Case("resnet50", "bfloat16", batch=256, size=224, classes=1000)
-    for backend in ("xla", "accelerator"):
+    for backend in ("xla", "accelerator", "pallas"):
         named[f"h100_resnet50_bfloat16_step_{backend}"] = photographs._replace(backend=backend)
         named[f"h100_resnet32_bfloat16_4seeds_{backend}"] = Case("resnet32", "bfloat16", backend, STEPS, replicates=4)
     named["h100_resnet32_float32_evaluation"] = Case("resnet32", "float32", batch=500, evaluation=True)
@@ -219,12 +219,13 @@ def program(case: Case, devices: list):
     from unimix_jax.data.types import Batch, BatchIndices
     from unimix_jax.methods import build as methods
     from unimix_jax.methods.recipes import RECIPES
-    from unimix_jax.models import accelerator, networks, ops
+    from unimix_jax.models import accelerator, networks, ops, pallas
     from unimix_jax.training import augmentations, loop, optim
     from unimix_jax.training.devices import AXIS, distribute
     from unimix_jax.training.step import StepConfig, StepInputs, TrainState, predict_step
 
     ops.register("accelerator", accelerator.IMPLEMENTATIONS)
+    ops.register("pallas", pallas.implementations())
     shape_of, small = jax.ShapeDtypeStruct, case.size == 32
     counts = (5000 * 0.01 ** (np.arange(case.classes) / (case.classes - 1))).astype(int)
     prior = np.full(case.classes, 1 / case.classes)

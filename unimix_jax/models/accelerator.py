@@ -157,13 +157,27 @@ _normalised.defvjp(_normalised_forwards, _normalised_backwards)
 
 def _sums_of_channels(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the sums of two arrays over all axes but the last, [2, C]: partial sums first, then both in one array."""
+    return jnp.stack(partial_sums(a, b, _MOST_PARTS)).sum(1)
+
+
+def partial_sums(a: jax.Array, b: jax.Array, most: int) -> list[jax.Array]:
+    """Return the sums of equal parts of the rows of two arrays.
+
+    Args:
+      a: float[..., C].
+      b: as a.
+      most: parts, a power of two. There are fewer where a part would have less than 64 rows, or not as many as another.
+
+    Returns:
+      Two float[parts, C]; the number of parts is a power of two.
+    """
     rows, channels = a.size // a.shape[-1], a.shape[-1]
     parts = next(
         parts
-        for parts in (2**i for i in range(_MOST_PARTS.bit_length() - 1, -1, -1))
+        for parts in (2**i for i in range(most.bit_length() - 1, -1, -1))
         if parts == 1 or (rows % parts == 0 and rows // parts >= _LEAST_ROWS)
     )
-    return jnp.stack([array.reshape(parts, rows // parts, channels).sum(1) for array in (a, b)]).sum(1)
+    return [array.reshape(parts, rows // parts, channels).sum(1) for array in (a, b)]
 
 
 def _summed_over_devices(sums: jax.Array, x: jax.Array, axis: str | None) -> tuple[jax.Array, int]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -199,7 +200,7 @@ def many_steps(
     """Take several steps in one program.
 
     Each step casts the kernels for the next one. The casts then are in the launches that update the kernels; where
-    kernels are used, each is a launch of its own.
+    kernels are used, each is a launch of its own. Running statistics go from step to step in one vector.
 
     Args:
       take_step: called as take_step(state, batch, inputs, axis=axis, kernels=kernels), as `train_step` is.
@@ -213,14 +214,30 @@ def many_steps(
       The state after them, and the sums of each step, stacked: pairs of float32[K].
     """
 
+    join, separate = _joining(state.batch_stats)
+
     def body(carry, step):
         (state, kernels), (batch, rate) = carry, step
+        state = state._replace(batch_stats=separate(state.batch_stats))
         state, sums = take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis, kernels=kernels)
-        return (state, cast_kernels(state.params, dtype)), jnp.stack(jax.tree.leaves(sums))  # stored by one launch
+        return carried(state), jnp.stack(jax.tree.leaves(sums))  # stored by one launch
 
-    first = state, cast_kernels(state.params, dtype)
-    (state, _), sums = jax.lax.scan(body, first, (batches, inputs.learning_rate))
-    return state, jax.tree.unflatten(_SUMS, sums.T)
+    def carried(state):
+        return state._replace(batch_stats=join(state.batch_stats)), cast_kernels(state.params, dtype)
+
+    (state, _), sums = jax.lax.scan(body, carried(state), (batches, inputs.learning_rate))
+    return state._replace(batch_stats=separate(state.batch_stats)), jax.tree.unflatten(_SUMS, sums.T)
+
+
+def _joining(tree: Any) -> tuple[Callable, Callable]:
+    """Return functions that join small arrays to a vector and separate them: one launch stores all of them.
+
+    Arrays of several dtypes, which a user's network may have, stay as they are.
+    """
+    if len({leaf.dtype for leaf in jax.tree.leaves(tree)}) != 1:
+        return (lambda tree: tree,) * 2
+    separate = jax.flatten_util.ravel_pytree(tree)[1]
+    return lambda tree: jax.flatten_util.ravel_pytree(tree)[0], separate
 
 
 def kernel_dtype(network: nn.Module) -> Any:

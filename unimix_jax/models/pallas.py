@@ -1,0 +1,212 @@
+"""Normalisation for GPUs by kernels of our own, written in Pallas: seven launches a normalised convolution, not ten.
+
+`models.accelerator` sums in two levels, computes the numbers of each channel, and passes over the activations. XLA makes
+a launch of each. Here the first level stays XLA's, which joins it with what makes the activations. One kernel does the
+rest: each of its programs adds the few partial sums again, computes the numbers of the channels, and passes over its
+rows. The first program stores the numbers.
+
+Everything else, and activations that the kernels do not take, is left to `models.accelerator`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from unimix_jax.models import accelerator
+from unimix_jax.models.ops import widened
+
+_SUMS = 4096  # of each of the two arrays, that every program adds again, at most
+_MOST_PARTS = 128
+_ELEMENTS = 4096  # of a block, which a program holds in registers
+_PROGRAMS = 512  # a larger array has programs of several blocks
+
+
+def implementations(interpret: bool = False) -> dict[str, Callable]:
+    """Return the backend of `ops`.
+
+    Args:
+      interpret: whether to run the kernels without a GPU, slowly.
+
+    Returns:
+      A function for each operation.
+    """
+    return accelerator.IMPLEMENTATIONS | {"batch_norm": functools.partial(batch_norm, interpret=interpret)}
+
+
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    relu: bool,
+    axis: str | None,
+    epsilon: float,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise as `ops.batch_norm` does, with a gradient of its own; the statistics have none.
+
+    Args:
+      x: float[..., C]. The kernels take float32 and fewer bits, a power of two of 8 to 2048 channels, and rows that can
+        be divided by 16.
+      scale: float[C].
+      bias: float[C].
+      residual: as x, or None.
+      relu: whether ReLU follows.
+      axis: mesh axis whose devices share the batch; None for one device. The kernels take one device.
+      epsilon: added to the variance.
+      interpret: see `implementations`.
+
+    Returns:
+      The result, as x; the mean and the biased variance of the batch, float[C] each.
+    """
+    rows, channels = x.size // x.shape[-1], x.shape[-1]
+    one_device = axis is None or jax.lax.axis_size(axis) == 1
+    fits = rows % 16 == 0 and 8 <= channels <= 2048 and channels & (channels - 1) == 0
+    if not (one_device and fits and widened(x).dtype == jnp.float32):
+        return accelerator.batch_norm(x, scale, bias, residual, relu, axis, epsilon)
+    return _normalised(x, scale, bias, residual, relu, epsilon, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _normalised(x, scale, bias, residual, relu, epsilon, interpret):
+    return _forwards(x, scale, bias, residual, relu, epsilon, interpret)[0]
+
+
+def _forwards(x, scale, bias, residual, relu, epsilon, interpret):
+    wide = widened(x)
+    sums = accelerator.partial_sums(wide, wide * wide, _most_parts(x))
+    kernel = functools.partial(_forward_kernel, size=x.size // x.shape[-1], relu=relu, epsilon=epsilon)
+    rows = (x,) if residual is None else (x, residual)
+    out, *numbers = _call(kernel, (*sums, scale, bias), rows, 4, interpret)
+    read = out if relu and residual is not None else None  # without a residual, x says where ReLU is 0
+    return (out, *numbers[:2]), (x, read, numbers, residual is not None)
+
+
+def _forward_kernel(in_blocks, sums, squares, scale, bias, x, *rest, size, relu, epsilon):
+    """Normalise the rows of a program; `rest` is the residual, if there is one, the result, and the channels' numbers."""
+    *residual, out, _, _, _, _ = rest
+    mean = sums[...].sum(axis=0) / size
+    variance = jnp.maximum(squares[...].sum(axis=0) / size - mean * mean, 0)
+    factor = scale[...] * jax.lax.rsqrt(variance + epsilon)
+    offset = bias[...] - mean * factor
+    _store(rest[-4:], (mean, variance, factor, offset))
+
+    @in_blocks
+    def _(rows):
+        y = widened(x[rows, :]) * factor[None] + offset[None]
+        for other in residual:
+            y = y + widened(other[rows, :])
+        out[rows, :] = (_masked(y, y) if relu else y).astype(out.dtype)
+
+
+def _backwards(relu, epsilon, interpret, residuals, cotangents):
+    x, out, (mean, variance, factor, offset), has_residual = residuals
+    cotangent, wide = cotangents[0], widened(x)
+    masked = cotangent
+    if relu:
+        masked = _masked(wide * factor + offset if out is None else out, cotangent)
+    sums = accelerator.partial_sums(widened(masked), widened(masked) * wide, _most_parts(x))
+    if has_residual:  # the pass that sums stores it for the residual
+        cotangent = masked = jax.lax.optimization_barrier(masked)
+    size, masks = x.size // x.shape[-1], relu and not has_residual
+    kernel = functools.partial(_backward_kernel, size=size, relu=masks, epsilon=epsilon)
+    of_channels = *sums, mean, variance, factor, offset
+    gradients = _call(kernel, of_channels, (x, cotangent), 2, interpret)  # of x, scale and bias
+    return *gradients, masked if has_residual else None
+
+
+def _backward_kernel(in_blocks, sums, products, *references, size, relu, epsilon):
+    """Give the rows of a program their cotangents; mask those that come, if ReLU follows."""
+    mean, variance, factor, offset = (reference[...] for reference in references[:4])
+    x, cotangent, out, *gradients = references[4:]
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    bias_gradient = sums[...].sum(axis=0)
+    scale_gradient = (products[...].sum(axis=0) - mean * bias_gradient) * inverse
+    slope = -factor * inverse * scale_gradient / size
+    intercept = -factor * bias_gradient / size - slope * mean
+    _store(gradients, (scale_gradient, bias_gradient))
+
+    @in_blocks
+    def _(rows):
+        wide, g = widened(x[rows, :]), widened(cotangent[rows, :])
+        g = _masked(wide * factor[None] + offset[None], g) if relu else g
+        out[rows, :] = (factor[None] * g + (slope[None] * wide + intercept[None])).astype(out.dtype)
+
+
+_normalised.defvjp(_forwards, _backwards)
+
+
+def _store(references, arrays):
+    """Store numbers of the channels, in one of the programs."""
+
+    @pl.when(pl.program_id(0) == 0)
+    def _():
+        for reference, array in zip(references, arrays, strict=True):
+            reference[...] = array
+
+
+def _masked(sign: jax.Array, x: jax.Array) -> jax.Array:
+    """Return x where an array is positive, or nan, and 0 elsewhere."""
+    return jnp.where(sign <= 0, jnp.zeros((), x.dtype), x)
+
+
+def _call(kernel: Callable, of_channels: tuple, of_rows: tuple, stored: int, interpret: bool) -> list:
+    """Run a kernel over the rows of arrays, all their axes but the last.
+
+    Args:
+      kernel: gets a function that calls another one for each block of the program's rows, then references to all arrays
+        and to the results.
+      of_channels: arrays that each program sees as a whole.
+      of_rows: arrays [..., C], of which each program sees some rows.
+      stored: how many numbers of a channel it stores.
+      interpret: see `implementations`.
+
+    Returns:
+      An array like the first one of rows, and the numbers, float32[C] each.
+    """
+    shape, dtype = of_rows[0].shape, of_rows[0].dtype
+    rows, channels = math.prod(shape[:-1]), shape[-1]
+    block = _largest_part(rows, max(_ELEMENTS // channels, 1))
+    blocks = _largest_part(rows // block, max(rows // block // _PROGRAMS, 1))  # of a program
+
+    def in_blocks(body):
+        if blocks == 1:
+            body(pl.ds(0, block))
+        else:
+            jax.lax.fori_loop(0, blocks, lambda i, _: body(pl.ds(i * block, block)), None)
+
+    whole = [pl.BlockSpec(array.shape, functools.partial(_first, array.ndim)) for array in of_channels]
+    of_program = pl.BlockSpec((block * blocks, channels), lambda i: (i, 0))
+    out, *numbers = pl.pallas_call(
+        functools.partial(kernel, in_blocks),
+        grid=(rows // (block * blocks),),
+        in_specs=[*whole, *[of_program] * len(of_rows)],
+        out_specs=[of_program, *[pl.BlockSpec((channels,), functools.partial(_first, 1))] * stored],
+        out_shape=[
+            jax.ShapeDtypeStruct((rows, channels), dtype),
+            *[jax.ShapeDtypeStruct((channels,), jnp.float32)] * stored,
+        ],
+        compiler_params=triton.CompilerParams(num_warps=4),
+        interpret=interpret,
+    )(*of_channels, *(array.reshape(rows, channels) for array in of_rows))
+    return [out.reshape(shape), *numbers]
+
+
+def _first(axes: int, _: jax.Array) -> tuple[int, ...]:
+    """Return the position of the only block of an array."""
+    return (0,) * axes
+
+
+def _largest_part(rows: int, most: int) -> int:
+    """Return the largest power of two that divides a number of rows, up to a bound."""
+    return min(rows & -rows, 2 ** (most.bit_length() - 1))
+
+
+def _most_parts(x: jax.Array) -> int:
+    """Return the most partial sums of rows [rows, C]: each program adds them again, which must cost little."""
+    return max(1, min(_MOST_PARTS, _SUMS // x.shape[-1]))
