@@ -172,12 +172,22 @@ def partial_sums(a: jax.Array, b: jax.Array, most: int) -> list[jax.Array]:
       Two float[parts, C]; the number of parts is a power of two.
     """
     rows, channels = a.size // a.shape[-1], a.shape[-1]
-    parts = next(
+    parts = parts_of(rows, most)
+    return [array.reshape(parts, rows // parts, channels).sum(1) for array in (a, b)]
+
+
+def parts_of(rows: int, most: int) -> int:
+    """Return into how many equal parts `partial_sums` cuts rows.
+
+    Args:
+      rows: of both arrays.
+      most: as there.
+    """
+    return next(
         parts
         for parts in (2**i for i in range(most.bit_length() - 1, -1, -1))
         if parts == 1 or (rows % parts == 0 and rows // parts >= _LEAST_ROWS)
     )
-    return [array.reshape(parts, rows // parts, channels).sum(1) for array in (a, b)]
 
 
 def _summed_over_devices(sums: jax.Array, x: jax.Array, axis: str | None) -> tuple[jax.Array, int]:

@@ -11,6 +11,7 @@ Everything else, and activations that the kernels do not take, is left to `model
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def _forwards(x, scale, bias, residual, relu, epsilon, interpret):
     sums = accelerator.partial_sums(wide, wide * wide, _most_parts(x))
     kernel = functools.partial(_forward_kernel, size=x.size // x.shape[-1], relu=relu, epsilon=epsilon)
     rows = (x,) if residual is None else (x, residual)
-    out, *numbers = _call(kernel, (*sums, scale, bias), rows, 4, interpret)
+    out, *numbers = _call(kernel, (*sums, scale, bias), rows, ("rows", *["channels"] * 4), interpret)
     read = out if relu and residual is not None else None  # without a residual, x says where ReLU is 0
     return (out, *numbers[:2]), (x, read, numbers, residual is not None)
 
@@ -96,28 +97,43 @@ def _forward_kernel(in_blocks, sums, squares, scale, bias, x, *rest, size, relu,
     offset = bias[...] - mean * factor
     _store(rest[-4:], (mean, variance, factor, offset))
 
-    @in_blocks
-    def _(rows):
+    def normalise(rows, _):
         y = widened(x[rows, :]) * factor[None] + offset[None]
         for other in residual:
             y = y + widened(other[rows, :])
         out[rows, :] = (_masked(y, y) if relu else y).astype(out.dtype)
 
+    in_blocks(normalise)
+
 
 def _backwards(relu, epsilon, interpret, residuals, cotangents):
     x, out, (mean, variance, factor, offset), has_residual = residuals
-    cotangent, wide = cotangents[0], widened(x)
-    masked = cotangent
-    if relu:
-        masked = _masked(wide * factor + offset if out is None else out, cotangent)
-    sums = accelerator.partial_sums(widened(masked), widened(masked) * wide, _most_parts(x))
-    if has_residual:  # the pass that sums stores it for the residual
-        cotangent = masked = jax.lax.optimization_barrier(masked)
-    size, masks = x.size // x.shape[-1], relu and not has_residual
+    cotangent, size, masks = cotangents[0], x.size // x.shape[-1], relu and not has_residual
+    if masks:  # XLA would make the mask, or mask the cotangent, by a launch of its own
+        parts = accelerator.parts_of(size, _most_parts(x))
+        sums = _call(_sums_kernel, (factor, offset), (x, cotangent), ("parts", "parts"), interpret, parts)
+    else:
+        cotangent = _masked(out, cotangent) if relu else cotangent
+        wide = widened(cotangent)
+        sums = accelerator.partial_sums(wide, wide * widened(x), _most_parts(x))
+        cotangent = jax.lax.optimization_barrier(cotangent)  # the pass that sums stores it, for the residual, too
     kernel = functools.partial(_backward_kernel, size=size, relu=masks, epsilon=epsilon)
     of_channels = *sums, mean, variance, factor, offset
-    gradients = _call(kernel, of_channels, (x, cotangent), 2, interpret)  # of x, scale and bias
-    return *gradients, masked if has_residual else None
+    gradients = _call(kernel, of_channels, (x, cotangent), ("rows", "channels", "channels"), interpret)
+    return *gradients, cotangent if has_residual else None
+
+
+def _sums_kernel(in_blocks, factor, offset, x, cotangent, sums, products):
+    """Sum a part's cotangents, masked by ReLU, and their products with x."""
+
+    def add(rows, partial):
+        wide, g = widened(x[rows, :]), widened(cotangent[rows, :])
+        g = _masked(wide * factor[...][None] + offset[...][None], g)
+        return partial[0] + g, partial[1] + g * wide
+
+    zeros = jnp.zeros((in_blocks.rows, x.shape[-1]), jnp.float32)
+    for result, partial in zip((sums, products), in_blocks(add, (zeros, zeros)), strict=True):
+        result[0, :] = partial.sum(axis=0)
 
 
 def _backward_kernel(in_blocks, sums, products, *references, size, relu, epsilon):
@@ -131,11 +147,12 @@ def _backward_kernel(in_blocks, sums, products, *references, size, relu, epsilon
     intercept = -factor * bias_gradient / size - slope * mean
     _store(gradients, (scale_gradient, bias_gradient))
 
-    @in_blocks
-    def _(rows):
+    def differentiate(rows, _):
         wide, g = widened(x[rows, :]), widened(cotangent[rows, :])
         g = _masked(wide * factor[None] + offset[None], g) if relu else g
         out[rows, :] = (factor[None] * g + (slope[None] * wide + intercept[None])).astype(out.dtype)
+
+    in_blocks(differentiate)
 
 
 _normalised.defvjp(_forwards, _backwards)
@@ -155,46 +172,60 @@ def _masked(sign: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(sign <= 0, jnp.zeros((), x.dtype), x)
 
 
-def _call(kernel: Callable, of_channels: tuple, of_rows: tuple, stored: int, interpret: bool) -> list:
+class _Blocks(NamedTuple):
+    """The blocks of rows that a program passes over: one after the other, for registers hold no more than a block."""
+
+    rows: int  # of a block
+    count: int
+
+    def __call__(self, body: Callable, carry: Any = None) -> Any:
+        """Call body(rows, carry) for each block; it returns the next carry."""
+        if self.count == 1:
+            return body(pl.ds(0, self.rows), carry)
+        return jax.lax.fori_loop(0, self.count, lambda i, carry: body(pl.ds(i * self.rows, self.rows), carry), carry)
+
+
+def _call(
+    kernel: Callable, of_channels: tuple, of_rows: tuple, results: tuple[str, ...], interpret: bool, programs: int = 0
+) -> list:
     """Run a kernel over the rows of arrays, all their axes but the last.
 
     Args:
-      kernel: gets a function that calls another one for each block of the program's rows, then references to all arrays
-        and to the results.
+      kernel: gets the program's `_Blocks`, then references to all arrays and to the results.
       of_channels: arrays that each program sees as a whole.
-      of_rows: arrays [..., C], of which each program sees some rows.
-      stored: how many numbers of a channel it stores.
+      of_rows: arrays [..., C], of which each program sees its rows.
+      results: of each "rows", like the first array of rows; "channels", float32[C]; or "parts", float32[programs, C], of
+        which each program sees its row.
       interpret: see `implementations`.
+      programs: a divisor of the rows; 0 for as many as serve.
 
     Returns:
-      An array like the first one of rows, and the numbers, float32[C] each.
+      The results.
     """
     shape, dtype = of_rows[0].shape, of_rows[0].dtype
     rows, channels = math.prod(shape[:-1]), shape[-1]
-    block = _largest_part(rows, max(_ELEMENTS // channels, 1))
-    blocks = _largest_part(rows // block, max(rows // block // _PROGRAMS, 1))  # of a program
-
-    def in_blocks(body):
-        if blocks == 1:
-            body(pl.ds(0, block))
-        else:
-            jax.lax.fori_loop(0, blocks, lambda i, _: body(pl.ds(i * block, block)), None)
-
+    most = max(_ELEMENTS // channels, 1)
+    if not programs:
+        block = _largest_part(rows, most)
+        programs = rows // block // _largest_part(rows // block, max(rows // block // _PROGRAMS, 1))
+    of_program = rows // programs
+    block = _largest_part(of_program, most)
+    specs = {
+        "rows": (pl.BlockSpec((of_program, channels), lambda i: (i, 0)), (rows, channels), dtype),
+        "channels": (pl.BlockSpec((channels,), lambda i: (0,)), (channels,), jnp.float32),
+        "parts": (pl.BlockSpec((1, channels), lambda i: (i, 0)), (programs, channels), jnp.float32),
+    }
     whole = [pl.BlockSpec(array.shape, functools.partial(_first, array.ndim)) for array in of_channels]
-    of_program = pl.BlockSpec((block * blocks, channels), lambda i: (i, 0))
-    out, *numbers = pl.pallas_call(
-        functools.partial(kernel, in_blocks),
-        grid=(rows // (block * blocks),),
-        in_specs=[*whole, *[of_program] * len(of_rows)],
-        out_specs=[of_program, *[pl.BlockSpec((channels,), functools.partial(_first, 1))] * stored],
-        out_shape=[
-            jax.ShapeDtypeStruct((rows, channels), dtype),
-            *[jax.ShapeDtypeStruct((channels,), jnp.float32)] * stored,
-        ],
+    arrays = pl.pallas_call(
+        functools.partial(kernel, _Blocks(block, of_program // block)),
+        grid=(programs,),
+        in_specs=[*whole, *[specs["rows"][0]] * len(of_rows)],
+        out_specs=[specs[result][0] for result in results],
+        out_shape=[jax.ShapeDtypeStruct(*specs[result][1:]) for result in results],
         compiler_params=triton.CompilerParams(num_warps=4),
         interpret=interpret,
     )(*of_channels, *(array.reshape(rows, channels) for array in of_rows))
-    return [out.reshape(shape), *numbers]
+    return [array.reshape(shape) if result == "rows" else array for result, array in zip(results, arrays, strict=True)]
 
 
 def _first(axes: int, _: jax.Array) -> tuple[int, ...]:
