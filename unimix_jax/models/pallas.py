@@ -1,9 +1,9 @@
 """Normalisation for GPUs by kernels of our own, written in Pallas: seven launches a normalised convolution, not ten.
 
-`models.accelerator` sums in two levels, computes the numbers of each channel, and passes over the activations. XLA makes
-a launch of each. Here the first level stays XLA's, which joins it with what makes the activations. One kernel does the
-rest: each of its programs adds the few partial sums again, computes the numbers of the channels, and passes over its
-rows. The first program stores the numbers.
+`models.accelerator` sums in two levels, computes the numbers of each channel, and passes over the activations; XLA
+launches each by itself. Here the first level stays with XLA, which joins it with what makes the activations. One kernel
+does the rest: each of its programs adds the few partial sums again, computes the numbers of the channels, and passes
+over its rows. The first program stores the numbers.
 
 Everything else, and activations that the kernels do not take, is left to `models.accelerator`.
 """
@@ -89,7 +89,7 @@ def _forwards(x, scale, bias, residual, relu, epsilon, interpret):
 
 
 def _forward_kernel(in_blocks, sums, squares, scale, bias, x, *rest, size, relu, epsilon):
-    """Normalise the rows of a program; `rest` is the residual, if there is one, the result, and the channels' numbers."""
+    """Normalise the rows of a program; `rest` is the residual, if there is one, the result, and four numbers."""
     *residual, out, _, _, _, _ = rest
     mean = sums[...].sum(axis=0) / size
     variance = jnp.maximum(squares[...].sum(axis=0) / size - mean * mean, 0)
@@ -194,8 +194,8 @@ def _call(
       kernel: gets the program's `_Blocks`, then references to all arrays and to the results.
       of_channels: arrays that each program sees as a whole.
       of_rows: arrays [..., C], of which each program sees its rows.
-      results: of each "rows", like the first array of rows; "channels", float32[C]; or "parts", float32[programs, C], of
-        which each program sees its row.
+      results: of each "rows", like the first array of rows; "channels", float32[C]; or "parts", float32[programs, C],
+        of which each program sees its row.
       interpret: see `implementations`.
       programs: a divisor of the rows; 0 for as many as serve.
 

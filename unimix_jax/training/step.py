@@ -213,7 +213,6 @@ def many_steps(
     Returns:
       The state after them, and the sums of each step, stacked: pairs of float32[K].
     """
-
     join, separate = _joining(state.batch_stats)
 
     def body(carry, step):
