@@ -161,7 +161,7 @@ _normalised.defvjp(_forwards, _backwards)
 def _store(references, arrays):
     """Store numbers of the channels, in one of the programs."""
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when(pl.program_id(1) == 0)  # the first of a replicate
     def _():
         for reference, array in zip(references, arrays, strict=True):
             reference[...] = array
@@ -209,28 +209,55 @@ def _call(
         block = _largest_part(rows, most)
         programs = rows // block // _largest_part(rows // block, max(rows // block // _PROGRAMS, 1))
     of_program = rows // programs
-    block = _largest_part(of_program, most)
-    specs = {
-        "rows": (pl.BlockSpec((of_program, channels), lambda i: (i, 0)), (rows, channels), dtype),
-        "channels": (pl.BlockSpec((channels,), lambda i: (0,)), (channels,), jnp.float32),
-        "parts": (pl.BlockSpec((1, channels), lambda i: (i, 0)), (programs, channels), jnp.float32),
-    }
-    whole = [pl.BlockSpec(array.shape, functools.partial(_first, array.ndim)) for array in of_channels]
-    arrays = pl.pallas_call(
-        functools.partial(kernel, _Blocks(block, of_program // block)),
-        grid=(programs,),
-        in_specs=[*whole, *[specs["rows"][0]] * len(of_rows)],
-        out_specs=[specs[result][0] for result in results],
-        out_shape=[jax.ShapeDtypeStruct(*specs[result][1:]) for result in results],
-        compiler_params=triton.CompilerParams(num_warps=4),
-        interpret=interpret,
-    )(*of_channels, *(array.reshape(rows, channels) for array in of_rows))
+    blocks = _Blocks(block := _largest_part(of_program, most), of_program // block)
+    count = len(of_channels)
+
+    def run(replicates, arrays):
+        """Run the kernel on arrays whose last axis has the channels of all replicates, one replicate after another."""
+        whole = [
+            pl.BlockSpec((*array.shape[:-1], channels), functools.partial(_of_replicate, array.ndim))
+            for array in arrays[:count]
+        ]
+        specs = {
+            "rows": (pl.BlockSpec((of_program, channels), lambda r, i: (i, r)), (rows,), dtype),
+            "channels": (pl.BlockSpec((channels,), lambda r, _: (r,)), (), jnp.float32),
+            "parts": (pl.BlockSpec((1, channels), lambda r, i: (i, r)), (programs,), jnp.float32),
+        }
+        out = pl.pallas_call(
+            functools.partial(kernel, blocks),
+            grid=(replicates, programs),
+            in_specs=[*whole, *[specs["rows"][0]] * len(of_rows)],
+            out_specs=[specs[result][0] for result in results],
+            out_shape=[
+                jax.ShapeDtypeStruct((*specs[result][1], replicates * channels), specs[result][2]) for result in results
+            ],
+            compiler_params=triton.CompilerParams(num_warps=4),
+            interpret=interpret,
+        )(*arrays)
+        return list(out)
+
+    @jax.custom_batching.custom_vmap
+    def of_one(*arrays):
+        return run(1, arrays)
+
+    @of_one.def_vmap
+    def rule(replicates, batched, *arrays):
+        # The gradient of a kernel takes replicates as channels, see `accelerator`; so nothing is transposed.
+        merged = [
+            jnp.moveaxis(array if is_batched else jnp.broadcast_to(array, (replicates, *array.shape)), 0, -2)
+            for array, is_batched in zip(arrays, batched, strict=True)
+        ]
+        out = run(replicates, [array.reshape(*array.shape[:-2], -1) for array in merged])
+        out = [jnp.moveaxis(array.reshape(*array.shape[:-1], replicates, channels), -2, 0) for array in out]
+        return out, [True] * len(out)
+
+    arrays = of_one(*of_channels, *(array.reshape(rows, channels) for array in of_rows))
     return [array.reshape(shape) if result == "rows" else array for result, array in zip(results, arrays, strict=True)]
 
 
-def _first(axes: int, _: jax.Array) -> tuple[int, ...]:
-    """Return the position of the only block of an array."""
-    return (0,) * axes
+def _of_replicate(axes: int, replicate: jax.Array, _: jax.Array) -> tuple:
+    """Return the position of a replicate's channels, the only block of all other axes."""
+    return *(0,) * (axes - 1), replicate
 
 
 def _largest_part(rows: int, most: int) -> int:
