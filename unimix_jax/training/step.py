@@ -196,11 +196,12 @@ def many_steps(
     *,
     axis: str | None = None,
     dtype: Any = jnp.float32,
+    join: bool = False,
 ) -> tuple[TrainState, dict]:
     """Take several steps in one program.
 
     Each step casts the kernels for the next one. The casts then are in the launches that update the kernels; where
-    kernels are used, each is a launch of its own. Running statistics go from step to step in one vector.
+    kernels are used, each is a launch of its own.
 
     Args:
       take_step: called as take_step(state, batch, inputs, axis=axis, kernels=kernels), as `train_step` is.
@@ -209,30 +210,29 @@ def many_steps(
       inputs: with K learning rates.
       axis: name of the mesh axis.
       dtype: of `kernel_dtype`.
+      join: whether the running statistics go from step to step in one vector, which one launch updates. Without it XLA
+        joins their updates with what computes statistics, but for the kernels of `models.pallas`.
 
     Returns:
       The state after them, and the sums of each step, stacked: pairs of float32[K].
     """
-    join, separate = _joining(state.batch_stats)
+    to_vector, from_vector = _joining(state.batch_stats) if join else (lambda tree: tree,) * 2
 
     def body(carry, step):
         (state, kernels), (batch, rate) = carry, step
-        state = state._replace(batch_stats=separate(state.batch_stats))
+        state = state._replace(batch_stats=from_vector(state.batch_stats))
         state, sums = take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis, kernels=kernels)
         return carried(state), jnp.stack(jax.tree.leaves(sums))  # stored by one launch
 
     def carried(state):
-        return state._replace(batch_stats=join(state.batch_stats)), cast_kernels(state.params, dtype)
+        return state._replace(batch_stats=to_vector(state.batch_stats)), cast_kernels(state.params, dtype)
 
     (state, _), sums = jax.lax.scan(body, carried(state), (batches, inputs.learning_rate))
-    return state._replace(batch_stats=separate(state.batch_stats)), jax.tree.unflatten(_SUMS, sums.T)
+    return state._replace(batch_stats=from_vector(state.batch_stats)), jax.tree.unflatten(_SUMS, sums.T)
 
 
 def _joining(tree: Any) -> tuple[Callable, Callable]:
-    """Return functions that join small arrays to a vector and separate them: one launch stores all of them.
-
-    Arrays of several dtypes, which a user's network may have, stay as they are.
-    """
+    """Return functions that join arrays to a vector and separate them; of several dtypes they stay as they are."""
     if len({leaf.dtype for leaf in jax.tree.leaves(tree)}) != 1:
         return (lambda tree: tree,) * 2
     separate = jax.flatten_util.ravel_pytree(tree)[1]
