@@ -235,8 +235,9 @@ def _xla_max_pool(x):
 
 
 def _xla_batch_norm(x, scale, bias, residual, relu, axis, epsilon):
-    mean, variance = batch_statistics(widened(x), axis)
-    return batch_norm_inference(x, scale, bias, mean, variance, residual, relu, epsilon), mean, variance
+    dtype, x, residual = x.dtype, widened(x), widened(residual)
+    mean, variance = batch_statistics(x, axis)
+    return batch_norm_inference(x, scale, bias, mean, variance, residual, relu, epsilon).astype(dtype), mean, variance
 
 
 def batch_statistics(x: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:
