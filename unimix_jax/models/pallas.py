@@ -36,7 +36,7 @@ def implementations(interpret: bool = False) -> dict[str, Callable]:
     Returns:
       A function for each operation.
     """
-    return accelerator.IMPLEMENTATIONS | {"batch_norm": functools.partial(batch_norm, interpret=interpret)}
+    return {**accelerator.IMPLEMENTATIONS, "batch_norm": functools.partial(batch_norm, interpret=interpret)}
 
 
 def batch_norm(
