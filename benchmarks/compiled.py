@@ -74,12 +74,12 @@ def cases() -> dict[str, Case]:
     named = {}
     for dtype in ("float32", "bfloat16"):
         for steps, form in ((1, "step"), (STEPS, "scan")):
-            for backend in ("xla", "accelerator"):
+            for backend in ("xla", "accelerator", "pallas"):
                 named[f"h100_resnet32_{dtype}_{form}_{backend}"] = Case("resnet32", dtype, backend, steps)
         plain = Case("resnet32", dtype, steps=STEPS, options=False)
         named[f"h100_resnet32_{dtype}_scan_accelerator_no_options"] = plain
     photographs = Case("resnet50", "bfloat16", batch=256, size=224, classes=1000)
-    for backend in ("xla", "accelerator"):
+    for backend in ("xla", "accelerator", "pallas"):
         named[f"h100_resnet50_bfloat16_step_{backend}"] = photographs._replace(backend=backend)
         named[f"h100_resnet32_bfloat16_4seeds_{backend}"] = Case("resnet32", "bfloat16", backend, STEPS, replicates=4)
     named["h100_resnet32_float32_evaluation"] = Case("resnet32", "float32", batch=500, evaluation=True)
@@ -219,12 +219,13 @@ def program(case: Case, devices: list):
     from unimix_jax.data.types import Batch, BatchIndices
     from unimix_jax.methods import build as methods
     from unimix_jax.methods.recipes import RECIPES
-    from unimix_jax.models import accelerator, networks, ops
+    from unimix_jax.models import accelerator, networks, ops, pallas
     from unimix_jax.training import augmentations, loop, optim
     from unimix_jax.training.devices import AXIS, distribute
     from unimix_jax.training.step import StepConfig, StepInputs, TrainState, predict_step
 
     ops.register("accelerator", accelerator.IMPLEMENTATIONS)
+    ops.register("pallas", pallas.implementations())
     shape_of, small = jax.ShapeDtypeStruct, case.size == 32
     counts = (5000 * 0.01 ** (np.arange(case.classes) / (case.classes - 1))).astype(int)
     prior = np.full(case.classes, 1 / case.classes)
@@ -261,7 +262,9 @@ def program(case: Case, devices: list):
         devices=devices,
         steps_per_dispatch=case.steps,
         on_device=small,
-        config=types.SimpleNamespace(parallel=types.SimpleNamespace(spmd="shard_map", deterministic=False)),
+        config=types.SimpleNamespace(
+            replicates=case.replicates, parallel=types.SimpleNamespace(spmd="shard_map", deterministic=False)
+        ),
     )
     lead = (case.steps,) if case.steps > 1 else ()
     inputs = StepInputs(shape_of((), np.uint32), shape_of(lead, np.float32), shape_of((case.classes,), np.float32))
@@ -276,24 +279,12 @@ def program(case: Case, devices: list):
     if case.replicates == 1:
         return loop.compiled_step(experiment, method.stages[0]), (state, indices, inputs, *resident)
 
-    def together(step, devices, spmd="shard_map", *, split, **keywords):
-        """Wrap a step as `distribute` does, for several seeds at once, each with its own state and indices."""
-
-        def of_all(*arguments, axis):
-            axes = (0, 0, StepInputs(0, None, None), None, None)
-            return jax.vmap(functools.partial(step, axis=axis), in_axes=axes)(*arguments)
-
-        split = tuple(None if axis is None else axis + 1 for axis in split)
-        return distribute(of_all, devices, spmd, split=split, **keywords)
-
-    loop.distribute = together
-
     def of_seeds(tree):
         return jax.tree.map(lambda leaf: shape_of((case.replicates, *leaf.shape), leaf.dtype), tree)
 
     inputs = inputs._replace(seed=of_seeds(inputs.seed))
-    compiled = loop.compiled_step(experiment, method.stages[0])
-    return compiled, (of_seeds(state), of_seeds(indices), inputs, *resident)
+    arguments = of_seeds(state), of_seeds(indices), inputs, *resident
+    return loop.compiled_step(experiment, method.stages[0]), arguments
 
 
 def compiled(case: Case, text: pathlib.Path | None, more_options: dict) -> dict:

@@ -190,7 +190,7 @@ def test_wrong_arguments(text, message):
         ("optim.decay_at=(0.9,0.8)", "rising fractions"),
         ("optim.decay_at=abc", "rising fractions"),
         ("parallel.spmd=xmap", "must be shard_map or pmap"),
-        ("parallel.ops=yes", "must be auto or cpu_kernels or accelerator or xla"),
+        ("parallel.ops=yes", "must be auto or cpu_kernels or accelerator or pallas or xla"),
         ("parallel.cpu_threads=-1", "a number of threads, or 0 for all"),
         ("checkpoint.keep=1", "at least 2"),
     ],

@@ -344,6 +344,13 @@ def test_cpu_kernels_are_for_cpus():
         ops_backend([device], "cpu_kernels")
 
 
+def test_kernels_of_pallas_are_for_gpus():
+    assert ops_backend([types.SimpleNamespace(platform="gpu")], "pallas") == "pallas"
+    assert "pallas" in ops.backends()
+    with pytest.raises(UserError, match="for GPUs only; set it to auto"):
+        ops_backend(jax.devices(), "pallas")
+
+
 @pytest.mark.parametrize("devices", [8, 16, 32])
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_runs_on_the_devices_of_one_host_or_several(name, devices):

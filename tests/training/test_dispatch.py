@@ -93,7 +93,8 @@ def test_blocks_of_an_evaluation_are_large_where_images_stay_on_an_accelerator(d
 
 
 @pytest.mark.slow
-def test_steps_in_one_program_are_those_one_by_one():
+@pytest.mark.parametrize("join", [False, True])
+def test_steps_in_one_program_are_those_one_by_one(join):
     counts = np.array([50, 20, 5])
     method = build.build(
         RECIPES["unimix_bayias"], counts, name="", epochs=9, steps_per_epoch=1, test_prior=np.full(3, 1 / 3)
@@ -109,7 +110,7 @@ def test_steps_in_one_program_are_those_one_by_one():
         batches = Batch(images[0], labels[0], view, images[1], labels[1], view + 6)
         inputs = StepInputs(np.uint32(3), np.linspace(0.1, 0.5, 5), np.ones(3))
 
-        many, sums = quick.jit(functools.partial(many_steps, step))(state, batches, inputs)
+        many, sums = quick.jit(functools.partial(many_steps, step, join=join))(state, batches, inputs)
         single, losses = quick.jit(step), []
         for i in range(5):
             rate = inputs._replace(learning_rate=inputs.learning_rate[i])

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice
 
 from unimix_jax.data.types import Batch
 from unimix_jax.methods import build
 from unimix_jax.methods.recipes import RECIPES
-from unimix_jax.models import accelerator, networks, ops
+from unimix_jax.models import accelerator, networks, ops, pallas
 from unimix_jax.training import augmentations, optim
 from unimix_jax.training.step import (
     StepConfig,
@@ -87,6 +88,23 @@ def test_a_step_is_lowered_for_gpus_and_tpus(name, dtype, image_shape, backend, 
     if steps:
         assert "stablehlo.while" in text
     assert not {line for line in text.splitlines() if "custom_call" in line and "cpu" in line}
+
+
+@pytest.mark.slow
+def test_kernels_of_pallas_are_lowered_for_gpus():
+    ops.register("pallas", pallas.implementations())
+
+    def loss(x, scale, bias):
+        y = ops.batch_norm(x, scale, bias, None, True)[0]
+        return ops.batch_norm(y, scale, bias, x, True)[0].sum()
+
+    of_replicates = jax.jit(ops.using("pallas", jax.vmap(jax.grad(loss))))
+    arguments = SHAPE((2, SIZE, 8, 8, 16), jnp.bfloat16), *[SHAPE((2, 16), np.float32)] * 2
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")  # newer versions of JAX ask for it
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=gpu)):
+        text = of_replicates.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    # A pass forwards and backwards of each; the first one's gradients have a kernel for their sums, too.
+    assert text.count("stablehlo.custom_call @__gpu$xla.gpu.triton") == 2 * 2 + 1
 
 
 @pytest.mark.slow

@@ -260,9 +260,9 @@ _MACHINE = (
     Field("parallel.cpu_threads", 0, "Threads of XLA on this machine; 0 for one a core. $NPROC goes before it.",
           _at_least(0, "a number of threads, or 0 for all"), FREE, old="parallel.cores"),
     Field("parallel.ops", "auto",
-          "Backend of the layers: cpu_kernels (programs made for this CPU), accelerator (own gradients, GPUs), xla; "
-          "auto takes the one for the devices.",
-          choice("auto", "cpu_kernels", "accelerator", "xla"), FREE, old="parallel.native",
+          "Backend of the layers: cpu_kernels (programs made for this CPU), accelerator (own gradients, GPUs), "
+          "pallas (own kernels, GPUs, not measured yet), xla; auto takes the one for the devices, never pallas.",
+          choice("auto", "cpu_kernels", "accelerator", "pallas", "xla"), FREE, old="parallel.native",
           new_values={"on": "cpu_kernels", "off": "xla"}),
     Field("parallel.deterministic", False,
           "The same bits at each start on GPUs, as always on CPUs and TPUs: slower; see docs/accelerators.md.", _SWITCH,

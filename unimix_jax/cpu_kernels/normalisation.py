@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array, relu: bool, axis: str | None, epsilon: float
 ) -> Any:
     """Normalise by the statistics of the batch, add a residual, apply ReLU, as `models.ops.batch_norm` does.
 
     Only x and the result are kept for the backward pass, and XLA cannot compute either of them again. No gradient
-    goes through the statistics that are returned.
+    goes through the statistics that are returned. It computes in float32, and in float64 for float64 activations.
 
     Args:
       x: float[..., C].
@@ -29,6 +28,14 @@ def batch_norm(
     Returns:
       The result, as x; the mean and the biased variance of the batch, float[C] each.
     """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    residual = None if residual is None else residual.astype(dtype)
+    out, mean, variance = _normalised(x.astype(dtype), scale, bias, residual, relu, axis, epsilon)
+    return out.astype(x.dtype), mean, variance
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _normalised(x, scale, bias, residual, relu, axis, epsilon):
     return _forward(x, scale, bias, residual, relu, axis, epsilon)[0]
 
 
@@ -66,4 +73,4 @@ def _backward(relu, axis, epsilon, saved, cotangents):
     return x_gradient, scale_gradient, bias_gradient, None if alone else g
 
 
-batch_norm.defvjp(_forward, _backward)
+_normalised.defvjp(_forward, _backward)

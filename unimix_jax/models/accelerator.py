@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from unimix_jax.models.ops import xla_conv2d
+from unimix_jax.models.ops import widened, xla_conv2d
 
 _LEAST_ROWS = 64  # of a partial sum
 _MOST_PARTS = 256
@@ -115,7 +115,8 @@ def _normalised(x, scale, bias, residual, relu, axis, epsilon):
 
 
 def _normalised_forwards(x, scale, bias, residual, relu, axis, epsilon):
-    sums, size = _summed_over_devices(_sums_of_channels(x, x * x), x, axis)
+    wide = widened(x)
+    sums, size = _summed_over_devices(_sums_of_channels(wide, wide * wide), x, axis)
     mean = sums[0] / size
     variance = jnp.maximum(sums[1] / size - mean * mean, 0)
     inverse = jax.lax.rsqrt(variance + epsilon)
@@ -124,9 +125,11 @@ def _normalised_forwards(x, scale, bias, residual, relu, axis, epsilon):
     # barrier it keeps them, and there is so little left that it becomes a part of the pass over the activations.
     of_channels = mean, inverse, factor, bias - mean * factor, -factor / size, -factor * inverse * inverse / size
     of_channels = jax.lax.optimization_barrier(of_channels)
-    out = x * of_channels[2] + of_channels[3]
-    out = out if residual is None else out + residual
+    out = wide * of_channels[2] + of_channels[3]
+    out = out if residual is None else out + widened(residual)
     out = jnp.where(out <= 0, jnp.zeros((), out.dtype), out) if relu else out  # nan stays nan
+    # Without the barrier XLA hands a residual on in float32, beside the result in bfloat16, or computes it again.
+    out = jax.lax.optimization_barrier(out.astype(x.dtype))
     # Without a residual, x says where ReLU is 0: the backward pass need not read the result.
     read = out if relu and residual is not None else None
     return (out, mean, variance), (x, read, of_channels, residual is not None)
@@ -134,17 +137,19 @@ def _normalised_forwards(x, scale, bias, residual, relu, axis, epsilon):
 
 def _normalised_backwards(relu, axis, epsilon, residuals, cotangents):
     x, out, (mean, inverse, factor, offset, of_sum, of_product), has_residual = residuals
-    cotangent = cotangents[0]
+    cotangent, wide = cotangents[0], widened(x)
     if relu:
-        out = x * factor + offset if out is None else out
+        out = wide * factor + offset if out is None else out
         cotangent = jnp.where(out <= 0, jnp.zeros((), cotangent.dtype), cotangent)
     # Gradients of scale and bias are of this device's share; the step adds them over the devices.
-    bias_gradient, products = local = _sums_of_channels(cotangent, cotangent * x)
+    bias_gradient, products = local = _sums_of_channels(widened(cotangent), widened(cotangent) * wide)
+    if has_residual:  # the pass that sums stores it for the residual, and so the next one need not mask it again
+        cotangent = jax.lax.optimization_barrier(cotangent)
     scale_gradient = (products - mean * bias_gradient) * inverse
     sums, _ = _summed_over_devices(local, x, axis)
     slope = of_product * (sums[1] - mean * sums[0])
-    x_cotangent = factor * cotangent + (slope * x + (of_sum * sums[0] - slope * mean))
-    return x_cotangent, scale_gradient, bias_gradient, cotangent if has_residual else None
+    x_cotangent = factor * widened(cotangent) + (slope * wide + (of_sum * sums[0] - slope * mean))
+    return x_cotangent.astype(x.dtype), scale_gradient, bias_gradient, cotangent if has_residual else None
 
 
 _normalised.defvjp(_normalised_forwards, _normalised_backwards)
@@ -152,13 +157,37 @@ _normalised.defvjp(_normalised_forwards, _normalised_backwards)
 
 def _sums_of_channels(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the sums of two arrays over all axes but the last, [2, C]: partial sums first, then both in one array."""
+    return jnp.stack(partial_sums(a, b, _MOST_PARTS)).sum(1)
+
+
+def partial_sums(a: jax.Array, b: jax.Array, most: int) -> list[jax.Array]:
+    """Return the sums of equal parts of the rows of two arrays.
+
+    Args:
+      a: float[..., C].
+      b: as a.
+      most: parts, a power of two. There are fewer where a part would have less than 64 rows, or not as many as another.
+
+    Returns:
+      Two float[parts, C]; the number of parts is a power of two.
+    """
     rows, channels = a.size // a.shape[-1], a.shape[-1]
-    parts = next(
+    parts = parts_of(rows, most)
+    return [array.reshape(parts, rows // parts, channels).sum(1) for array in (a, b)]
+
+
+def parts_of(rows: int, most: int) -> int:
+    """Return into how many equal parts `partial_sums` cuts rows.
+
+    Args:
+      rows: of both arrays.
+      most: as there.
+    """
+    return next(
         parts
-        for parts in (2**i for i in range(_MOST_PARTS.bit_length() - 1, -1, -1))
+        for parts in (2**i for i in range(most.bit_length() - 1, -1, -1))
         if parts == 1 or (rows % parts == 0 and rows // parts >= _LEAST_ROWS)
     )
-    return jnp.stack([array.reshape(parts, rows // parts, channels).sum(1) for array in (a, b)]).sum(1)
 
 
 def _summed_over_devices(sums: jax.Array, x: jax.Array, axis: str | None) -> tuple[jax.Array, int]:

@@ -78,7 +78,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with the statistics of PyTorch.
 
     It normalises by the biased variance of the batch, and keeps running statistics with the unbiased one:
-    new = momentum * old + (1 - momentum) * batch. It computes in float32, and in float64 for float64 inputs.
+    new = momentum * old + (1 - momentum) * batch. It computes in the dtype of `ops.widened`.
 
     Attributes:
       axis: mesh axis whose devices share the batch in training; None for each device's own statistics.
@@ -103,21 +103,18 @@ class BatchNorm(nn.Module):
         Returns:
           The result, as x.
         """
-        features, dtype = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
+        features = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, features)
         bias = self.param("bias", nn.initializers.zeros, features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_variance = self.variable("batch_stats", "var", jnp.ones, features)
-        input_dtype, x = x.dtype, x.astype(dtype)
-        residual = None if residual is None else residual.astype(dtype)
         if not train:
             statistics = running_mean.value, running_variance.value
-            y = ops.batch_norm_inference(x, scale, bias, *statistics, residual, relu, self.epsilon)
-            return y.astype(input_dtype)
+            return ops.batch_norm_inference(x, scale, bias, *statistics, residual, relu, self.epsilon)
         y, mean, variance = ops.batch_norm(x, scale, bias, residual, relu, self.axis, self.epsilon)
         if not self.is_initializing():
             size = x.size // x.shape[-1] * (1 if self.axis is None else jax.lax.axis_size(self.axis))
             keep, new = self.momentum, 1 - self.momentum
             running_mean.value = keep * running_mean.value + new * mean
             running_variance.value = keep * running_variance.value + new * variance * (size / max(size - 1, 1))
-        return y.astype(input_dtype)
+        return y

@@ -125,7 +125,8 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalise by the statistics of the batch, add a residual, apply ReLU: batch normalisation in training.
 
-    One operation does all of this, because a backend can then read the activations once.
+    One operation does all of this, because a backend can then read the activations once. It computes in the dtype of
+    `widened`.
 
     Args:
       x: float[..., C]; statistics are taken over all axes but the last.
@@ -155,7 +156,7 @@ def batch_norm_inference(
 ) -> jax.Array:
     """Normalise by given statistics, add a residual, apply ReLU: batch normalisation in evaluation.
 
-    XLA fuses this into one pass over the activations, so no backend computes it.
+    XLA fuses this into one pass over the activations, so no backend computes it. It computes in the dtype of `widened`.
 
     Args:
       x: float[..., C].
@@ -170,10 +171,20 @@ def batch_norm_inference(
     Returns:
       The result, as x.
     """
+    dtype, x, residual = x.dtype, widened(x), widened(residual)
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     out = x * factor + (bias - mean * factor)
     out = out if residual is None else out + residual
-    return select_relu(out) if relu else out
+    return (select_relu(out) if relu else out).astype(dtype)
+
+
+def widened(x: jax.Array | None) -> jax.Array | None:
+    """Return activations in the dtype in which a normalisation computes: float32, or their own if it has more bits.
+
+    Args:
+      x: float[...], or None.
+    """
+    return None if x is None else x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def select_relu(x: jax.Array) -> jax.Array:
@@ -224,8 +235,9 @@ def _xla_max_pool(x):
 
 
 def _xla_batch_norm(x, scale, bias, residual, relu, axis, epsilon):
+    dtype, x, residual = x.dtype, widened(x), widened(residual)
     mean, variance = batch_statistics(x, axis)
-    return batch_norm_inference(x, scale, bias, mean, variance, residual, relu, epsilon), mean, variance
+    return batch_norm_inference(x, scale, bias, mean, variance, residual, relu, epsilon).astype(dtype), mean, variance
 
 
 def batch_statistics(x: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:

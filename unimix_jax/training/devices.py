@@ -29,14 +29,22 @@ def ops_backend(devices: Sequence, setting: str) -> str:
 
     Args:
       devices: those of the run.
-      setting: config.parallel.ops: "auto", "xla", "accelerator" or "cpu_kernels"; CPU kernels are for CPUs only.
+      setting: config.parallel.ops: "auto", "xla", "accelerator", "pallas" or "cpu_kernels"; CPU kernels are for CPUs
+        only, "pallas" for GPUs only.
 
     Returns:
-      "xla", "accelerator" or "cpu_kernels".
+      The setting; for "auto" "xla", "accelerator" or "cpu_kernels".
 
     Raises:
-      UserError: "cpu_kernels", and they cannot be used.
+      UserError: "cpu_kernels" or "pallas", and they cannot be used.
     """
+    if setting == "pallas":
+        if devices[0].platform != "gpu":
+            raise UserError("config.parallel.ops is pallas, whose kernels are for GPUs only; set it to auto")
+        from unimix_jax.models import pallas  # .4 s that other settings need not spend
+
+        ops.register("pallas", pallas.implementations())
+        return "pallas"
     if setting == "accelerator" or (setting == "auto" and devices[0].platform == "gpu"):
         ops.register("accelerator", accelerator.IMPLEMENTATIONS)
         return "accelerator"

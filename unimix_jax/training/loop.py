@@ -314,8 +314,8 @@ def compiled_step(experiment: Experiment, stage: Stage) -> Callable:
 
         if not many:
             return from_indices(state, indices, inputs, axis=axis)
-        dtype = kernel_dtype(experiment.network)
-        return many_steps(from_indices, state, indices, inputs, axis=axis, dtype=dtype)
+        dtype, join = kernel_dtype(experiment.network), experiment.step_config.ops == "pallas" and replicates == 1
+        return many_steps(from_indices, state, indices, inputs, axis=axis, dtype=dtype, join=join)
 
     take_steps, split = (steps_from_indices, (None,) * 2) if experiment.on_device else (step, ())
     if replicates == 1:

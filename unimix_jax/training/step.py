@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -195,6 +196,7 @@ def many_steps(
     *,
     axis: str | None = None,
     dtype: Any = jnp.float32,
+    join: bool = False,
 ) -> tuple[TrainState, dict]:
     """Take several steps in one program.
 
@@ -208,19 +210,33 @@ def many_steps(
       inputs: with K learning rates.
       axis: name of the mesh axis.
       dtype: of `kernel_dtype`.
+      join: whether the running statistics go from step to step in one vector, which one launch updates. Without it XLA
+        joins their updates with what computes statistics, but for the kernels of `models.pallas`.
 
     Returns:
       The state after them, and the sums of each step, stacked: pairs of float32[K].
     """
+    to_vector, from_vector = _joining(state.batch_stats) if join else (lambda tree: tree,) * 2
 
     def body(carry, step):
         (state, kernels), (batch, rate) = carry, step
+        state = state._replace(batch_stats=from_vector(state.batch_stats))
         state, sums = take_step(state, batch, inputs._replace(learning_rate=rate), axis=axis, kernels=kernels)
-        return (state, cast_kernels(state.params, dtype)), jnp.stack(jax.tree.leaves(sums))  # stored by one launch
+        return carried(state), jnp.stack(jax.tree.leaves(sums))  # stored by one launch
 
-    first = state, cast_kernels(state.params, dtype)
-    (state, _), sums = jax.lax.scan(body, first, (batches, inputs.learning_rate))
-    return state, jax.tree.unflatten(_SUMS, sums.T)
+    def carried(state):
+        return state._replace(batch_stats=to_vector(state.batch_stats)), cast_kernels(state.params, dtype)
+
+    (state, _), sums = jax.lax.scan(body, carried(state), (batches, inputs.learning_rate))
+    return state._replace(batch_stats=from_vector(state.batch_stats)), jax.tree.unflatten(_SUMS, sums.T)
+
+
+def _joining(tree: Any) -> tuple[Callable, Callable]:
+    """Return functions that join arrays to a vector and separate them; of several dtypes they stay as they are."""
+    if len({leaf.dtype for leaf in jax.tree.leaves(tree)}) != 1:
+        return (lambda tree: tree,) * 2
+    separate = jax.flatten_util.ravel_pytree(tree)[1]
+    return lambda tree: jax.flatten_util.ravel_pytree(tree)[0], separate
 
 
 def kernel_dtype(network: nn.Module) -> Any:
