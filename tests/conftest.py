@@ -60,12 +60,49 @@ def quick_compilation():
     runtime.compiler_options.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Let the runs of a test file share the programs that are alike, see `programs`."""
+    from unimix_jax.training import loop, predict
+
+    from . import programs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loop, predict):
+            patch.setattr(module, "distribute", programs.distribute)
+        yield
+
+
 @pytest.fixture
 def unoptimised():
     """Let XLA optimise nothing in the programs that the product compiles by itself during a test."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Let the files of pictures hold no picture, where what is drawn is not looked at: to draw takes seconds."""
+    from unimix_jax.report import files
+
+    monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
+
+
+@pytest.fixture
+def without_distributions(monkeypatch):
+    """Leave the class distributions of mixed images out of a report, for which programs are compiled."""
+    from unimix_jax.report import build
+
+    monkeypatch.setattr(build, "_class_distributions", lambda outputs: None)
+
+
+@pytest.fixture
+def unsampled(monkeypatch):
+    """Leave the intervals out of the report that a run writes at its end."""
+    from unimix_jax.report import evaluation
+
+    monkeypatch.setattr(evaluation, "Options", functools.partial(evaluation.Options, samples=0))
 
 
 @pytest.fixture(scope="module")

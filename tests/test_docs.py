@@ -13,7 +13,6 @@ from unimix_jax import evaluate, main, metrics, storage
 from unimix_jax.config import find_config, parse
 from unimix_jax.errors import UserError
 from unimix_jax.models import networks, resnet
-from unimix_jax.report import build, files
 from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
 
@@ -35,14 +34,8 @@ def own_losses(tmp_path, monkeypatch):
     sys.modules.pop("my_losses", None)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Let the files of pictures hold no picture: what is drawn is not looked at here."""
-    monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation", "stem", "undrawn")
+@pytest.mark.usefixtures("quick_compilation", "stem", "undrawn", "unsampled", "without_distributions")
 def test_the_loss_of_the_document_trains_by_its_command(own_losses, capsys):
     _, _, module, *argv = shlex.split(blocks("docs/own_loss.md", "sh")[0])
     assert module == "unimix_jax.main"
@@ -104,16 +97,17 @@ def test_the_readme_names_what_there_is():
 
 @pytest.fixture
 def stem_of_digits(monkeypatch):
-    """Let the network of the digits be the stem of one, and leave out pictures that are drawn for seconds."""
+    """Let the network of the digits be the stem of one."""
     monkeypatch.setitem(networks.NETWORKS, "resnet8", functools.partial(resnet.CifarResNet, blocks=0))
-    monkeypatch.setattr(build, "_class_distributions", lambda outputs: None)
 
 
 PROGRAMS = dict(enumerate(blocks("docs/library.md", "python")))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation", "stem_of_digits", "undrawn")
+@pytest.mark.usefixtures(
+    "shared_programs", "quick_compilation", "unoptimised", "stem_of_digits", "undrawn", "without_distributions"
+)
 @pytest.mark.parametrize("number", PROGRAMS)
 def test_a_program_of_the_library_runs(number, tmp_path, monkeypatch, capsys):
     if "import torch" in PROGRAMS[number]:

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import functools
 import html.parser
 import json
 import os
@@ -18,7 +17,7 @@ from unimix_jax import evaluate, metrics, storage
 from unimix_jax.errors import UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import Predictions, read_predictions, write_predictions
-from unimix_jax.report import build, evaluation, files
+from unimix_jax.report import build, files
 from unimix_jax.report.sections import Picture, Section
 from unimix_jax.training import rundir
 
@@ -74,20 +73,8 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Let the files of pictures hold no picture: to draw them is most of what a report takes."""
-    monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
-
-
-@pytest.fixture
-def unsampled(monkeypatch):
-    """Leave the intervals out of the report that a run writes at its end."""
-    monkeypatch.setattr(evaluation, "Options", functools.partial(evaluation.Options, samples=0))
-
-
-@pytest.fixture
 def without_pdf(monkeypatch):
-    """Draw pictures for the page, and leave out what takes longest, their PDF files."""
+    """Draw pictures for the page, and leave out what takes longest, their PDF files: test_plots.py draws one."""
     draw = files.plots.image
     monkeypatch.setattr(files.plots, "image", lambda figure, kind: draw(figure, kind) if kind == "png" else b"a pdf")
 
@@ -130,6 +117,7 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pdf")
 def test_a_run_gives_every_number_and_picture(command, run):
     directory = run("first")
     code, out, err = command(f"--workdir={directory}", "--samples=40")
@@ -682,7 +670,9 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2_and_writes_nothing(command,
 def test_no_framework_is_needed_for_numbers(argv, loaded, tmp_path):
     np.savez(tmp_path / "good.npz", logits=predicted(30)[0], labels=predicted(30)[1])
     code = (
-        "import sys; from unimix_jax import evaluate; evaluate.main(['evaluate', *sys.argv[1:]]);"
+        "import sys; from unimix_jax import evaluate; from unimix_jax.report import plots;"
+        "plots.image = lambda figure, kind: b'';"  # to draw takes seconds
+        "evaluate.main(['evaluate', *sys.argv[1:]]);"
         "print(sorted({'jax', 'flax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)))"
     )
     argv = [a.replace("{good}", str(tmp_path / "good.npz")) for a in argv]

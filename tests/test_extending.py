@@ -34,6 +34,10 @@ SMALL_VIT = ["network=vit_s16"] + [
     f"network_options.{option}" for option in ("patch_size=4", "width=16", "depth=1", "heads=2")
 ]
 DIGITS = ["main", "--config=digits_lt.py:method=unimix_bayias", "--config.epochs=1"]
+# The random numbers of the mixer and of the augmentations are most of a program, and eight devices a part: they are
+# left out where the network, the head or the measure is what is looked at.
+SMALL_PROGRAM = ["--config.data.augment=", "--config.parallel.devices=1", "--config.eval_every=0"]
+PLAIN = ["main", "--config=digits_lt.py:method=erm", "--config.epochs=1", *SMALL_PROGRAM]
 
 
 class ConvNeXt(nn.Module):
@@ -108,7 +112,7 @@ def methods_schedule(config):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "undrawn", "unsampled", "without_distributions")
 def test_a_run_with_all_parts_of_the_document(mine, capsys):
     arguments = {}
     for argument in (argument for command in COMMANDS for argument in command):
@@ -125,6 +129,7 @@ def test_a_run_with_all_parts_of_the_document(mine, capsys):
         "--workdir": "run",
         "--config.eval_every": "0",
         "--config.epochs": "2",
+        "--config.parallel.devices": "1",
     }
     argv = [f"{name}={value}" for name, value in arguments.items()]
     assert main.main([*DIGITS[:2], *argv]) == 0
@@ -173,10 +178,12 @@ def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
     argv = [f"--config.network={network}", "--config.optim.name=adamw", "--config.optim.options.eps=0.1"]
     if network == "my_vit:ViT":
         argv += ["--config.network_options.depth=1"]
+    # One program draws augmentations, another one mixes: their random numbers are most of a program.
     if network == "my_networks:ConvNeXt":
         argv += ["--config.data.augment=crop,flip,random_erasing,my_augmentations:noise"]
-    # Without mixing half of the augmentations are drawn, which are most of the program.
-    base = [arg.replace("unimix_bayias", "erm") for arg in DIGITS] if network == "my_networks:ConvNeXt" else DIGITS
+    else:
+        argv += ["--config.data.augment="]
+    base = DIGITS if network == "my_networks:Synchronised" else PLAIN[:3]
     trained = {}
     for count in (1, 8):
         experiment = prepare(
@@ -208,13 +215,7 @@ class Dropped(nn.Module):
 @pytest.mark.usefixtures("mine")
 def test_dropout_draws_other_numbers_in_each_step_and_none_in_prediction():
     """Steps at the rate 0 on one batch differ by nothing but the number of the step."""
-    argv = [
-        "main",
-        "--config=digits_lt.py:method=erm",
-        "--config.network=my_networks:Dropped",
-        "--config.data.augment=",
-    ]
-    argv += ["--config.parallel.devices=1"]
+    argv = [*PLAIN, "--config.network=my_networks:Dropped"]
     experiment = prepare(parse(argv).config, pathlib.Path("unwritten"))
     stage, config = experiment.method.stages[0], experiment.step_config
     step = quick.jit(functools.partial(train_step, stage=stage, network=experiment.network, config=config))
@@ -458,7 +459,7 @@ def nothing(*arguments):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_methods_with_stages_and_other_heads_train_networks_without_batch_statistics(mine, method, network):
-    argv = [f"--config.{a}" for a in (*network, "epochs=1", "eval_every=0", "batch_size=128")] + ["--report=no"]
+    argv = [f"--config.{a}" for a in (*network, "epochs=1", "batch_size=128")] + [*SMALL_PROGRAM, "--report=no"]
     argv += ["--config.method.stages.smoothed.epochs=1"] if method == "mislas" else []
     assert main.main(["main", f"--config=digits_lt.py:method={method}", *argv, f"--workdir={method}"]) == 0
     assert storage.read_json(mine / method / "metrics.json")["test"]["images"] > 0
@@ -467,16 +468,16 @@ def test_methods_with_stages_and_other_heads_train_networks_without_batch_statis
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_logits_of_few_bits_are_measured_and_written_as_float32(mine):
-    argv = [*DIGITS, "--config.network=my_networks:LogitsOf", "--config.eval_every=0", "--report=no", "--workdir=run"]
+    argv = [*PLAIN, "--config.network=my_networks:LogitsOf", "--report=no", "--workdir=run"]
     assert main.main(argv) == 0
     assert metrics.predictions.read_predictions(mine / "run" / "predictions.npz").logits.dtype == np.float32
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation", "stem")
+@pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")
 def test_a_run_that_goes_on_with_a_changed_module_says_so(mine):
-    argv = [*DIGITS, "--config.network=stem", "--config.measures=my_measures:confident_mistakes"]
-    argv += ["--report=no", "--workdir=run", "--config.eval_every=0", "--config.parallel.devices=1"]
+    argv = [*PLAIN, "--config.network=stem", "--config.measures=my_measures:confident_mistakes"]
+    argv += ["--report=no", "--workdir=run"]
 
     def told():
         """What the log says of a start."""

@@ -141,7 +141,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation", "stem")
+@pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")
 def test_train_gives_the_bits_of_the_command_and_can_be_called_again(cache, capsys):
     command = ["main", "--config=digits_lt:method=bayias", "--workdir=command", "--report=no"]
     assert main.main([*command, *(f"--{field}={value}" for field, value in FEW.items())]) == 0
@@ -163,7 +163,7 @@ def test_train_gives_the_bits_of_the_command_and_can_be_called_again(cache, caps
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cache", "quick_compilation", "stem")
+@pytest.mark.usefixtures("cache", "quick_compilation", "shared_programs", "stem")
 def test_train_takes_a_config_dict_and_leaves_it_as_it_is():
     config = default()
     use_source(config, "digits")
@@ -267,12 +267,10 @@ def test_all_ways_to_give_predictions_have_the_same_measures(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_has_the_numbers_of_the_command_s_report(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn", "without_distributions")
+def test_evaluate_has_the_numbers_of_the_command_s_report(tmp_path):
     from unimix_jax import evaluate
-    from unimix_jax.report import build, files
 
-    monkeypatch.setattr(files.plots, "image", lambda figure, kind: f"a {kind}".encode())
-    monkeypatch.setattr(build, "_class_distributions", lambda outputs: None)  # a picture, whose draws take seconds
     for name, seed in (("mine", 0), ("validation", 1)):
         write_predictions(tmp_path / f"{name}.npz", Predictions(*predicted(seed=seed), TRAINING))
     options = {"samples": 20, "bins": 10, "test_prior": "uniform"}

@@ -18,7 +18,7 @@ from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.training import loggers, loop, rundir
 from unimix_jax.training.run import run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=2", "--config.log_every=5", "--config.eval_every=1", "--config.checkpoint.every=1")
 STEP = {"step": 5, "epoch": 0.5, "loss": 2.0, "accuracy": 0.25, "stage": "plain", "learning_rate": 0.1}
@@ -75,7 +75,7 @@ def numbers_of(directory):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, quick_compilation, stem):
+def plain(tmp_path_factory, quick_compilation, shared_programs, stem):
     """The numbers of a run with no logger but jsonl."""
     directory = tmp_path_factory.mktemp("plain")
     run(config("jsonl"), directory)

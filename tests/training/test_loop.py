@@ -34,7 +34,7 @@ from unimix_jax.training.step import StepInputs
 
 from .. import quick
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation", "stem")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
 
@@ -47,7 +47,7 @@ def config(*overrides, method="unimix_bayias"):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, quick_compilation, stem):
+def finished(tmp_path_factory, quick_compilation, shared_programs, stem):
     directory = tmp_path_factory.mktemp("finished")
     return directory, run(config(), directory)
 
@@ -265,8 +265,14 @@ def test_all_devices_and_both_wrappings_end_at_the_same_model(tmp_path):
     gentle = ("--config.epochs=1", "--config.optim.learning_rate=1e-3")
     logits = {}
     for name, count, how in (("one", 1, "shard_map"), ("eight", 8, "shard_map"), ("pmap", 8, "pmap")):
-        run(
-            config(*gentle, f"--config.parallel.devices={count}", f"--config.parallel.spmd={how}", method="erm"),
+        run(  # without augmentations, which are half of a program
+            config(
+                *gentle,
+                "--config.data.augment=",
+                f"--config.parallel.devices={count}",
+                f"--config.parallel.spmd={how}",
+                method="erm",
+            ),
             tmp_path / name,
         )
         logits[name] = read_predictions(tmp_path / name / "predictions.npz").logits
@@ -486,11 +492,34 @@ def test_steps_are_shown_nowhere_without_standard_error(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+# Parts of a user: a network's stem, which is traced in half of the time, and a logger that leaves time for a signal.
+PARTS = """
+import time
+from unimix_jax.models import resnet
+
+class Stem(resnet.CifarResNet):
+    blocks: int = 0
+
+class Waits:
+    def __init__(self, **about):
+        pass
+
+    def log(self, record):
+        time.sleep(0.1)
+
+    def finish(self):
+        pass
+"""
+
+
 def command(directory, cache):
     """A longer run in a process of its own."""
     argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}", "--report=no"]
-    argv += ["--config.epochs=10", "--config.checkpoint.every=2", "--config.eval_every=5", "--config.log_every=20"]
+    argv += ["--config.epochs=10", "--config.checkpoint.every=2", "--config.eval_every=5", "--config.log_every=10"]
+    argv += ["--config.network=my_parts:Stem", "--config.loggers=jsonl,progress,my_parts:Waits"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
+    (cache.parent / "my_parts.py").write_text(PARTS)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(cache.parent), os.environ.get("PYTHONPATH"))))
     environment["XLA_FLAGS"] = " ".join(f"--{name}={str(value).lower()}" for name, value in quick.options().items())
     return argv, environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
 
@@ -500,15 +529,20 @@ def compiled_in(cache):
     return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith("-atime")}
 
 
-def stop_after(directory, cache, step, number):
-    """Start or go on, send a signal once the checkpoint of `step` or a later one is there; return the exit code."""
+def newest(directory):
+    """The step of the last checkpoint; 0 if there is none."""
+    return max((int(p.name) for p in directory.glob("checkpoints/*") if p.name.isdigit()), default=0)
+
+
+def stop_after(directory, cache, steps, number):
+    """Start or go on, send a signal once there is a checkpoint of `steps` more steps; return the exit code."""
     argv, environment = command(directory, cache)
+    before = newest(directory)
     with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         deadline = time.monotonic() + 120
         while run.poll() is None:
             assert time.monotonic() < deadline
-            there = [int(p.name) for p in directory.glob("checkpoints/*") if p.name.isdigit()]
-            if there and max(there) >= step:
+            if newest(directory) >= before + steps:
                 run.send_signal(number)
                 break
             time.sleep(0.005)
@@ -535,7 +569,7 @@ def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path)
     broken = tmp_path / "broken"
     assert stop_after(broken, cache, 22, signal.SIGTERM) == 75
     assert storage.read_json(broken / "run.json")["state"] == "stopped"
-    assert stop_after(broken, cache, 44, signal.SIGKILL) == -9
+    assert stop_after(broken, cache, 22, signal.SIGKILL) == -9
     assert storage.read_json(broken / "run.json")["state"] == "running"
     argv, environment = command(broken, cache)
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

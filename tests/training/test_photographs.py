@@ -22,7 +22,7 @@ from unimix_jax.training.run import run
 from unimix_jax.training.setup import prepare
 from unimix_jax.training.step import first_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "stem")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")
 SMALL = {"network": "stem", "batch_size": 4, "eval_batch_size": 4, "epochs": 2, "parallel.devices": 1}
 SMALL |= {"data.image_size": 8, "data.resize": 9, "eval_every": 1, "checkpoint.every": 1}
 

@@ -86,7 +86,7 @@ def config(*overrides, method="unimix_bayias"):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation", "stem")
+@pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")
 def test_a_run_of_replicates_has_the_results_of_each_their_mean_and_the_ensemble(tmp_path):
     replicates = config("--config.replicates=2", "--config.seed=4", "--config.steps_per_dispatch=11", method="erm")
     result = run(replicates, tmp_path / "both")
@@ -168,7 +168,7 @@ def test_the_ensemble_has_the_mean_probability():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation", "stem")
+@pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")
 def test_a_loss_that_is_not_finite_names_its_seed(tmp_path):
     wild = config("--config.replicates=2", "--config.optim.learning_rate=1e30", "--config.optim.warmup_epochs=0")
     with pytest.raises(NonFiniteError, match=r"the loss of seed [01] is not finite at step \d+ \(stage 'mixed'"):
