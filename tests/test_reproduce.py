@@ -150,7 +150,7 @@ def results(tmp_path_factory):
     """Made-up results at the paper's scale, two seeds; accuracies .5 and .6."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "write_json", lambda path, value: path.write_text(json.dumps(value)))
+        patch.setattr(storage, "write_whole", lambda path, text: path.write_text(text))
         for item in ("d1", "d2", "d3", "main"):
             for run in items.ITEMS[item].runs("paper", 2):
                 if item != "main" or run.imbalance == 100:

@@ -1,5 +1,6 @@
 """The result of a run as one small JSON file: results/SCALE/DATA_lt_IMBALANCE/METHOD/SEED.json."""
 
+import json
 import pathlib
 import platform
 from typing import TYPE_CHECKING, Any
@@ -100,10 +101,10 @@ def rare_images(config: "ConfigDict") -> list[int]:
 
 
 def save(run: Run, result: dict, results: pathlib.Path = RESULTS) -> None:
-    """Write a result, with numbers rounded to seven digits."""
+    """Write a result as one line, with numbers rounded to seven digits."""
     path = path_of(run, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_json(path, rounded(result))
+    storage.write_whole(path, json.dumps(rounded(result), sort_keys=True) + "\n")
 
 
 def about(run: Run, of_run: dict, config: dict, state: str) -> dict:
