@@ -15,6 +15,10 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache / "-".join(_made_for))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# numpy's products on small arrays take a quarter of the processor's time without threads that wait for each other, the
+# more so where several workers share the cores; the library reads this as it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import numpy as np
 import pytest
