@@ -41,12 +41,13 @@ def text(results: pathlib.Path = store.RESULTS) -> str:
 
 
 def short_table(results: pathlib.Path = store.RESULTS) -> str:
-    """Return the table of the project's README: the methods of Table D1 at the largest scale that has results."""
+    """Return the table of the project's README: the methods of Table D1 at the largest scale that has all of them."""
     measures = ("accuracy", "many", "medium", "few", "ece", "brier")
     for scale in reversed(SCALES):
         found = tables.grouped(scale, "d1", results)
         data = next(iter(SCALES[scale].sets))
-        if found := {run: of_seeds for run, of_seeds in found.items() if run.data == data}:
+        found = {run: of_seeds for run, of_seeds in found.items() if run.data == data}
+        if {run.method for run in found} == {*items.D1_METHODS}:
             rows = tables.rows_of_methods(found, measures)
             name, imbalance = tables.NAMES[data], SCALES[scale].imbalance
             about = f"{name}, imbalance {imbalance}: {SCALES[scale].about}. Test measures of the last epoch, mean ± "
