@@ -9,8 +9,8 @@
 # sbatch's own options stand before the script and replace those of the lines below. A line of FILE is quoted as for a
 # shell; nothing in it is expanded. Without a --workdir of its own it has ROOT/run-N.
 #
-# Environment: PYTHON (python), UNIMIX_MAX_RESTARTS (20), UNIMIX_REQUEUE_CODES ("75"; "75 134 137" also queues a job
-# again whose process was killed: 137 is that one's code, 134 that of the others, which JAX ends).
+# Environment: PYTHON (python), UNIMIX_MAX_RESTARTS (20), UNIMIX_REQUEUE_CODES ("75"; "75 137" also queues a job
+# again of which a process was killed: srun returns the highest code, 137 of that one, 75 of the others).
 #
 #SBATCH --job-name=unimix
 #SBATCH --output=%x-%j.out

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
@@ -83,15 +84,14 @@ def sentence_and_code(error: BaseException) -> tuple[str, int] | None:
     Args:
       error: what was raised.
     """
-    for kind, code in (
-        (errors.UserError, errors.MISTAKE),
-        (errors.NonFiniteError, errors.NON_FINITE),
-        (errors.Failure, errors.FAILED),
+    for kind, word, code in (
+        (errors.UserError, "error: ", errors.MISTAKE),
+        (errors.NonFiniteError, "error: ", errors.NON_FINITE),
+        (errors.Failure, "error: ", errors.FAILED),
+        (errors.Interrupted, "stopped: ", errors.INTERRUPTED),
     ):
         if isinstance(error, kind):
-            return f"error: {error}", code
-    if isinstance(error, errors.Interrupted):
-        return f"stopped: {error}", errors.INTERRUPTED
+            return f"{word}{error}", code
     if isinstance(error, KeyboardInterrupt):
         return "stopped", errors.INTERRUPTED
     if isinstance(error, SystemExit):  # of a user's function, in whose place a run would go on
@@ -280,16 +280,27 @@ STOP_SIGNALS = tuple(
 )
 
 
+class StopRequest(threading.Event):
+    """An event that knows since when it is set."""
+
+    since: float | None = None  # by `time.monotonic`
+
+    def set(self) -> None:
+        """Set it; the first time counts."""
+        self.since = time.monotonic() if self.since is None else self.since
+        super().set()
+
+
 @contextlib.contextmanager
-def graceful_stop() -> Iterator[threading.Event]:
+def graceful_stop() -> Iterator[StopRequest]:
     """Turn the first signal into an event that the run checks after each step; the second signal ends at once.
 
     A signal that was ignored when the process started stays ignored: this is how `nohup` protects a run.
 
     Yields:
-      The `threading.Event`.
+      The event.
     """
-    stop_requested = threading.Event()
+    stop_requested = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested  # Python hands signals to the main thread only
         return

@@ -176,7 +176,7 @@ def _shared_directory(command: "Command") -> Iterator[pathlib.Path]:
         raise UserError("a run of several processes needs --workdir, a folder that all of them see")
     directory = pathlib.Path(command.workdir)
     seal = secrets.token_hex(8) if processes.is_first() else ""
-    seal = processes.from_first(lambda: rundir.seal(rundir.create(directory), seal))
+    seal = processes.from_first(lambda: rundir.seal(rundir.create(command.workdir), seal))
     seen = rundir.is_sealed(directory, seal)
     if not processes.all_of(seen):
         raise UserError(

@@ -3,6 +3,7 @@
 import http.server
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,10 @@ import time
 import numpy as np
 import pytest
 
-from unimix_jax import errors
+from unimix_jax import cli, errors
 from unimix_jax.config import parse
 from unimix_jax.metrics.predictions import read_predictions
-from unimix_jax.training import preemption, processes, rundir
+from unimix_jax.training import preemption, processes, rundir, unreadable
 from unimix_jax.training.processes import Cluster
 from unimix_jax.training.run import run
 
@@ -31,24 +32,24 @@ NODES = {"BATCH_MAIN_NODE_HOSTNAME": "a", "BATCH_NODE_COUNT": "2", "BATCH_NODE_I
     ("options", "environ", "expected"),
     [
         ((None, None, None), {}, None),
-        (("a:1", 4, 3), {}, Cluster("a:1", 4, 3, found="the options")),
+        (("a:1", 4, 3), {}, Cluster("a:1", 4, 3, source="the options")),
         ((None, 1, None), SLURM, None),
-        (("a:1", 4, 3), {"UNIMIX_PROCESSES": "2"}, Cluster("a:1", 4, 3, found="the options")),
+        (("a:1", 4, 3), {"UNIMIX_PROCESSES": "2"}, Cluster("a:1", 4, 3, source="the options")),
         (
             (None, None, None),
             {"UNIMIX_COORDINATOR": "b:2", "UNIMIX_PROCESSES": "2", "UNIMIX_PROCESS": "0"},
-            Cluster("b:2", 2, 0, found="the variables"),
+            Cluster("b:2", 2, 0, source="the variables"),
         ),
-        ((None, None, None), SLURM, Cluster(found="Slurm")),
+        ((None, None, None), SLURM, Cluster(source="Slurm")),
         (
             (None, None, None),
             SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"},
-            Cluster(found="Slurm", local_devices=(0, 1, 2)),
+            Cluster(source="Slurm", local_devices=(0, 1, 2)),
         ),
         (
             (None, None, None),
             SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
-            Cluster(found="Slurm"),
+            Cluster(source="Slurm"),
         ),
         ((None, None, None), SLURM | {"SLURM_NTASKS": "1"}, None),
         (
@@ -56,14 +57,14 @@ NODES = {"BATCH_MAIN_NODE_HOSTNAME": "a", "BATCH_NODE_COUNT": "2", "BATCH_NODE_I
             {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"},
             None,
         ),  # not inside of srun
-        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "a,b"}, Cluster(found="the TPU pod")),
+        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "a,b"}, Cluster(source="the TPU pod")),
         ((None, None, None), {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         (
             (None, None, None),
             {"KUBERNETES_SERVICE_HOST": "k", "JOB_COMPLETION_INDEX": "0"},
-            Cluster(found="Kubernetes"),
+            Cluster(source="Kubernetes"),
         ),
-        ((None, None, None), BATCH | NODES, Cluster("a:8476", 2, 0, found="Cloud Batch")),
+        ((None, None, None), BATCH | NODES, Cluster("a:8476", 2, 0, source="Cloud Batch")),
         ((None, None, None), BATCH | {"BATCH_TASK_COUNT": "1"}, None),
     ],
 )
@@ -95,7 +96,7 @@ def test_the_hosts_of_cloud_batch_are_those_of_its_file(tmp_path):
     path, name = tmp_path / "hosts", socket.gethostname()
     path.write_text(f"# of the group\nfirst 10.0.0.1\n\n{name} 10.0.0.2\n")
     environ = {**BATCH, "BATCH_HOSTS_FILE": str(path)}
-    assert processes.find(None, None, None, environ) == Cluster("first:8476", 2, 1, found="Cloud Batch")
+    assert processes.find(None, None, None, environ) == Cluster("first:8476", 2, 1, source="Cloud Batch")
     path.write_text("first\nsecond\n")
     with pytest.raises(errors.UserError, match="stands 0 times among the 2 of"):
         processes.find(None, None, None, environ)
@@ -310,3 +311,56 @@ def test_a_save_that_would_not_be_ready_is_not_begun(folder, monkeypatch):
         run(config, folder / "run", stop, notice=notice)
     assert (folder / "run" / "checkpoints" / "21").exists()
     assert not (folder / "run" / "checkpoints" / "26").exists()
+
+
+def test_a_stop_knows_since_when_it_is_asked_for():
+    before = time.monotonic()
+    request = cli.StopRequest()
+    assert request.since is None
+    request.set()
+    first = request.since
+    request.set()
+    assert before <= first == request.since
+    notice = preemption.Notice(30)
+    notice.begin(since=first - 10)
+    assert notice.left() <= 20
+
+
+def test_an_abort_is_of_another_process_only_if_jax_says_so(tmp_path, monkeypatch):
+    log = tmp_path / "log_1.txt"
+    monkeypatch.setattr(processes.os, "readlink", lambda _: str(log))
+    log.write_text("x" * 100_000 + "because the JAX distributed service detected fatal errors. This most likely")
+    sentence, code = processes._why_aborted()
+    assert (sentence.partition(" of this run")[0], code) == ("stopped: another process", errors.INTERRUPTED)
+    log.write_text("F1 hlo.cc:1] Check failed: a == b")
+    assert processes._why_aborted() == (
+        f"error: a library has ended this process; see the end of {log}",
+        errors.FAILED,
+    )
+
+
+def test_the_lists_of_all_processes_count_each_image_once(tmp_path):
+    (tmp_path / "unreadable.txt").write_text("a.png\nb.png\n")
+    (tmp_path / "unreadable_1.txt").write_text("b.png\nc.png\n")
+    assert unreadable.count(tmp_path) == 3
+
+
+def test_an_address_is_no_run_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UserError, match="gs://bucket/run is an address; it must be a folder"):
+        rundir.create("gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_results_of_a_stage_that_are_gone_are_written_again(folder):
+    command = argv(folder / "run", "--config.parallel.devices=1", "--config.method.stages.retrained.epochs=1")
+    command[0] = "--config=digits_lt.py:method=crt"
+    config = parse(["main", *command]).config
+    result = run(config, folder / "run")
+    file = folder / "run" / "stages" / "plain" / "metrics.json"
+    before = file.read_bytes()
+    shutil.rmtree(file.parent)
+    assert run(config, folder / "run") == result
+    assert file.read_bytes() == before

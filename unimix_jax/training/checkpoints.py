@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_SAVE = 3600.0  # seconds
+_LONGEST_SAVE = 600.0  # seconds
 UNNAMED = "unnamed"  # the id of runs that began before a checkpoint named its run
 
 
@@ -130,13 +130,9 @@ def restore_newest(manager: "CheckpointManager", directory: pathlib.Path, like: 
     Raises:
       UserError: none of the checkpoints is sound; they stay as they are.
     """
-    import orbax.checkpoint as ocp
-
-    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    naming = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    template = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    naming, template = _templates(like)
     wrong = {}
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in processes.from_first(lambda: sorted(manager.all_steps(), reverse=True)):
         state, fault = _restored(manager, step, naming, template, run)
         faults = [fault for fault in map(json.loads, processes.exchanged(json.dumps(fault))) if fault]
         if not faults:
@@ -158,6 +154,30 @@ def restore_newest(manager: "CheckpointManager", directory: pathlib.Path, like: 
     if wrong:
         manager.reload()  # otherwise it would refuse to save these steps again
     return state
+
+
+def restore_step(manager: "CheckpointManager", step: int, like: Any, run: str = "") -> Any:
+    """Return the state of a step as numpy arrays; None if its checkpoint is not there, or not sound.
+
+    Args:
+      manager: of `opened`.
+      step: of the state.
+      like: see `restore_newest`.
+      run: see `restore_newest`.
+    """
+    if not processes.all_of(step in manager.all_steps()):
+        return None
+    state, fault = _restored(manager, step, *_templates(like), run)
+    return state if processes.all_of(fault is None) else None
+
+
+def _templates(like: Any) -> tuple[Any, Any]:
+    """Return what Orbax restores: the name of a checkpoint, and its state."""
+    import orbax.checkpoint as ocp
+
+    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    naming = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    return naming, ocp.args.Composite(state=ocp.args.StandardRestore(like))
 
 
 def _restored(manager: "CheckpointManager", step: int, naming: Any, template: Any, run: str) -> tuple[Any, Any]:

@@ -130,7 +130,7 @@ def train(
                 records.log(_line(experiment, last) | {"split": name} | _of_seeds(watched, experiment.seeds))
             if last in ended_by_restart and processes.is_first():
                 results.write(experiment, scores, posthoc, ended_by_restart[last])
-            if due.save and stopping and last < num_steps and not _save_fits(notice, saving):
+            if due.save and stopping and last < num_steps and not _save_fits(notice, saving, stop_requested):
                 raise AllInterrupted(
                     f"at step {last} of {num_steps}, not saved, for the last save took {saving.seconds:.0f} s; "
                     f"--workdir={experiment.directory} goes on from step {manager.latest_step()}"
@@ -155,10 +155,10 @@ def train(
     return state, scores, posthoc
 
 
-def _save_fits(notice: Notice | None, saving: checkpoints.Duration) -> bool:
+def _save_fits(notice: Notice | None, saving: checkpoints.Duration, stop_requested: threading.Event) -> bool:
     """Return whether a save like the last one ends before the machine does, on all machines of the run."""
-    if notice is not None:
-        notice.begin()
+    if notice is not None and stop_requested.is_set():
+        notice.begin(since=getattr(stop_requested, "since", None))
     left = None if notice is None else notice.left()
     return processes.all_of(left is None or saving.seconds is None or saving.seconds < left)
 
@@ -200,7 +200,9 @@ def _due(experiment: Experiment, steps: range, stopping: bool, unsaved: float) -
     least = config.checkpoint.seconds
     if least < 0:
         least = 0.0 if is_cpu(experiment.devices) else _SECONDS_BETWEEN_SAVES
-    save = unsaved >= least and every(config.checkpoint.every * experiment.steps_per_epoch, steps.stop)
+    save = every(config.checkpoint.every * experiment.steps_per_epoch, steps.stop)
+    # All processes save, or none: the clock of process 0 says whether it is time.
+    save = save and (least == 0 or processes.from_first(lambda: unsaved >= least))
     save = save or end or stopping
     return Due(tuple(logged), splits if end else splits[:1] if evaluated else (), save)
 

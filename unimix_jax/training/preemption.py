@@ -30,15 +30,16 @@ class Notice:
         self.seconds = seconds
         self._end: float | None = None
 
-    def begin(self, seconds: float = 0.0) -> None:
-        """Count from now, unless it has begun.
+    def begin(self, seconds: float = 0.0, since: float | None = None) -> None:
+        """Count, unless it has begun.
 
         Args:
           seconds: to the end of the machine; 0 for those that are known from before.
+          since: when the signal came, by `time.monotonic`; None for now.
         """
         seconds = seconds or self.seconds
         if self._end is None and seconds:
-            self._end = time.monotonic() + seconds
+            self._end = (time.monotonic() if since is None else since) + seconds
 
     def left(self) -> float | None:
         """Return the seconds that are left; None if no end is known."""

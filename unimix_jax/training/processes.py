@@ -31,7 +31,15 @@ _VARIABLES = ("UNIMIX_COORDINATOR", "UNIMIX_PROCESSES", "UNIMIX_PROCESS")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # inside of srun
 _BATCH_PORT = 8476
 # What JAX raises where a process of a collective operation is gone.
-_OF_PEERS = ("gloo", "nccl", "connection reset", "closed by peer", "socket closed", "unavailable", "coordination")
+_OF_PEERS = (
+    "connection reset",
+    "closed by peer",
+    "socket closed",
+    "remote process exited",
+    "stopped sending heartbeats",
+)
+_JAX_LOST = b"JAX distributed service detected fatal errors"  # what it writes before it aborts
+_LOOKED_AT = 1 << 16  # bytes at the end of a log
 _LOST = (
     "another process of this run has ended, or cannot be reached (see its log); the last checkpoint is kept: start all "
     "processes again to go on"
@@ -45,10 +53,11 @@ class Cluster(NamedTuple):
     count: int = 0
     index: int = 0
     local_devices: tuple[int, ...] | None = None  # GPUs of this process, None for all
-    found: str = ""  # by what
+    source: str = ""  # of this
 
 
 _joined: Cluster | None = None
+_silenced: Any = None  # a context that is never left
 _number = itertools.count()
 
 
@@ -74,34 +83,34 @@ def find(
       1
     """
     options = dict(zip(("--coordinator", "--processes", "--process"), (coordinator, processes, process), strict=True))
-    given = {name: value for name, value in options.items() if value is not None}
+    values = {name: value for name, value in options.items() if value is not None}
     where = "the options"
-    if not given:
-        where, given = "the variables", {name: environ[name] for name in _VARIABLES if environ.get(name)}
+    if not values:
+        where, values = "the variables", {name: environ[name] for name in _VARIABLES if environ.get(name)}
         options = dict.fromkeys(_VARIABLES)
-    if given:
-        return _explicit(where, [*options], given)
+    if values:
+        return _explicit(where, [*options], values)
     if words := _known_to_jax(environ):
-        return Cluster(found=words, local_devices=_gpus_of_slurm(environ) if words == "Slurm" else None)
+        return Cluster(source=words, local_devices=_gpus_of_slurm(environ) if words == "Slurm" else None)
     return _of_cloud_batch(environ)
 
 
-def _explicit(where: str, names: list[str], given: Mapping[str, Any]) -> Cluster | None:
+def _explicit(where: str, names: list[str], values: Mapping[str, Any]) -> Cluster | None:
     address, count, index = names
     try:
-        numbers = {name: int(given[name]) for name in (count, index) if name in given}
+        numbers = {name: int(values[name]) for name in (count, index) if name in values}
     except ValueError:
         raise UserError(f"{count} and {index} must be whole numbers") from None
     if numbers.get(count) == 1 and numbers.get(index, 0) == 0:
         return None
-    if missing := [name for name in names if name not in given]:
-        raise UserError(f"{' and '.join(given)} need{'s' if len(given) == 1 else ''} {' and '.join(missing)} as well")
+    if missing := [name for name in names if name not in values]:
+        raise UserError(f"{' and '.join(values)} need{'s' if len(values) == 1 else ''} {' and '.join(missing)} as well")
     if not 0 <= numbers[index] < numbers[count]:
         raise UserError(f"{index} is {numbers[index]}; it must be 0 to {numbers[count] - 1}, below {count}")
-    host, colon, port = str(given[address]).rpartition(":")
+    host, colon, port = str(values[address]).rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise UserError(f"{address} is {given[address]}; it must be HOST:PORT of process 0")
-    return Cluster(str(given[address]), numbers[count], numbers[index], found=where)
+        raise UserError(f"{address} is {values[address]}; it must be HOST:PORT of process 0")
+    return Cluster(str(values[address]), numbers[count], numbers[index], source=where)
 
 
 def _known_to_jax(environ: Mapping[str, str]) -> str:
@@ -168,7 +177,7 @@ def _of_cloud_batch(environ: Mapping[str, str], port: int = _BATCH_PORT) -> Clus
     names = ("BATCH_MAIN_NODE_HOSTNAME", "BATCH_NODE_COUNT", "BATCH_NODE_INDEX")
     if all(environ.get(name) for name in names):
         host, count, index = (environ[name] for name in names)
-        return Cluster(f"{host}:{port}", int(count), int(index), found="Cloud Batch")
+        return Cluster(f"{host}:{port}", int(count), int(index), source="Cloud Batch")
     path = environ.get("BATCH_HOSTS_FILE")
     if not path:
         raise UserError("Cloud Batch started several tasks without BATCH_HOSTS_FILE; set requireHostsFile in the job")
@@ -180,7 +189,7 @@ def _of_cloud_batch(environ: Mapping[str, str], port: int = _BATCH_PORT) -> Clus
         raise UserError(
             f"this machine stands {len(at)} times among the {len(hosts)} of {path}; it must stand there once"
         )
-    return Cluster(f"{hosts[0]}:{port}", len(hosts), at[0], found="Cloud Batch")
+    return Cluster(f"{hosts[0]}:{port}", len(hosts), at[0], source="Cloud Batch")
 
 
 def count() -> int:
@@ -235,14 +244,14 @@ def joined(cluster: Cluster | None, timeout: float) -> Iterator[None]:
     try:
         yield
     except AllInterrupted:
-        _shutdown()
+        _leave_together()
         raise
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _OF_PEERS):
             raise Interrupted(_LOST) from error
         _tell(error)
         raise
-    _shutdown()
+    _leave_together()
 
 
 def _initialise(cluster: Cluster, timeout: float) -> None:
@@ -260,7 +269,7 @@ def _initialise(cluster: Cluster, timeout: float) -> None:
         options |= {"coordinator_address": cluster.coordinator, "cluster_detection_method": "deactivate"}
         options |= {"num_processes": cluster.count, "process_id": cluster.index}
     seconds = max(1, round(timeout))
-    who = f"{cluster.index} of {cluster.count} at {cluster.coordinator}" if cluster.coordinator else cluster.found
+    who = f"{cluster.index} of {cluster.count} at {cluster.coordinator}" if cluster.coordinator else cluster.source
     absent = (
         f"not all processes of the run came within {seconds} s (this is {who}); see that all are started and reach "
         "process 0, or set --config.parallel.timeout"
@@ -277,20 +286,41 @@ def _initialise(cluster: Cluster, timeout: float) -> None:
             )
         except ValueError as error:
             raise UserError(
-                f"{cluster.found} names several processes, but JAX does not find them ({error}); give --coordinator, "
+                f"{cluster.source} names several processes, but JAX does not find them ({error}); give --coordinator, "
                 "--processes and --process"
             ) from None
         except Exception as error:  # of several types
             raise Failure(f"{absent}: {str(error).partition(chr(10))[0]}") from None
-    _at_abort = f"stopped: {_LOST}", errors.INTERRUPTED
+    _at_abort = None
 
 
-def _shutdown() -> None:
-    """Leave when all processes do: process 0 holds the service that the others need."""
+def _why_aborted() -> tuple[str, int]:
+    """Return what to say at an abort, and the exit code: JAX wrote into the log whether another process is gone."""
+    log = ""
+    with contextlib.suppress(OSError):
+        log = os.readlink("/proc/self/fd/2")  # of the run, to which the output of libraries goes
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOOKED_AT))
+            if _JAX_LOST not in file.read():
+                return f"error: a library has ended this process; see the end of {log}", errors.FAILED
+    return f"stopped: {_LOST}", errors.INTERRUPTED
+
+
+def _leave_together() -> None:
+    """Leave when all processes do: process 0 holds the service that the others need, and may still write the report."""
     import jax
 
+    exchanged("")
+    _silence()
     with contextlib.suppress(Exception):  # the run is over; what fails here changes nothing
         jax.distributed.shutdown()
+
+
+def _silence() -> None:
+    """Drop what libraries print from now on: JAX's pages on processes that leave."""
+    global _silenced
+    _silenced = cli.redirect_library_output(os.devnull)
+    _silenced.__enter__()
 
 
 def leave(code: int) -> int:
@@ -367,17 +397,18 @@ def check_agreement(values: Mapping[str, Any], what: str) -> None:
 
 def _tell(error: BaseException) -> None:
     """Tell the other processes why this one ends, and stay until they know."""
+    _silence()
     sentence, code = cli.sentence_and_code(error) or (f"error: {errors.described(error)}", errors.FAILED)
     about = {"process": index(), "sentence": sentence, "code": code}
     with contextlib.suppress(Exception):  # another one told first, or the service is gone
         _client().key_value_set("unimix/failed", json.dumps(about))
-    _let_others_know(code)
+    _let_others_know(sentence, code)
 
 
-def _let_others_know(code: int) -> None:
+def _let_others_know(sentence: str, code: int) -> None:
     """Return when this process may end: process 0, by which the others learn of the end, when all of them know."""
     global _at_abort
-    _at_abort = "", code  # JAX may abort as soon as another process is gone
+    _at_abort = sentence, code  # JAX may abort as soon as another process is gone
     with contextlib.suppress(Exception):
         if not is_first():
             _client().key_value_set(f"unimix/knows/{index()}", "=")
@@ -397,11 +428,12 @@ def _end_if_another_fails() -> None:
             return
         sentence = f"process {about['process']} has ended the run, {about['sentence']}"
         _say(sentence)
-        _let_others_know(about["code"])
+        _silence()
+        _let_others_know("", about["code"])
         os._exit(about["code"])
 
 
-_at_abort = "", errors.FAILED  # what to say, and the exit code
+_at_abort: tuple[str, int] | None = None  # what to say, and the exit code; None for `_why_aborted`
 
 
 def _end_with_sentence_at_abort() -> None:
@@ -418,7 +450,7 @@ def _end_with_sentence_at_abort() -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _abort_handler(number: int) -> None:
-    sentence, code = _at_abort
+    sentence, code = _at_abort or _why_aborted()
     _say(sentence)
     os._exit(code)
 

@@ -19,6 +19,7 @@ from unimix_jax.training import (
     loggers,
     loop,
     manifest,
+    predict,
     preemption,
     processes,
     results,
@@ -164,7 +165,25 @@ def _train_and_evaluate(
             state = starting_state(experiment, manager)
         _, scores, posthoc = loop.train(experiment, state, manager, stop_requested, notice)
         with clock.part("evaluation"):
+            _write_lost_stages(experiment, manager)
             return processes.from_first(lambda: results.write(experiment, scores, posthoc))
+
+
+def _write_lost_stages(experiment: setup.Experiment, manager: "CheckpointManager") -> None:
+    """Write the results of stages before the last one that are gone, from the checkpoints that were kept for that."""
+    directory, ended = experiment.directory, experiment.method.ended_by_restart()
+    files = {last: directory / rundir.stage_folder(stage.name) / rundir.METRICS for last, stage in ended.items()}
+    lost = processes.from_first(lambda: [last for last, file in files.items() if not file.exists()])
+    for last in lost:
+        state = step.first_state(experiment.variables, experiment.step_config.optimiser, experiment.config.replicates)
+        state = checkpoints.restore_step(manager, last, state, experiment.run_id)
+        if state is None:
+            _log.warning("the results of stage %r are gone, and so is its checkpoint", ended[last].name)
+            continue
+        state = place_replicates(state, experiment.devices, experiment.config.replicates)
+        scores, posthoc = predict.predictor(experiment)(state, tuple(experiment.splits.evaluated))
+        if processes.is_first():
+            results.write(experiment, scores, posthoc, ended[last])
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 config.json  run.json  lock  checkpoints/  metrics.jsonl  metrics.json  log.txt
 predictions.npz  predictions_validation.npz  images_test.txt  unreadable.txt  checked.json
 report.html (.md .csv .json)  figures/
+seal  log_N.txt  unreadable_N.txt  of several processes
 seeds/SEED/ of replicates, stages/NAME/ of a stage after which another starts afresh: predictions and metrics
 """
 
@@ -141,9 +142,14 @@ def create(directory: str | os.PathLike) -> pathlib.Path:
       The path.
 
     Raises:
-      UserError: the directory cannot be made or written, is a file, holds files but no run, or has a path in which
-        checkpoints cannot be written.
+      UserError: it is an address such as gs://...; it cannot be made or written, is a file, holds files but no run, or
+        has a path in which checkpoints cannot be written.
     """
+    if "://" in os.fspath(directory):
+        raise UserError(
+            f"the run directory {os.fspath(directory)} is an address; it must be a folder: mount a bucket as one, as "
+            "gcsfuse does"
+        )
     directory = pathlib.Path(directory)
     if not _is_utf8(directory.absolute()):
         raise UserError(
@@ -321,9 +327,10 @@ def read_results(path: pathlib.Path) -> dict | None:
 
 
 def output_digests(directory: pathlib.Path) -> dict[str, str]:
-    """Return a digest of each result of a run, and of its replicates, that exists: metrics, predictions, lists."""
+    """Return a digest of each result of a run, its replicates and stages, that exists: metrics, predictions, lists."""
     names = [METRICS, *(f(split) for split in ("test", "validation") for f in (predictions_file, list_file))]
-    folders = sorted(path for path in directory.glob(seed_folder("*")) if path.is_dir())
+    patterns = (seed_folder("*"), stage_folder("*"), f"{stage_folder('*')}/{seed_folder('*')}")
+    folders = sorted(path for pattern in patterns for path in directory.glob(pattern) if path.is_dir())
     names += [f"{folder.relative_to(directory).as_posix()}/{name}" for folder in folders for name in names]
     digests = {}
     for name in names:

@@ -130,5 +130,5 @@ def record(directory: pathlib.Path, names: Iterable[str]) -> None:
 
 def count(directory: pathlib.Path) -> int:
     """Return the number of images in the run's lists of unreadable images, of all its processes."""
-    paths = (path for i in range(processes.count()) if (path := directory / rundir.unreadable_file(i)).exists())
+    paths = [path for pattern in ("unreadable.txt", "unreadable_*.txt") for path in directory.glob(pattern)]
     return len({name for path in paths for name in path.read_bytes().split(b"\n")[:-1]})
