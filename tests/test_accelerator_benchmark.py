@@ -180,7 +180,9 @@ def test_a_rehearsal_writes_parity_and_rates(part, stem, quick_compilation, tmp_
     monkeypatch.setattr(jobs, "DTYPES", ("float32",))
     monkeypatch.delitem(jobs.TOLERANCES, ("float32", "default"))
     scale = experiments.SMALL._replace(
-        overrides=(*experiments.SMALL.overrides, "--config.network=stem"), matrices=16, timed=0.01
+        overrides=(*experiments.SMALL.overrides, "--config.network=stem", "--config.data.augment="),
+        matrices=16,
+        timed=0.01,
     )
     arguments = ["--small", f"--output={tmp_path}", "--parts=machine,parity,rates", "--torch-python=not-there"]
     options = command.parser().parse_args(arguments)
