@@ -179,9 +179,8 @@ def test_a_rehearsal_writes_parity_and_rates(part, stem, quick_compilation, tmp_
     experiments, command, jobs = part("experiments"), part("command"), part("jobs")
     monkeypatch.setattr(jobs, "DTYPES", ("float32",))
     monkeypatch.delitem(jobs.TOLERANCES, ("float32", "default"))
-    scale = experiments.SMALL._replace(
-        overrides=(*experiments.SMALL.overrides, "--config.network=stem"), matrices=16, timed=0.01
-    )
+    overrides = (*experiments.SMALL.overrides, "--config.network=stem", "--config.data.augment=")
+    scale = experiments.SMALL._replace(overrides=overrides, matrices=16, timed=0.01)
     arguments = ["--small", f"--output={tmp_path}", "--parts=machine,parity,rates", "--torch-python=not-there"]
     options = command.parser().parse_args(arguments)
     assert isinstance(options, argparse.Namespace)

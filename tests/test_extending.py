@@ -120,7 +120,7 @@ def test_a_run_with_all_parts_of_the_document(mine, capsys):
         arguments[name] = value  # the last one wins: those of the own parts stand behind those of the project
     arguments |= {
         "--config.optim.name": "my_optimisers:clipped_adamw",
-        "--config.data.augment": "crop,my_augmentations:noise",
+        "--config.data.augment": "my_augmentations:noise",
     }
     del arguments["--config.optim.options.b2"]
     arguments |= {
@@ -180,7 +180,7 @@ def test_networks_from_outside_train_alike_on_one_and_on_eight_devices(network):
         argv += ["--config.network_options.depth=1"]
     # One program draws augmentations, another one mixes: their random numbers are most of a program.
     if network == "my_networks:ConvNeXt":
-        argv += ["--config.data.augment=crop,flip,random_erasing,my_augmentations:noise"]
+        argv += ["--config.data.augment=random_erasing,my_augmentations:noise"]
     else:
         argv += ["--config.data.augment="]
     base = DIGITS if network == "my_networks:Synchronised" else PLAIN[:3]
