@@ -104,8 +104,9 @@ def without_distributions(monkeypatch):
 @pytest.fixture
 def unsampled(monkeypatch):
     """Leave the intervals out of the report that a run writes at its end."""
-    from unimix_jax.report import evaluation
+    from unimix_jax.report import build, evaluation  # `build` names the class as a type when it is imported
 
+    assert build.evaluation is evaluation
     monkeypatch.setattr(evaluation, "Options", functools.partial(evaluation.Options, samples=0))
 
 
