@@ -1,1 +1,1 @@
-"""Launchers: Cloud Batch, TPU, Slurm, Kubernetes, sweeps."""
+"""Launchers: Slurm, Kubernetes, sweeps."""

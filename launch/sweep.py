@@ -33,7 +33,6 @@ Train every combination of methods, imbalances, seeds and values of fields.
   --on=local                      one run after the other on this machine; a finished one is skipped, one that was
                                   stopped goes on, one that fails does not stop the others
        slurm                      an array of launch/slurm.sh; options of sbatch stand behind --
-       gcp_batch, tpu             a submission each by launch.gcp_batch or launch.tpu; their options stand behind --
   --restarts=20                   how often a local run that leaves with code 75 is started again
   --print                         print the commands, start nothing
   --help                          this text
@@ -41,7 +40,7 @@ Train every combination of methods, imbalances, seeds and values of fields.
 Exit codes: 0 all runs are finished, or submitted; 2 a mistake, nothing was started; 74 a run or a submission failed;
 75 stopped by a signal, or a run was stopped too often: the same command goes on.
 """
-_PLACES = ("local", "slurm", "gcp_batch", "tpu")
+_PLACES = ("local", "slurm")
 _VALUED = ("config", "method", "imbalance", "seed", "workdir", "on", "restarts")
 _TRAINING = "unimix_jax.main"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -69,7 +68,7 @@ class Sweep(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a run."""
 
-    state: str  # finished, finished before, submitted, dry run, failed, stopped, not started
+    state: str  # finished, finished before, submitted, failed, stopped, not started
     about: str = ""  # why, or how long it took
 
 
@@ -101,7 +100,7 @@ def _execute(argv: list[str]) -> str:
         return sweep
     if sweep.print_only:
         return "\n".join(_commands(sweep))
-    outcomes = {"local": _run_all, "slurm": _submit_array}.get(sweep.place, _submit_each)(sweep)
+    outcomes = {"local": _run_all, "slurm": _submit_array}[sweep.place](sweep)
     cli.echo(f"\n{table(outcomes)}")
     states = [outcome.state for outcome in outcomes.values()]
     number = f"of {len(states)} {'submissions' if sweep.place != 'local' else 'runs'}"
@@ -362,26 +361,6 @@ def _passing_signals_on() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _submission(sweep: Sweep, run: Run, python: str) -> list[str]:
-    """Return the command that submits one run by the launcher of a cloud, which does not wait for its end."""
-    # The name of this package: `launch` in a clone, `unimix_jax.launch` where it is installed.
-    module = f"{__package__ or 'launch'}.{sweep.place}"
-    return [python, "-m", module, *run.arguments, "--nofollow", *sweep.options]
-
-
-def _submit_each(sweep: Sweep) -> dict[str, Outcome]:
-    """Submit each run that is not finished."""
-    outcomes = {}
-    good = "dry run" if "--dry_run" in sweep.options else "submitted"
-    for run in sweep.runs:
-        if run.finished:
-            outcomes[run.name] = Outcome("finished before")
-            continue
-        code = subprocess.run(_submission(sweep, run, sys.executable), check=False).returncode
-        outcomes[run.name] = Outcome("failed", f"code {code}") if code else Outcome(good)
-    return outcomes
-
-
 def _array(sweep: Sweep) -> tuple[pathlib.Path, str, list[str]]:
     """Return the list file of an array of Slurm, its content, and the command that submits it."""
     text = "".join(f"{shlex.join(run.arguments)}\n" for run in sweep.runs if not run.finished)
@@ -419,9 +398,7 @@ def _commands(sweep: Sweep) -> Iterator[str]:
         yield f"cat >{shlex.quote(str(path))} <<'END'\n{text}END"
         yield shlex.join(command)
         return
-    for run in waiting:
-        local = ["python", "-m", _TRAINING, *run.arguments]
-        yield shlex.join(local if sweep.place == "local" else _submission(sweep, run, "python"))
+    yield from (shlex.join(["python", "-m", _TRAINING, *run.arguments]) for run in waiting)
 
 
 if __name__ == "__main__":
