@@ -271,12 +271,12 @@ def _file_name(name: str) -> str:
 
 
 def _is_finished(workdir: str, fields) -> bool:
-    """Return whether a directory holds the finished run of a config; one in a bucket is not looked at."""
+    """Return whether a directory holds the finished run of a config."""
     from unimix_jax.config import compare
     from unimix_jax.training import rundir
 
     directory = pathlib.Path(workdir)
-    if "://" in workdir or not (directory / rundir.RUN).exists():
+    if not (directory / rundir.RUN).exists():
         return False
     state = (rundir.read_manifest(directory / rundir.RUN) or {}).get("state")
     earlier = storage.read_json(directory / rundir.CONFIG)
