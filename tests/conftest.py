@@ -104,7 +104,7 @@ def without_distributions(monkeypatch):
 @pytest.fixture
 def unsampled(monkeypatch):
     """Leave the intervals out of the report that a run writes at its end."""
-    from unimix_jax.report import evaluation
+    from unimix_jax.report.build import evaluation  # which has read the type of the options
 
     monkeypatch.setattr(evaluation, "Options", functools.partial(evaluation.Options, samples=0))
 
