@@ -22,6 +22,7 @@ LAYERS = (
     {"config"},
     {"priors", "npz"},
     {"registry", "storage", "cli", "names"},
+    {"traits"},
     {"errors"},
 )
 # Imports inside of one layer, or upwards, and why.
@@ -35,10 +36,10 @@ LATE = {
 }  # fmt: skip
 WITHOUT_JAX = {
     "calibration", "cli", "config", "data", "errors", "label_shift", "library", "metrics", "names", "npz", "plots",
-    "priors", "registry", "storage", "theory",
+    "priors", "registry", "storage", "theory", "traits",
 }  # fmt: skip
 # What --help imports: no numpy either.
-INSTANT = {"__init__", "cli", "config", "errors", "main", "evaluate", "library", "names", "registry"}
+INSTANT = {"__init__", "cli", "config", "errors", "main", "evaluate", "library", "names", "registry", "traits"}
 TOUCH_FILES = {
     "cli", "config/load", "data/download", "data/readers", "data/sources/cifar", "data/sources/digits",
     "data/sources/folder_layout", "data/sources/folder_scan", "data/sources/inaturalist", "data/sources/list_file",
