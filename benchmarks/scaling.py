@@ -309,7 +309,7 @@ def bytes_table() -> str:
     rows = [["", *DATA], ["parameters", *(f"{network.parameters:,}" for network in networks)]]
     rows += [[f"{what}, MB", *map(text_of, networks)] for what, text_of in megabytes.items()]
     rows.append(["all-reduces that wait for each other", *(str(2 * network.normalisations) for network in networks)])
-    rows.append([f"steps of an epoch, batch {BATCH}", *(f"{data.images // BATCH:,}" for data in DATA.values())])
+    rows.append([f"steps of an epoch, batch {BATCH}", *(f"{-(-data.images // BATCH):,}" for data in DATA.values())])
     return _table(rows)
 
 

@@ -62,6 +62,12 @@ if [ -n "$runs" ]; then
   arguments=("${more[@]}" "${arguments[@]}")
   workdir="${own:-${workdir:+$workdir/run-$index}}"
 elif [ -n "$index" ]; then
+  for argument in "${arguments[@]}"; do
+    case "$argument" in
+      --config.seed | --config.seed=*)
+        mistake "the array sets --config.seed to the number of each task; leave $argument out, or submit no array" ;;
+    esac
+  done
   arguments+=("--config.seed=$index")
   workdir="${workdir:+$workdir/seed-$index}"
 fi

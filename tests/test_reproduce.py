@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks.reproduce import __main__ as command
-from benchmarks.reproduce import document, items, parts, published, runner, runs, store, tables
+from benchmarks.reproduce import document, figures, items, parts, published, runner, runs, store, tables
 from benchmarks.reproduce.runs import Run
-from unimix_jax import storage
+from unimix_jax import errors, storage
 from unimix_jax.data import sampling
 from unimix_jax.methods.recipes import RECIPES
 from unimix_jax.metrics.predictions import read_predictions
-from unimix_jax.training import loop
+from unimix_jax.training import loop, manifest
 
 FIELDS = ("network=stem", "epochs=1", "eval_every=0", "parallel.devices=1")
 ERM = [Run("digits", "digits", 20, "erm", seed) for seed in range(3)]
@@ -89,7 +89,7 @@ def test_a_result_of_two_stages_has_the_first_one_too(done):
 def test_what_was_done_is_not_done_again(done, monkeypatch):
     before = {path: path.read_bytes() for path in (done / "results").glob("digits/**/*.json")}
     monkeypatch.setattr(runner, "_train", lambda *_: pytest.fail("it trains again"))
-    assert runner.take(ERM[:2], done / "runs", threading.Event(), results=done / "results") == 0
+    assert runner.take(ERM[:2], done / "runs", threading.Event(), results=done / "results", fields=FIELDS) == 0
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -124,6 +124,117 @@ def test_a_loss_that_is_not_finite_is_a_result(tmp_path, monkeypatch):
     assert "test" not in result
     assert tables.seeds([result, result | {"state": "complete"}]) == "2, 1 not finite"
     assert np.isnan(store.values_of([result], "accuracy")).all()
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Return a function that does the runs of three seeds of erm as one program, with outcomes in place of training.
+
+    It returns how many results are missing, and the names of the directories that were trained in. The outcome of a
+    directory is "complete" unless the test says another.
+    """
+
+    def take(wanted=ERM, outcomes=(), **options):
+        names = []
+
+        def train(command, directory, stop_requested):
+            directory.mkdir(parents=True, exist_ok=True)
+            storage.write_json(directory / "config.json", manifest.plain(command.config))
+            names.append(directory.name)
+            state = dict(outcomes).get(directory.name, "complete")
+            if state == "stopped":
+                stop_requested.set()
+            storage.write_json(directory / "run.json", {"state": "complete" if state == "complete" else "stopped"})
+            return state
+
+        def write(run, directory, results):
+            config = storage.read_json(directory / "config.json")
+            result = store.about(run, {}, config, "complete") | {"test": {"accuracy": 1.0, "ece": 0.0, "nll": 0.0}}
+            store.save(run, result, results)
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "_train", train)
+            patch.setattr(store, "write", write)
+            options = {"replicates": True, "results": tmp_path / "results"} | options
+            return runner.take(wanted, tmp_path / "runs", threading.Event(), **options), names
+
+    take.folder = tmp_path
+    return take
+
+
+def states(folder):
+    return [(store.read(run, folder / "results") or {"state": "missing"})["state"] for run in ERM]
+
+
+def test_seeds_of_which_one_is_not_finite_are_trained_one_by_one(trained):
+    outcomes = {"0_to_2": "not finite", "1": "not finite", "2": "stopped"}
+    assert trained(outcomes=outcomes) == (1, ["0_to_2", "0", "1", "2"])
+    assert states(trained.folder) == ["complete", "not finite", "missing"]
+    assert trained() == (0, ["2"])  # and stay alone
+    assert [store.read(run, trained.folder / "results")["replicates"] for run in ERM] == [1, 1, 1]
+
+
+def test_seeds_that_another_process_trains_are_all_left_to_it(trained):
+    assert trained(outcomes={"0_to_2": "in use"}) == (3, ["0_to_2"])
+    # While it writes its results, which are of a complete run, those that are not there yet are no new work.
+    assert trained() == (0, ["0_to_2"])
+    store.path_of(ERM[2], trained.folder / "results").unlink()
+    assert trained() == (0, ["0_to_2"])
+
+
+def test_seeds_that_were_stopped_go_on_together_when_more_are_asked_for(trained):
+    assert trained(ERM[:2], {"0_to_1": "stopped"}) == (2, ["0_to_1"])
+    assert trained() == (0, ["0_to_1", "2"])
+    assert [store.read(run, trained.folder / "results")["replicates"] for run in ERM] == [2, 2, 1]
+
+
+def test_a_result_of_another_config_is_done_again_beside_its_run(trained, capsys):
+    results = trained.folder / "results"
+    assert trained(ERM[:1], fields=("epochs=7",)) == (0, ["0"])
+    stored = store.path_of(ERM[0], results).read_text()
+    assert runner.reasons(ERM[:2], results) == {
+        ERM[0]: "of another config: epochs was 7, is 100",
+        ERM[1]: "missing",
+    }
+    assert command.main(["d1", "--method=erm", "--seeds=1", "--list", f"--results={results}"]) == 0
+    assert "erm/0: of another config: epochs was 7, is 100" in capsys.readouterr().out
+    assert trained(ERM[:1], {"0-2": "stopped"}) == (1, ["0-2"])
+    assert "its result is of another config: epochs was 7, is 100" in capsys.readouterr().out
+    assert store.path_of(ERM[0], results).read_text() == stored  # until the new one is there
+    assert trained(ERM[:1]) == (0, ["0-2"])
+    assert storage.read_json(trained.folder / "runs" / ERM[0].folder / "0" / "config.json")["epochs"] == 7
+    path = trained.folder / "runs" / ERM[0].folder / "0-2" / "predictions.npz"
+    path.touch()
+    of_result = store.read(ERM[0], results)["config"]
+    assert figures._predictions_path(ERM[0].folder, of_result, trained.folder / "runs") == path
+
+
+def test_a_result_may_differ_in_the_machine_and_lack_new_fields():
+    config = runner._config(ERM[0], ())
+    older = {name: value for name, value in config.items() if name != "remat"}
+    assert store.fault({"state": "complete", "config": older}, config) == ""
+    assert store.fault({"state": "complete", "config": config | {"remat": True}}, config) == ""
+    assert store.fault({"state": "complete", "config": config | {"gone": 1}}, config).endswith(
+        "gone was 1, is not there"
+    )
+    assert store.fault({"state": "complete", "config": config | {"eval_every": 9}}, config) != ""
+
+
+@pytest.mark.parametrize("method", ["mislas", "crt", "unimix"])
+def test_a_stage_after_the_run_needs_the_measures_of_the_one_before(method):
+    config = runner._config(ERM[0]._replace(method=method), ())
+    result = {"state": "complete", "config": config}
+    alone = store.fault(result, config)
+    assert alone == ("" if method == "unimix" else "without the measures of its first stage")
+    assert store.fault(result | {"stages": {"plain": {}}}, config) == ""
+    assert store.fault(result | {"state": "not finite"}, config) == ""
+
+
+def test_results_of_today_s_recipes_are_done():
+    chosen = [Run(scale, data, imbalance, "erm", 0) for scale, data, imbalance in (
+        ("digits", "digits", 20), ("small", "cifar10", 100))]  # fmt: skip
+    assert runner.missing(chosen) == []
 
 
 def made_up(run, accuracy, **more):
@@ -189,6 +300,27 @@ def test_the_table_of_all_recipes_stands_beside_published_accuracies(results):
     assert rows["`focal`"][rows["method"].index("CIFAR-10-LT-100")].endswith("(70.4?, -15.4)")
     others = tables._other_codes(tables._by_set(tables.grouped("paper", "main", results)))
     assert "| `cb` | CIFAR-10-LT-100 | 55.0 ± 7.1 | 70.5 | - | - | - |" in others[1]
+
+
+@pytest.mark.parametrize(("name", "column"), [("d1", 1), ("d3", 2), ("main", 1)])
+def test_seeds_that_are_not_finite_are_counted_apart(tmp_path, name, column):
+    for run in (Run("paper", "cifar100", 100, "mislas" if name == "d3" else "erm", seed) for seed in (0, 1, 2)):
+        lost = {"state": "not finite", "test": None, "stages": {}} if run.seed == 1 else {}
+        store.save(run, made_up(run, 0.5, **lost), tmp_path)
+    text = next(part for part in tables.TABLES[name]("paper", tmp_path) if part.startswith("| method"))
+    cells = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
+    assert cells[column].endswith("3, 1 not finite")
+    assert any(cell.startswith("50.0 ± 0.0") for cell in text.split("|") for cell in [cell.strip()])
+
+
+def test_the_order_of_images_without_a_complete_run_has_no_numbers(tmp_path):
+    for variant in runs.ORDERS:
+        run = Run("digits", "digits", 20, "bayias", 0, variant)
+        store.save(run, made_up(run, 0.5, state="not finite", test=None), tmp_path)
+    rows = [line.split("|")[2:] for line in tables.order("digits", tmp_path)[1].splitlines()[2:]]
+    assert len(rows) == 2
+    for row in rows:
+        assert [cell.strip() for cell in row] == ["1, 1 not finite", *["-"] * 6, ""]
 
 
 def test_the_distributions_of_the_factor_are_those_of_pairs_that_are_counted():
@@ -259,6 +391,41 @@ def test_runs_are_listed_and_mistakes_are_said(tmp_path, capsys):
     argv = ["d1", "--scale=small", "--set=cifar10", "--seeds=1", f"--data={tmp_path}", f"--runs={tmp_path / 'runs'}"]
     assert command.main([*argv, f"--results={tmp_path}"]) == 2
     assert "cifar-10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["d1", "--method=bayes"], "(did you mean 'bayias'?); known: bayias, erm,"),
+        (["d1", "--method=crt"], "unknown method of these tables at this scale 'crt'"),
+        (["main", "--scale=small", "--set=cifar"], "'cifar' (did you mean 'cifar10'?); known: cifar10, cifar100"),
+        (["d5"], "unknown table or figure 'd5'"),
+        (["d1", "--seeds=0"], "--seeds is 0; it must be a number of seeds, at least 1"),
+        (["d1", "--budget=0"], "--budget is 0; it must be a number of minutes above 0"),
+    ],
+)
+def test_names_and_numbers_that_choose_nothing_are_mistakes(argv, sentence, capsys):
+    assert command.main(argv) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_errors_and_an_unfinished_list_have_their_exit_codes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(document, "text", lambda results: "tables")
+    results = tmp_path / "new" / "results"  # which is not there yet
+    assert command.main([f"--results={results}"]) == 0
+    assert (results / "README.md").read_text() == "tables"
+    monkeypatch.setattr(command, "_train", lambda *_: 3)
+    assert command.main(["d1", f"--results={results}"]) == 75
+    assert "stopped: 3 of 70 runs are missing; the same command goes on" in capsys.readouterr().err
+
+    def fail(*_):
+        raise errors.Failure("the worker has ended")
+
+    monkeypatch.setattr(command, "_train", fail)
+    assert command.main(["d1", f"--results={results}"]) == 74
+    assert "error: the worker has ended" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command.main([f"--results={tmp_path / 'file' / 'results'}"]) == 2
 
 
 def test_the_best_epoch_is_that_of_the_seed():

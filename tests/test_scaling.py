@@ -6,6 +6,8 @@ import pathlib
 
 import pytest
 
+from unimix_jax.data import sampling
+
 FILE = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "scaling.py"
 spec = importlib.util.spec_from_file_location("scaling", FILE)
 scaling = importlib.util.module_from_spec(spec)
@@ -38,6 +40,13 @@ def test_the_real_step_adds_as_many_bytes_as_are_counted():
     # Of a normalisation: two sums forwards, two backwards, two running statistics, gradients of scale and bias, and the
     # gradient of its convolution; gradients of the head; four sums of loss and accuracy.
     assert arrays == counted.normalisations * (2 + 2 + 2 + 2 + 1) + 2 + 4
+
+
+def test_steps_of_an_epoch_are_those_of_the_loop(monkeypatch):
+    monkeypatch.setattr(scaling, "_RESNET50", {1000: scaling.Shapes(1, 1, 1), 8142: scaling.Shapes(1, 1, 1)})
+    (row,) = (line for line in scaling.bytes_table().splitlines() if line.startswith("| steps of an epoch"))
+    steps = [sampling.steps_per_epoch(data.images, scaling.BATCH) for data in scaling.DATA.values()]
+    assert [int(cell) for cell in row.split("|")[2:4]] == steps
 
 
 def test_sums_over_chips_take_the_time_of_what_each_sends():

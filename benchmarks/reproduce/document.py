@@ -13,8 +13,8 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 _HEAD = """# Results
 
 Written by `python -m benchmarks.reproduce` from a file of results a run (config, machine, versions, commit, time,
-all measures, recalls of the classes): `SCALE/DATA_lt_IMBALANCE/METHOD/SEED.json`. What of the paper holds:
-[docs/reproduction.md](../docs/reproduction.md).
+all measures, recalls of the classes): `SCALE/DATA_lt_IMBALANCE/METHOD/SEED.json`. The claims of the paper beside
+them: [docs/reproduction.md](../docs/reproduction.md).
 
 Measures are of the test set and of the **last** epoch, never of the best one; mean ± standard deviation (divisor n - 1)
 of the seeds of training, all on the same long-tailed images. The column "best epoch on test" shows the habit of many
@@ -44,11 +44,11 @@ def short_table(results: pathlib.Path = store.RESULTS) -> str:
     """Return the table of the project's README: the methods of Table D1 at the largest scale that has all of them."""
     measures = ("accuracy", "many", "medium", "few", "ece", "brier")
     for scale in reversed(SCALES):
-        found = tables.grouped(scale, "d1", results)
         data = next(iter(SCALES[scale].sets))
-        found = {run: of_seeds for run, of_seeds in found.items() if run.data == data}
-        if {run.method for run in found} == {*items.D1_METHODS}:
-            rows = tables.rows_of_methods(found, measures)
+        groups = tables.grouped(scale, "d1", results)
+        groups = {run: of_seeds for run, of_seeds in groups.items() if run.data == data}
+        if {run.method for run in groups} == {*items.D1_METHODS}:
+            rows = tables.rows_of_methods(groups, measures)
             name, imbalance = tables.NAMES[data], SCALES[scale].imbalance
             about = f"{name}, imbalance {imbalance}: {SCALES[scale].about}. Test measures of the last epoch, mean ± "
             about += "standard deviation of the seeds. More in [results/](results/README.md), from"
@@ -67,12 +67,12 @@ def with_short_table(readme: str, results: pathlib.Path = store.RESULTS) -> str:
 
 def times(scale: str, results: pathlib.Path) -> str:
     """Return a sentence on the runs of a scale: how many, on what, how long."""
-    found = [storage.read_json(path) for path in sorted((results / scale).glob("*/*/*.json"))]
-    machines = sorted({_machine(result) for result in found})
-    hours = sum(result.get("seconds") or 0 for result in found if result["replicates"] == 1) / 3600
-    lost = sum(result["state"] != store.COMPLETE for result in found)
+    of_scale = [storage.read_json(path) for path in sorted((results / scale).glob("*/*/*.json"))]
+    machines = sorted({_machine(result) for result in of_scale})
+    hours = sum(result.get("seconds") or 0 for result in of_scale if result["replicates"] == 1) / 3600
+    lost = sum(result["state"] != store.COMPLETE for result in of_scale)
     ended = f"; {lost} of them ended with a loss that is not finite" if lost else ""
-    return f"{len(found)} runs on {'; '.join(machines)}{ended}; the sum of their times is {hours:.1f} hours."
+    return f"{len(of_scale)} runs on {'; '.join(machines)}{ended}; the sum of their times is {hours:.1f} hours."
 
 
 def _machine(result: dict) -> str:
@@ -98,6 +98,7 @@ def write(
       The files that were written.
     """
     pictures = [path for name in names for path in figures.draw(scale, name, runs, results)]
+    results.mkdir(parents=True, exist_ok=True)
     storage.write_whole(results / README, text(results))
     if results == store.RESULTS:
         path = store.ROOT / README

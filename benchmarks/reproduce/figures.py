@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.reproduce import store
-from benchmarks.reproduce.runs import Run
+from benchmarks.reproduce import directories, store
 from benchmarks.reproduce.tables import NAMES, grouped
 from unimix_jax import metrics, storage
 from unimix_jax.metrics import per_example
@@ -85,8 +84,9 @@ def errors(scale: str, results: pathlib.Path) -> dict[str, dict[str, dict[float,
 def predictions(scale: str, item: str, runs: pathlib.Path, results: pathlib.Path) -> dict[str, Predictions]:
     """Return the test predictions of the first seed of each method of a figure; say which are not there."""
     models = {}
-    for run in grouped(scale, item, results):
-        path = _predictions_path(run._replace(seed=0), runs)
+    for run, of_seeds in grouped(scale, item, results).items():
+        first = next((result for result in of_seeds if result["run"]["seed"] == 0), None)
+        path = first and _predictions_path(run.folder, first["config"], runs)
         if path is None:
             print(f"left out of {item}: {runs / run.folder} has no predictions of seed 0")
         else:
@@ -94,11 +94,14 @@ def predictions(scale: str, item: str, runs: pathlib.Path, results: pathlib.Path
     return models
 
 
-def _predictions_path(run: Run, runs: pathlib.Path) -> pathlib.Path | None:
-    folder, file = runs / run.folder, rundir.predictions_file("test")
-    alone = folder / str(run.seed) / file
-    together = sorted(folder.glob(f"*_to_*/{rundir.seed_folder(run.seed)}/{file}"))
-    return alone if alone.exists() else together[0] if together else None
+def _predictions_path(folder: str, config: dict, runs: pathlib.Path) -> pathlib.Path | None:
+    """Return the test predictions of seed 0 of a config; None if they are not there."""
+    file = rundir.predictions_file("test")
+    for directory, seeds in directories.of_config(runs / folder, config):
+        path = directory / file if len(seeds) == 1 else directory / rundir.seed_folder(0) / file
+        if 0 in seeds and path.exists():
+            return path
+    return None
 
 
 def _calibration(models: dict[str, Predictions]) -> dict[str, "Figure"]:

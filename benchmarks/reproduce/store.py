@@ -10,6 +10,8 @@ import numpy as np
 from benchmarks.reproduce import runs
 from benchmarks.reproduce.runs import ORDERS, Run
 from unimix_jax import priors, registry, storage
+from unimix_jax.config import compare
+from unimix_jax.config.old_names import with_new_names
 from unimix_jax.data import sampling, sources
 from unimix_jax.metrics.predictions import read_predictions
 from unimix_jax.report import evaluation
@@ -23,6 +25,7 @@ RESULTS = ROOT / "results"
 COMPLETE, NOT_FINITE = "complete", "not finite"
 _DIGITS = 7  # of the numbers that are stored
 _OF_MACHINES = ("data", "parallel", "checkpoint", "loggers", "steps_per_dispatch", "replicates", "seed", "log_every")
+_SEEN_IN_RESULTS = ("eval_every",)  # changes no number of the training, but the best of the evaluations
 
 
 def path_of(run: Run, results: pathlib.Path = RESULTS) -> pathlib.Path:
@@ -39,14 +42,58 @@ def read(run: Run, results: pathlib.Path = RESULTS) -> dict | None:
     return storage.read_json(path_of(run, results))
 
 
-def read_many(wanted: list[Run], results: pathlib.Path = RESULTS) -> dict[Run, list[dict]]:
-    """Return the results that are there, by run without its seed, each list in the order of seeds."""
-    found: dict[Run, list[dict]] = {}
-    for run in sorted(set(wanted), key=lambda run: run.seed):
-        result = read(run, results)
-        if result is not None:
-            found.setdefault(run.of_seeds, []).append(result)
-    return found
+def recorded(config: dict) -> dict:
+    """Return the fields of a config that a result keeps: those that are not of a machine.
+
+    Args:
+      config: nested dicts of JSON values, with every field.
+    """
+    kept = {name: value for name, value in config.items() if name not in _OF_MACHINES}
+    data = {name: value for name, value in config["data"].items() if name not in ("dir", "download")}
+    parallel = {
+        name: config["parallel"][name] for name in ("batch_norm", "deterministic") if name in config["parallel"]
+    }
+    return rounded(kept | {"data": data, "parallel": parallel})
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Return a phrase for each field that changes numbers, or their evaluations, and differs between two configs.
+
+    Args:
+      old: of a result, see `recorded`; a field that did not exist then has its default.
+      new: of today's command, see `recorded`.
+    """
+    changing, free = compare.differing_keys(old, new)
+    before, now = (compare.flat(with_new_names(each)[0]) for each in (old, new))
+    return [
+        " ".join(
+            [
+                f"{key} was {before[key]!r}," if key in before else f"{key} was not there,",
+                f"is {now[key]!r}" if key in now else "is not there",
+            ]
+        )
+        for key in (*changing, *(key for key in free if key in _SEEN_IN_RESULTS))
+    ]
+
+
+def has_later_stage(config: dict) -> bool:
+    """Return whether a method has a stage after the run, so that the stage before it is measured, too."""
+    begins = [(stage.get("begin") or 0, stage.get("reinitialise")) for stage in config["method"]["stages"].values()]
+    return any(begin == 1 or (begin and anew) for begin, anew in begins)
+
+
+def fault(result: dict, config: dict) -> str:
+    """Return why a result is not that of today's command; "" if it is.
+
+    Args:
+      result: see `read`.
+      config: of today's command, see `recorded`.
+    """
+    if differing := differences(result.get("config") or {}, config):
+        return f"of another config: {'; '.join(differing)}"
+    if result["state"] == COMPLETE and has_later_stage(config) and not result.get("stages"):
+        return "without the measures of its first stage"
+    return ""
 
 
 def write(run: Run, directory: pathlib.Path, results: pathlib.Path = RESULTS) -> dict:
@@ -112,13 +159,10 @@ def about(run: Run, of_run: dict, config: dict, state: str) -> dict:
     start = (of_run.get("starts") or [{}])[-1]
     environment = rundir.environment(start)
     hardware = {name: environment[name] for name in ("device", "devices", "cpu_threads", "ops") if name in environment}
-    kept = {name: value for name, value in config.items() if name not in _OF_MACHINES}
-    data = {name: value for name, value in config["data"].items() if name not in ("dir", "download")}
-    parallel = {name: config["parallel"][name] for name in ("batch_norm", "deterministic")}
     return {
         "run": run._asdict(),
         "state": state,
-        "config": kept | {"data": data, "parallel": parallel},
+        "config": recorded(config),
         "replicates": config.get("replicates", 1),
         "hardware": hardware | {"processor": processor()},
         "versions": {

@@ -55,17 +55,17 @@ def label(run: Run) -> str:
 def grouped(scale: str, item: str, results: pathlib.Path) -> dict[Run, list[dict]]:
     """Return the results of an item's runs that are there, in the order of its runs; of every seed that was done."""
     folders = dict.fromkeys(run.of_seeds for run in items.ITEMS[item].runs(scale, 1))
-    found = {}
+    groups = {}
     for run in folders:
         numbers = sorted(int(path.stem) for path in (results / run.folder).glob("*.json") if path.stem.isdigit())
         if numbers:
-            found[run] = [store.read(run._replace(seed=number), results) for number in numbers]
-    return found
+            groups[run] = [store.read(run._replace(seed=number), results) for number in numbers]
+    return groups
 
 
-def _by_set(found: dict[Run, list[dict]]) -> dict[tuple[str, int], dict[Run, list[dict]]]:
+def _by_set(groups: dict[Run, list[dict]]) -> dict[tuple[str, int], dict[Run, list[dict]]]:
     sets: dict[tuple[str, int], dict[Run, list[dict]]] = {}
-    for run, results in found.items():
+    for run, results in groups.items():
         sets.setdefault((run.data, run.imbalance), {})[run] = results
     return sets
 
@@ -77,8 +77,8 @@ def _head(measures: Iterable[str]) -> list[str]:
 def d1(scale: str, results: pathlib.Path) -> list[str]:
     """Return the tables of calibration, and at the paper's scale those beside the paper's figures."""
     parts = []
-    for (data, imbalance), found in _by_set(grouped(scale, "d1", results)).items():
-        rows = rows_of_methods(found, _D1_SHOWN)
+    for (data, imbalance), groups in _by_set(grouped(scale, "d1", results)).items():
+        rows = rows_of_methods(groups, _D1_SHOWN)
         parts += [f"{NAMES[data]}, imbalance {imbalance}:", markdown_table(rows)]
         if scale == "paper" and data in published.D1:
             rows = [
@@ -91,7 +91,7 @@ def d1(scale: str, results: pathlib.Path) -> list[str]:
                     ),
                 ]
             ]
-            for run, of_seeds in found.items():
+            for run, of_seeds in groups.items():
                 cells = []
                 for name, theirs in zip(published.D1_MEASURES, published.D1[data][run.method], strict=True):
                     ours = MEASURES[name].factor * store.values_of(of_seeds, name)
@@ -116,19 +116,19 @@ def _on_cut_test(results: list[dict], imbalance: float, variant: str) -> np.ndar
 def d2(scale: str, results: pathlib.Path) -> list[str]:
     """Return the accuracies on test sets of other imbalances: as trained, trained for each, corrected afterwards."""
     parts = []
-    for (data, imbalance), found in _by_set(grouped(scale, "d2", results)).items():
-        rows = [["test set's imbalance", "seeds", *(f"{each:g}" for each in TEST_IMBALANCES)], *_d2_rows(found)]
+    for (data, imbalance), groups in _by_set(grouped(scale, "d2", results)).items():
+        rows = [["test set's imbalance", "seeds", *(f"{each:g}" for each in TEST_IMBALANCES)], *_d2_rows(groups)]
         if scale == "paper" and data == "cifar100":
             for method, values in published.D2.get(imbalance, {}).items():
                 rows.append([f"the paper's `{method}`", "1", *(f"{value:.2f}" for value in values)])
         parts += [f"{NAMES[data]}, training imbalance {imbalance}, accuracy in per cent:", markdown_table(rows)]
-        logits = dict.fromkeys(result.get("corrected_logits") for of_seeds in found.values() for result in of_seeds)
+        logits = dict.fromkeys(result.get("corrected_logits") for of_seeds in groups.values() for result in of_seeds)
         parts.append(f"The logits that are corrected: {'; '.join(filter(None, logits)) or 'those of the model'}.")
     return parts
 
 
-def _d2_rows(found: dict[Run, list[dict]]) -> list[list[str]]:
-    by_name = {(run.method, run.variant): of_seeds for run, of_seeds in found.items()}
+def _d2_rows(groups: dict[Run, list[dict]]) -> list[list[str]]:
+    by_name = {(run.method, run.variant): of_seeds for run, of_seeds in groups.items()}
     trained_for = {each: ("bayias", "" if each == 1 else f"test_prior_{each:g}") for each in TEST_IMBALANCES}
     wanted = [  # name, the run of each test set, logits
         ("`erm`, as it is", ("erm", ""), "as it is"),
@@ -150,11 +150,11 @@ def _d2_rows(found: dict[Run, list[dict]]) -> list[list[str]]:
 
 def d3(scale: str, results: pathlib.Path) -> list[str]:
     """Return accuracy and ECE after the first and after the second stage."""
-    found = grouped(scale, "d3", results)
-    if not found:
+    groups = grouped(scale, "d3", results)
+    if not groups:
         return []
-    data = next(iter(found)).data
-    imbalances = list(dict.fromkeys(run.imbalance for run in found))
+    data = next(iter(groups)).data
+    imbalances = list(dict.fromkeys(run.imbalance for run in groups))
     beside = scale == "paper" and data == "cifar100"
     columns = [
         f"{imbalance}: {what}"
@@ -164,24 +164,31 @@ def d3(scale: str, results: pathlib.Path) -> list[str]:
     rows = [["method", "stage", "seeds", *columns]]
     for method in items.D3_METHODS:
         for stage in (1, 2):
-            cells, numbers = [], []
+            cells, of_columns = [], []
             for imbalance in imbalances:
                 of_seeds = next(
-                    (v for run, v in found.items() if (run.method, run.imbalance) == (method, imbalance)), []
+                    (v for run, v in groups.items() if (run.method, run.imbalance) == (method, imbalance)), []
                 )
                 of_seeds = of_seeds if stage == 2 else [_first_stage(result) for result in of_seeds]
                 cells += [cell(of_seeds, "accuracy"), cell(of_seeds, "ece")]
-                numbers.append(len(of_seeds))
+                of_columns.append(of_seeds)
                 if beside:
                     theirs = published.D3[method][stage - 1].get(imbalance)
                     cells.append("-" if theirs is None else f"{theirs[0]:g} / {theirs[1]:g}")
-            rows.append([f"`{method}`", str(stage), _range(numbers), *cells])
+            rows.append([f"`{method}`", str(stage), _seeds_of_cells(of_columns), *cells])
     return [f"{NAMES[data]}, by training imbalance:", markdown_table(rows)]
 
 
 def _first_stage(result: dict) -> dict:
     """Return a result with the measures after the first stage in place of those after the last one."""
     return result | {"test": next(iter(result.get("stages", {}).values()), None)}
+
+
+def _seeds_of_cells(of_columns: list[list[dict]]) -> str:
+    """Return how many results a row's columns have, and how many of all of them are not finite, as `seeds` does."""
+    lost = sum(result["state"] != store.COMPLETE for results in of_columns for result in results)
+    numbers = _range([*map(len, of_columns)])
+    return f"{numbers}, {lost} not finite" if lost else numbers
 
 
 def _range(numbers: list[int]) -> str:
@@ -191,15 +198,15 @@ def _range(numbers: list[int]) -> str:
 
 def main(scale: str, results: pathlib.Path) -> list[str]:
     """Return the accuracy of every recipe: of one imbalance with more measures, else beside published accuracies."""
-    found = grouped(scale, "main", results)
-    sets = _by_set(found)
+    groups = grouped(scale, "main", results)
+    sets = _by_set(groups)
     if not sets:
         return []
     if not SCALES[scale].every_imbalance:
         return [part for key, of_set in sets.items() for part in _measures_of_recipes(key, of_set)]
     rows = [["method", "seeds", *(f"{NAMES[data]}-{imbalance}" for data, imbalance in sorted(sets))]]
-    for method in dict.fromkeys(run.method for run in found):
-        cells, numbers = [], []
+    for method in dict.fromkeys(run.method for run in groups):
+        cells, of_columns = [], []
         for data, imbalance in sorted(sets):
             of_seeds = next((v for run, v in sets[data, imbalance].items() if run.method == method), [])
             values = 100 * store.values_of(of_seeds, "accuracy")
@@ -211,27 +218,27 @@ def main(scale: str, results: pathlib.Path) -> list[str]:
                     f" ({theirs.percent:.1f}{doubt}{', ' + _difference(values, theirs.percent) if len(values) else ''})"
                 )
             cells.append(text)
-            numbers.append(len(of_seeds))
-        rows.append([f"`{method}`", _range(numbers), *cells])
+            of_columns.append(of_seeds)
+        rows.append([f"`{method}`", _seeds_of_cells(of_columns), *cells])
     notes = "In brackets the paper's accuracy and ours less it; ? marks one that no stored page confirms."
     return [notes, markdown_table(rows), *_other_codes(sets)]
 
 
-def _measures_of_recipes(key: tuple[str, int], found: dict[Run, list[dict]]) -> list[str]:
-    rows = rows_of_methods(found, ("accuracy", "many", "medium", "few", "ece", "mce", "nll"))
+def _measures_of_recipes(key: tuple[str, int], groups: dict[Run, list[dict]]) -> list[str]:
+    rows = rows_of_methods(groups, ("accuracy", "many", "medium", "few", "ece", "mce", "nll"))
     return [f"{NAMES[key[0]]}, imbalance {key[1]}:", markdown_table(rows)]
 
 
-def rows_of_methods(found: dict[Run, list[dict]], measures: tuple[str, ...]) -> list[list[str]]:
+def rows_of_methods(groups: dict[Run, list[dict]], measures: tuple[str, ...]) -> list[list[str]]:
     """Return a row for each method: measures of the last epoch; those of a validation's temperature, the best epoch."""
-    everything = [result for of_seeds in found.values() for result in of_seeds]
+    everything = [result for of_seeds in groups.values() for result in of_seeds]
     more = {}
     if any(result.get("test_at_temperature") for result in everything):
         more["at the validation's temperature: ECE, %"] = "ece", "test_at_temperature"
     if any(result.get("best_on_test") for result in everything):
         more["best epoch on test: accuracy, %"] = "accuracy", "best_on_test"
     rows = [["method", "seeds", *_head(measures), *more]]
-    for run, of_seeds in found.items():
+    for run, of_seeds in groups.items():
         cells = [cell(of_seeds, name) for name in measures] + [cell(of_seeds, *which) for which in more.values()]
         rows.append([label(run), seeds(of_seeds), *cells])
     return rows
@@ -240,8 +247,8 @@ def rows_of_methods(found: dict[Run, list[dict]], measures: tuple[str, ...]) -> 
 def _other_codes(sets: dict[tuple[str, int], dict[Run, list[dict]]]) -> list[str]:
     """Return the accuracies that other code bases report, beside ours, where both are there."""
     rows = [["method", "data", "ours, %", *published.OTHERS]]
-    for (data, imbalance), found in sorted(sets.items()):
-        for run, of_seeds in found.items():
+    for (data, imbalance), groups in sorted(sets.items()):
+        for run, of_seeds in groups.items():
             theirs = [of_methods.get(run.method, {}).get((data, imbalance)) for of_methods in published.OTHERS.values()]
             if any(theirs) and len(store.values_of(of_seeds, "accuracy")):
                 cells = ["-" if value is None else f"{value.percent:.1f}" for value in theirs]
@@ -253,10 +260,10 @@ def factor(scale: str, results: pathlib.Path) -> list[str]:
     """Return UniMix's factor in several forms: the distribution of the dominant label, and what comes of it."""
     parts = []
     measures = ("accuracy", "many", "medium", "few", "ece", "nll")
-    for (data, imbalance), found in _by_set(grouped(scale, "factor", results)).items():
-        counts = np.array(next(iter(found.values()))[0]["data"]["train"]["counts"])
+    for (data, imbalance), groups in _by_set(grouped(scale, "factor", results)).items():
+        counts = np.array(next(iter(groups.values()))[0]["data"]["train"]["counts"])
         rows = [["method", "seeds", "dominant label: head, middle, tail, %", "rarer dominates, %", *_head(measures)]]
-        for run, of_seeds in found.items():
+        for run, of_seeds in groups.items():
             shares, rarer = dominant_label(run, counts)
             rarer_words = "-" if rarer is None else f"{100 * rarer:.0f}"
             words = ", ".join(f"{100 * share:.0f}" for share in shares)
@@ -305,11 +312,14 @@ def order(scale: str, results: pathlib.Path) -> list[str]:
     from scipy import stats
 
     parts = []
-    for (data, imbalance), found in _by_set(grouped(scale, "order", results)).items():
+    for (data, imbalance), groups in _by_set(grouped(scale, "order", results)).items():
         ends = [f"{steps} steps before {where}" for where in ("the first fall", "the end") for steps in WINDOWS]
         rows = [["images of a batch", "seeds", "few, %", "least to most", *(f"r, {end} (p)" for end in ends)]]
-        for run, of_seeds in found.items():
+        for run, of_seeds in groups.items():
             few = 100 * store.values_of(of_seeds, "few")
+            if not len(few):
+                rows.append([_VARIANT_WORDS[run.variant], seeds(of_seeds), *["-"] * (2 + len(ends))])
+                continue
             cells = [spread(few), f"{few.min():.1f} to {few.max():.1f}"]
             images = np.array([result["rare_images"] for result in of_seeds if result["state"] == store.COMPLETE])
             fall = round(of_seeds[0]["config"]["optim"]["decay_at"][0] * images.shape[1])
@@ -330,13 +340,13 @@ def order(scale: str, results: pathlib.Path) -> list[str]:
 def bfloat16(scale: str, results: pathlib.Path) -> list[str]:
     """Return accuracy and calibration in float32 and in bfloat16."""
     parts = []
-    for (data, imbalance), found in _by_set(grouped(scale, "bfloat16", results)).items():
-        if not any(run.variant for run in found):
+    for (data, imbalance), groups in _by_set(grouped(scale, "bfloat16", results)).items():
+        if not any(run.variant for run in groups):
             continue
         measures = ("accuracy", "few", "ece", "nll")
         rows = [["method", "seeds", *_head(measures)]]
         rows += [
-            [label(run), seeds(of_seeds), *(cell(of_seeds, m) for m in measures)] for run, of_seeds in found.items()
+            [label(run), seeds(of_seeds), *(cell(of_seeds, m) for m in measures)] for run, of_seeds in groups.items()
         ]
         parts += [f"{NAMES[data]}, imbalance {imbalance}:", markdown_table(rows)]
     return parts

@@ -127,6 +127,15 @@ def test_an_array_goes_over_seeds(slurm):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", [["--config.seed=9"], ["--config.seed", "9"]])
+def test_an_array_over_seeds_refuses_a_seed_of_the_user(slurm, seed):
+    result, recorded = slurm("--config=c", "--workdir=x", *seed, SLURM_ARRAY_TASK_ID="4", SLURM_ARRAY_JOB_ID="7")
+    assert (result.returncode, recorded["srun"]) == (2, None)
+    assert f"error: the array sets --config.seed to the number of each task; leave {seed[0]} out" in result.stderr
+    result, recorded = slurm("--config=c", "--workdir=x", *seed)  # no array
+    assert recorded["srun"][-len(seed) - 1 : -1] == seed
+
+
 def test_an_array_goes_over_the_lines_of_a_file(slurm):
     first = "--config=a --workdir=mine"
     second = """--config=b '--config.data.jitter=(.1, .1, 0)' --config.x='it'"'"'s $HOME `id` *' """

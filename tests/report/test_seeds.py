@@ -64,6 +64,14 @@ def test_replicates_are_joined_with_single_runs_and_no_seed_counts_twice(tmp_pat
     assert of_csv["test, seed 4", "", "accuracy"] == pytest.approx(accuracies[1])
 
 
+def test_runs_of_one_recipe_on_several_machines_are_joined(tmp_path):
+    write_run(tmp_path / "here", 0, parallel={"devices": 1, "batch_norm": "global"}, loggers=["jsonl"])
+    write_run(tmp_path / "there", 1, parallel={"devices": 8, "batch_norm": "global"}, checkpoint={"every": 1})
+    write_run(tmp_path / "other", 2, parallel={"devices": 8, "batch_norm": "device"})  # which changes numbers
+    runs = measured([tmp_path / name for name in ("here", "there", "other")])
+    assert [group.names for group in seeds.joined(runs)] == [["here", "there"], ["other"]]
+
+
 def test_replicates_whose_seeds_are_gone_are_left_out(tmp_path):
     write_run(tmp_path / "both", 0, replicates=2)
     for seed in (0, 1):

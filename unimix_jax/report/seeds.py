@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unimix_jax.config import fields
 from unimix_jax.config.compare import flat
 from unimix_jax.report.evaluation import ModelOutputs
 from unimix_jax.report.tables import MEASURES, SIDE_BY_SIDE, Table, head
@@ -17,13 +18,15 @@ _OF_DATA = ("data.source", "data.imbalance")  # what a picture of errors by imba
 class Joined(NamedTuple):
     """Runs of one config but for the seed: their names, and the measures of the test images by seed."""
 
-    config: dict  # flat, without the seeds
+    config: dict  # flat, without the seeds and the fields that change no number
     names: list[str]
     measures: dict[int, dict]
 
 
 def joined(measured: list[tuple[ModelOutputs, dict]]) -> list[Joined]:
     """Join runs that differ in their seed only; each seed of replicates counts as a run, and no seed counts twice.
+
+    Fields that change no number of a run, or only by way of the data, may differ: paths, machine, checkpoints, loggers.
 
     Args:
       measured: outputs and results of `evaluation.evaluate`, with test measures; what is not of a run is left out.
@@ -39,12 +42,16 @@ def joined(measured: list[tuple[ModelOutputs, dict]]) -> list[Joined]:
         seeds = {config.get("seed"): result["test"]}
         if config.get("replicates", 1) != 1:  # result["test"] is that of their ensemble
             seeds = {int(seed): values for seed, values in result.get("seeds", {}).items()}
-        config = {key: value for key, value in config.items() if key not in _OF_SEEDS}
+        config = {key: value for key, value in config.items() if key not in _OF_SEEDS and _changes_numbers(key)}
         group = alike.setdefault(json.dumps(config, sort_keys=True), Joined(config, [], {}))
         if seeds:
             group.names.append(outputs.about.get("name", outputs.name))
         group.measures.update({seed: values for seed, values in seeds.items() if seed not in group.measures})
     return [group for group in alike.values() if group.measures]
+
+
+def _changes_numbers(name: str) -> bool:
+    return name not in fields.FIELDS or fields.FIELDS[name].resume == fields.FIXED
 
 
 def seeds_tables(measured: list[tuple[ModelOutputs, dict]]) -> list[Table]:
