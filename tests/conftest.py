@@ -1,10 +1,12 @@
 """One process, eight virtual CPU devices, the smallest networks; compiled functions are shared by fixtures."""
 
 import functools
+import importlib
 import importlib.metadata
 import os
 import pathlib
 import platform
+import sys
 
 # Compiled programs are kept for the tests that follow, for processes that tests start, and for the next run of the
 # suite, which takes half of the time with them; JAX reads this as it starts. JAX finds a program by all that it is made
@@ -117,6 +119,16 @@ def stem():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(networks.NETWORKS, "stem", functools.partial(resnet.CifarResNet, blocks=0))
         yield
+
+
+@pytest.fixture(scope="session")
+def fuzz():
+    """The benchmark of damaged files, as a module; it imports another one of its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(pathlib.Path(__file__).resolve().parents[1] / "benchmarks")
+        yield importlib.import_module("fuzz")
+    for name in ("fuzz", "damage"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

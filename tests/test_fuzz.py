@@ -1,22 +1,10 @@
 """Some thousand damaged files against every reader: only sentences come out."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
 READERS = (
     "archive", "arrays", "cifar_binary", "cifar_python", "predictions", "prepared", "reply", "run", "text", "weights",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", FOLDER / "fuzz.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow

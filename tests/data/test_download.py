@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import http.server
-import importlib.util
 import io
 import os
 import pathlib
@@ -127,14 +126,10 @@ def test_nobody_there(tmp_path):
         download.fetch("http://127.0.0.1:1/a", tmp_path / "a", MD5)
 
 
-@pytest.fixture(scope="module")
-def replying():
+@pytest.fixture
+def replying(fuzz):
     """Return the benchmark's server that answers with the bytes it is given."""
-    path = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("fuzz", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.replying
+    return fuzz.replying
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

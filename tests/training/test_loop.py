@@ -1,16 +1,8 @@
-"""Whole runs on the digits: what they leave behind, and that stopping and killing them changes nothing."""
+"""Whole runs on the digits: the files that they leave, and starts that go on with them or are refused."""
 
-import json
-import logging
-import os
-import pathlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -25,46 +17,21 @@ from unimix_jax.errors import Interrupted, NonFiniteError, UserError
 from unimix_jax.metrics import per_example
 from unimix_jax.metrics.predictions import read_predictions, write_predictions
 from unimix_jax.report import evaluation, files
-from unimix_jax.training import checkpoints, console, loggers, loop, manifest, predict, results, rundir
+from unimix_jax.training import checkpoints, loggers, loop, manifest, predict, results, rundir
 from unimix_jax.training import input as training_input
-from unimix_jax.training.devices import ops_backend
 from unimix_jax.training.run import _earlier_result, run, starting_state
 from unimix_jax.training.setup import largest_and_smallest, prepare
 from unimix_jax.training.step import StepInputs
 
-from .. import quick
+from .digits_runs import config, numbers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation", "shared_programs", "stem")]
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHORT = ("--config.epochs=3", "--config.log_every=7", "--config.eval_every=1", "--config.checkpoint.every=1")
-
-
-def config(*overrides, method="unimix_bayias"):
-    """A short digits run of a network's stem, on one device instead of the tests' eight."""
-    argv = ["main", f"--config=digits_lt.py:method={method}", "--config.network=stem", *SHORT]
-    argv += ["--config.parallel.devices=1", *overrides]
-    return parse(argv).config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, quick_compilation, shared_programs, stem):
     directory = tmp_path_factory.mktemp("finished")
     return directory, run(config(), directory)
-
-
-def numbers_of(directory):
-    """All that must be equal of two equal runs: parameters, predictions, measures, records but for rates."""
-    records = rundir.read_metrics(directory / "metrics.jsonl")
-    for line in records:
-        line.pop("images_per_second", None)
-    arrays = {}
-    for split in ("test", "validation"):
-        predictions = read_predictions(directory / rundir.predictions_file(split))
-        arrays[split] = predictions.logits.tobytes()
-    step = max(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
-    meta = json.loads((directory / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    assert meta.pop("run") == storage.read_json(directory / "run.json")["id"]
-    return records, arrays, meta, json.loads((directory / "metrics.json").read_text())
 
 
 def test_a_run_leaves_what_the_house_promises(finished):
@@ -417,166 +384,6 @@ def test_every_field_of_a_config_is_read_by_the_run(tmp_path):
         run(given, tmp_path)
     fields = {key for key in flat(plain) if not key.startswith("method.")}
     assert fields - read == set()
-
-
-def test_a_second_signal_leaves_at_once():
-    code = (
-        "import os, signal; from unimix_jax import cli\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, ignores it\n"
-        "with cli.graceful_stop() as stop_requested:\n"
-        "    os.kill(os.getpid(), signal.SIGHUP); assert stop_requested.is_set(); print('caught', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (143, "caught\n")
-
-
-def test_a_signal_before_the_first_step_stops_the_run(tmp_path):
-    stopped = threading.Event()
-    stopped.set()
-    with pytest.raises(Interrupted, match="before the first step"):
-        run(config(), tmp_path, stopped)
-    assert storage.read_json(tmp_path / "run.json")["state"] == "stopped"
-
-
-def test_training_goes_on_when_nobody_reads(tmp_path, monkeypatch):
-    class Gone:
-        def write(self, text):
-            raise BrokenPipeError
-
-        flush = write
-
-    monkeypatch.setattr(sys, "stderr", Gone())
-    with console.log_to(tmp_path):
-        for _ in range(2):
-            logging.getLogger("unimix_jax.test").info("still here")
-    assert (tmp_path / "log.txt").read_text().count("still here") == 2
-
-
-def test_loggers_are_afterwards_as_they_were(tmp_path):
-    named = [logging.getLogger(name) for name in ("unimix_jax", "absl", None)]
-
-    def state():
-        return [(logger.level, logger.propagate, list(logger.handlers)) for logger in named]
-
-    before = state()
-    with console.log_to(tmp_path):
-        assert [logger.level for logger in named[:2]] == [logging.INFO, logging.ERROR]
-        logging.root.addHandler(logging.StreamHandler())  # as the import of Orbax does where there is none
-    assert state() == before
-
-
-def test_a_record_is_a_line_and_harmless(tmp_path, capsys):
-    with console.log_to(tmp_path):
-        logging.getLogger("unimix_jax.test").info("class %s", "\x1b[2J\n2026 forged")
-    for text in (capsys.readouterr().err, (tmp_path / "log.txt").read_text()):
-        assert text.endswith("class \\x1b[2J\\n2026 forged\n")
-        assert text.count("\n") == 1
-
-
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no device that is full")
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    with console.log_to(tmp_path):
-        logging.getLogger("unimix_jax.test").info("still here")
-    assert capsys.readouterr().err == "still here\n"
-
-
-def test_steps_are_shown_nowhere_without_standard_error(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stderr", None)
-    progress = loggers.Progress(first_step=0, num_steps=2)
-    progress.log({"step": 1, "loss": 1.0, "accuracy": 0.5, "epoch": 1.0, "images_per_second": None})
-    progress.update()
-    progress.finish()
-    assert capsys.readouterr().out == ""
-
-
-# Parts of a user: a network's stem, which is traced in half of the time, and a logger that leaves time for a signal.
-PARTS = """
-import time
-from unimix_jax.models import resnet
-
-class Stem(resnet.CifarResNet):
-    blocks: int = 0
-
-class Waits:
-    def __init__(self, **about):
-        pass
-
-    def log(self, record):
-        time.sleep(0.1)
-
-    def finish(self):
-        pass
-"""
-
-
-def command(directory, cache):
-    """A longer run in a process of its own."""
-    argv = [sys.executable, "-m", "unimix_jax.main", "--config=digits_lt.py", f"--workdir={directory}", "--report=no"]
-    argv += ["--config.epochs=10", "--config.checkpoint.every=2", "--config.eval_every=5", "--config.log_every=10"]
-    argv += ["--config.network=my_parts:Stem", "--config.loggers=jsonl,progress,my_parts:Waits"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
-    (cache.parent / "my_parts.py").write_text(PARTS)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(cache.parent), os.environ.get("PYTHONPATH"))))
-    environment["XLA_FLAGS"] = " ".join(f"--{name}={str(value).lower()}" for name, value in quick.options().items())
-    return argv, environment | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
-
-
-def compiled_in(cache):
-    """The programs that a cache keeps, those of XLA and the trial of the CPU kernels."""
-    return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith("-atime")}
-
-
-def newest(directory):
-    """The step of the last checkpoint; 0 if there is none."""
-    return max((int(p.name) for p in directory.glob("checkpoints/*") if p.name.isdigit()), default=0)
-
-
-def stop_after(directory, cache, steps, number):
-    """Start or go on, send a signal once there is a checkpoint of `steps` more steps; return the exit code."""
-    argv, environment = command(directory, cache)
-    before = newest(directory)
-    with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 120
-        while run.poll() is None:
-            assert time.monotonic() < deadline
-            if newest(directory) >= before + steps:
-                run.send_signal(number)
-                break
-            time.sleep(0.005)
-        return run.wait(60)
-
-
-def test_a_run_stopped_and_killed_ends_at_the_bits_of_one_that_was_not(tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    if ops_backend(jax.devices(), "auto") == "cpu_kernels":  # the trial of this machine need not be made again
-        trials = list(pathlib.Path(jax.config.jax_compilation_cache_dir).glob("cpu_kernels-trial-*"))
-        assert trials
-        for trial in trials:
-            shutil.copy(trial, cache)
-    argv, environment = command(tmp_path / "whole", cache)
-    done = subprocess.run([*argv, "--timings"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert f"run directory: {tmp_path / 'whole'}" in done.stdout
-    assert "step 110/110" in done.stderr  # plain lines without a terminal
-    for part in ("import", "data", "compile", "steps", "evaluation", "checkpoints", "report", "in all"):
-        assert re.search(rf"^{part} +\d+\.\d\d s$", done.stdout, flags=re.M)
-    programs = compiled_in(cache)
-    assert programs
-
-    broken = tmp_path / "broken"
-    assert stop_after(broken, cache, 22, signal.SIGTERM) == 75
-    assert storage.read_json(broken / "run.json")["state"] == "stopped"
-    assert stop_after(broken, cache, 22, signal.SIGKILL) == -9
-    assert storage.read_json(broken / "run.json")["state"] == "running"
-    argv, environment = command(broken, cache)
-    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert "resuming at step" in done.stderr
-    assert len(storage.read_json(broken / "run.json")["starts"]) == 3
-    assert numbers_of(broken) == numbers_of(tmp_path / "whole")
-    assert compiled_in(cache) == programs  # nothing was compiled but by the first of four starts
 
 
 def test_without_a_workdir_the_run_gets_one_and_a_mistake_leaves_none(tmp_path, monkeypatch, capsys):
