@@ -144,6 +144,8 @@ def _variants(session: Session) -> Iterator[Job]:
     yield from _pytorch(session, *pytorch.OTHERS[:3])
     yield loop("steps bfloat16 in a loop, XLA's layers", dtype="bfloat16", ops="xla")
     if session.on_gpu():
+        for dtype in DTYPES:
+            yield loop(f"steps {dtype} in a loop, kernels of Pallas", dtype=dtype, ops="pallas")
         ours = runtime.compiler_options()
         graphs = f"{ours.get('xla_gpu_enable_command_buffer', 'FUSION')},WHILE"
         yield loop(
